@@ -1,0 +1,40 @@
+# make demo   real images -> encoder -> RDM -> DiT -> a gallery, in a few minutes on two cores
+# make test   the test suite      make check   lint, types, import contract      make fix   what ruff can mend
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := configs/digits.yaml
+RUN ?= runs/digits
+OVERRIDES ?=
+LAUNCH := $(BIN)/accelerate launch --quiet
+
+.PHONY: demo test test-slow check fix
+
+demo: .venv/installed
+	$(LAUNCH) tools/train_encoder.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
+	$(LAUNCH) tools/train_rdm.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
+	$(LAUNCH) tools/train_pixel.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
+	$(BIN)/python tools/sample.py $(RUN) --num 64 --seed 0 --out $(RUN)/gallery
+	$(BIN)/python tools/summary.py $(RUN)
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: .venv/installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.venv/installed: setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""First stages: the spaces in which pixel generators work."""

@@ -1,0 +1,79 @@
+"""What all tools share: a configuration with overrides, one clear sentence for a mistake, exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from rcg import config, parallel
+from rcg.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def stage(train: Callable[..., None], description: str) -> NoReturn:
+    """Run a training stage: CONFIG [section.key=value ...] [--resume | --overwrite]."""
+    parser = parser_for(description, epilog=config.describe)
+    parser.add_argument("config", help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, after the file")
+    fresh = parser.add_mutually_exclusive_group()
+    fresh.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    fresh.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")
+
+    def run(arguments: argparse.Namespace) -> None:
+        train(config.load(arguments.config, arguments.overrides), arguments.resume, arguments.overwrite)
+
+    main(parser, run)
+
+
+def parser_for(description: str, epilog: Callable[[], str] | None = None) -> argparse.ArgumentParser:
+    """Return a parser whose mistakes are `UserError`s; `epilog` is only computed when help is asked for."""
+    wants_help = {"-h", "--help"} & set(sys.argv[1:])
+    return _Parser(
+        description=description,
+        epilog=epilog() if epilog and wants_help else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], Any], arguments: Sequence[str] | None = None
+) -> NoReturn:
+    """Parse, run, and exit: 0 when it went well, 2 with one sentence when a person can mend it."""
+    try:
+        run(parser.parse_intermixed_args(arguments))
+    except UserError as error:
+        if parallel.first_process():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero from the command line."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Read a whole number from the command line."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or above, got {text!r}")
+    return int(text)
+
+
+def scale(text: str) -> float:
+    """Read a number that is not negative from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or above, got {text!r}")
+    return value

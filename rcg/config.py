@@ -1,0 +1,401 @@
+"""One YAML file -> one frozen, typed `Experiment`; an unknown key is refused with its path and the nearest key.
+
+Every section is a `Config` beside the class that it configures; the sections that several rooms share stand here.
+Facts that a neighbour knows (representation width, image shape, class count) are derived, never typed by a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from rcg.errors import UserError, nearest
+from rcg.registry import (
+    AUTOENCODERS,
+    DATASETS,
+    ENCODERS,
+    GENERATORS,
+    NETWORKS,
+    PROCESSES,
+    SAMPLERS,
+    Registry,
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """A frozen value that a person may write in YAML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, value: Any) -> Any:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                hint = nearest(str(key), cls.model_fields)
+                raise PydanticCustomError("unknown_key", "unknown key; {hint}", {"key": str(key), "hint": hint})
+        return value
+
+
+class ComponentConfig(Config):
+    """The section of a component that a registry finds by `name`."""
+
+    name: str
+    """Which one."""
+
+
+def component(registry: Registry, default: str | None = None) -> BeforeValidator:
+    """Validate a section with the `Config` of the component that it names (`default` where it names none)."""
+
+    def choose(value: Any) -> Any:
+        if isinstance(value, Config):
+            return value
+        section = {"name": value} if isinstance(value, str) else value
+        if not isinstance(section, dict):
+            raise PydanticCustomError("section", "expected a name or a section with keys")
+        name = section.get("name", default)
+        if not isinstance(name, str):
+            raise PydanticCustomError("name", "needs a name; known: {known}", {"known": ", ".join(registry.names())})
+        try:
+            schema = registry.get(name).Config
+        except UserError as error:
+            raise PydanticCustomError("name", "{text}", {"text": str(error)}) from None
+        return schema.model_validate(section)
+
+    return BeforeValidator(choose)
+
+
+class TrainConfig(Config):
+    """How the one training loop runs."""
+
+    steps: NonNegativeInt = 10_000
+    """Optimiser steps."""
+    batch_size: PositiveInt = 64
+    """Samples of one optimiser step, over all processes and accumulated micro-batches."""
+    accumulate: PositiveInt = 1
+    """Micro-batches of one optimiser step."""
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's averaging coefficients."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only unless `decay_all`."""
+    decay_all: bool = False
+    """Decay biases and normalisation weights too, as the published RDM does."""
+    warmup: NonNegativeInt = 0
+    """Steps of linear learning-rate warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
+    clip: PositiveFloat | None = None
+    """Largest gradient norm; none: no clipping."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    """Decay of the weights' moving average (with warm-up); none: keep the live weights."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto: bf16 where the device computes it natively, else none."""
+    compile: bool = False
+    """Compile the network with `torch.compile`."""
+    log_every: PositiveInt = 50
+    """Steps between two lines of the log."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between two evaluations (metrics, sample grid); none: at the end only."""
+    save_every: PositiveInt = 1000
+    """Steps between two checkpoints."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where accelerate sends the curves; `log.jsonl` is always written."""
+
+    # What may change when a run goes on: nothing here alters a step that was already taken.
+    resumable: ClassVar[frozenset[str]] = frozenset({"steps", "log_every", "evaluate_every", "save_every", "tracker"})
+
+
+class DataConfig(ComponentConfig):
+    """Which images, and how they are cut."""
+
+    image_size: PositiveInt = 32
+    """Side of the square images that leave the data set, in pixels."""
+    crop: Literal["center", "random"] = "center"
+    """Where the square is cut after the short side was resized to `image_size`."""
+    flip: bool = False
+    """Mirror every second view."""
+    views: PositiveInt | None = None
+    """Different views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random crops."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images held out for metrics."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the split."""
+    limit: PositiveInt | None = None
+    """Use only so many images, drawn at random."""
+    workers: NonNegativeInt | None = None
+    """Loader processes; none: chosen from the data set and the machine."""
+
+    @property
+    def kept_views(self) -> int:
+        """Number of views of one image whose representations are computed once and kept."""
+        return self.views or (2 if self.flip else 1) * (4 if self.crop == "random" else 1)
+
+
+class AugmentConfig(Config):
+    """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
+
+    crop: tuple[Fraction, Fraction] | None = None
+    """Range of the crop's share of the area; none: (0.2, 1), from 64 px (0.08, 1)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Range of the crop's aspect ratio."""
+    flip: bool = True
+    """Mirror half of the views."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees."""
+    jitter: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of the colour jitter: 1 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, on 80 % of views."""
+    gray: Fraction = 0.2
+    """Share of views without colour."""
+    blur: Fraction | None = None
+    """Share of blurred views; none: 0 below 64 px, then 0.5."""
+    erase: Fraction = 0.0
+    """Share of views with a random rectangle erased."""
+
+
+class ContrastiveTrain(TrainConfig):
+    """MoCo v3 pre-training (Chen, Xie, He, ICCV 2021)."""
+
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: NonNegativeInt = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    temperature: PositiveFloat = 0.2
+    """Temperature of the InfoNCE loss."""
+    momentum: Fraction = 0.99
+    """Momentum of the key encoder at the start; it rises to 1 by half a cosine."""
+    predictor: PositiveInt = 1024
+    """Hidden width of the predictor."""
+    augment: AugmentConfig = AugmentConfig()
+    """The two views."""
+
+
+class EncoderConfig(ComponentConfig):
+    """Which frozen encoder defines the representation."""
+
+    weights: str | None = None
+    """Where the weights come from; none: trained by tools/train_encoder.py into this run."""
+    feature: Literal["backbone", "projector"] = "backbone"
+    """Which output is the representation."""
+    train: ContrastiveTrain = ContrastiveTrain()
+    """Pre-training of encoders without weights."""
+
+    portable: ClassVar[frozenset[str]] = frozenset({"name", "train"})
+
+
+class GuidanceConfig(Config):
+    """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
+
+    scale: Annotated[float, Field(ge=0)] = 1.0
+    """null + scale * (conditional - null); 1: no guidance."""
+    interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Share of the noise time in which guidance acts; 0 is clean data, 1 pure noise."""
+
+
+class ModelConfig(ComponentConfig):
+    """A network times a process, given a condition."""
+
+    condition: Literal["none", "class", "representation"] = "none"
+    """What the model is told."""
+    condition_dropout: Fraction = 0.1
+    """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, "gaussian")] = Field(
+        default={"name": "gaussian"}
+    )
+    """How data is corrupted and what the network predicts."""
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, "ddim")] = Field(default={"name": "ddim"})
+    """How samples are drawn."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """Guidance in sampling."""
+    train: TrainConfig = TrainConfig()
+    """Training."""
+
+    portable: ClassVar[frozenset[str]] = frozenset({"name", "condition", "condition_dropout", "train"})
+
+
+class RDMTrain(TrainConfig):
+    """The published recipe of the RDM (RCG, Table 5) apart from its length."""
+
+    batch_size: PositiveInt = 512
+    lr: PositiveFloat = 5.12e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay_all: bool = True
+
+
+class RDMConfig(ModelConfig):
+    """The representation diffusion model; x0 prediction on the sqrt-linear schedule by default, as published."""
+
+    condition: Literal["none", "class"] = "none"
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, "gaussian")] = Field(
+        default={"name": "gaussian", "schedule": "sqrt_linear", "predict": "x0"}
+    )
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, "ddim")] = Field(
+        default={"name": "ddim", "steps": 50}
+    )
+    train: RDMTrain = RDMTrain()
+
+
+class GeneratorConfig(ModelConfig):
+    """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
+
+    condition: Literal["none", "class", "representation"] = "representation"
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, "pixels")] = Field(
+        default={"name": "pixels"}
+    )
+    """The space in which the generator works."""
+
+
+class Experiment(Config):
+    """One experiment: these images, this encoder, this RDM, this generator."""
+
+    run: Path
+    """Folder of the results; default: runs/<name of the file>."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, data order and draws."""
+    data: Annotated[SerializeAsAny[DataConfig], component(DATASETS)]
+    """Images."""
+    encoder: Annotated[SerializeAsAny[EncoderConfig], component(ENCODERS)]
+    """Image -> representation."""
+    normalise: Literal["per_sample", "none"] = "per_sample"
+    """Representation -> z: standardised over its own features (RCG), or as it is."""
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, "rep_mlp")] = Field(default={"name": "rep_mlp"})
+    """Noise -> z."""
+    generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)]
+    """z -> image."""
+
+    def to_yaml(self) -> str:
+        """Write the resolved experiment as YAML that `load` reads again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from YAML and apply dotted overrides such as `generator.depth=12`.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value is not what the schema asks for.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        there = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"there is no configuration {path}; {nearest(str(path), there)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections (data, encoder, rdm, generator), not {type(values).__name__}")
+    values.setdefault("run", f"runs/{path.stem}")
+    for override in overrides:
+        _override(values, override)
+    return parse(values, str(path))
+
+
+def parse(values: dict[str, Any], origin: str) -> Experiment:
+    """Validate the sections of an experiment; `origin` names their file in messages."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {'; '.join(_complaints(error))}") from None
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield `path: old -> new` for every leaf in which two dumped configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path}: {old} -> {new}"
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key; a new `name` drops the settings that belong to the component named before."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"an override looks like rdm.width=512, not {override!r}")
+    section: Any = values
+    for depth, key in enumerate(keys[:-1], 1):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"cannot override {dotted}: {'.'.join(keys[:depth])} is {section!r}, not a section")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value of override {override!r} is not YAML") from None
+    schema = {"encoder": EncoderConfig, "generator": GeneratorConfig}.get(keys[0])
+    if schema and keys[1:] == ["name"] and section.get("name") not in (None, value):
+        foreign = [key for key in section if key not in schema.portable]
+        for key in foreign:
+            del section[key]
+        if foreign:
+            print(f"{override}: left out {section['name']}'s own settings ({', '.join(foreign)})", flush=True)
+    section[keys[-1]] = value
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "unknown_key":
+            yield f"{path}.{item['ctx']['key']}: {item['msg']}".lstrip(".")
+        elif item["type"] in ("name", "section", "value_error"):
+            yield f"{path}: {item['msg'].removeprefix('Value error, ')}"
+        elif item["type"] == "missing":
+            yield f"{path}: this section or key is required"
+        else:
+            yield f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"
+
+
+def describe() -> str:
+    """Describe the sections of an experiment for `--help`."""
+    lines = ["sections and keys (any of them can follow the file as an override, section.key=value):"]
+    known = {
+        "data": DATASETS,
+        "encoder": ENCODERS,
+        "rdm": NETWORKS,
+        "generator": GENERATORS,
+        "process": PROCESSES,
+        "sampler": SAMPLERS,
+        "autoencoder": AUTOENCODERS,
+    }
+    schemas: dict[str, type[Config]] = {
+        "": Experiment,
+        "data": DataConfig,
+        "encoder": EncoderConfig,
+        "encoder.train": ContrastiveTrain,
+        "encoder.train.augment": AugmentConfig,
+        "rdm": RDMConfig,
+        "rdm.train": RDMTrain,
+        "generator": GeneratorConfig,
+        "generator.guidance": GuidanceConfig,
+        "generator.train": TrainConfig,
+    }
+    for section, schema in schemas.items():
+        lines.append(f"\n{section or 'experiment'}: {(schema.__doc__ or '').splitlines()[0]}")
+        for key, field in schema.model_fields.items():
+            default = "" if field.is_required() or isinstance(field.default, Config | dict) else f" [{field.default}]"
+            names = known.get(section) if key == "name" else known.get(key)
+            choices = f" One of: {', '.join(names.names())}." if names else ""
+            lines.append(f"  {key:18} {field.description or ''}{choices}{default}")
+    lines.append("\nEach component adds keys of its own; its file documents them.")
+    return "\n".join(lines)

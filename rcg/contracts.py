@@ -1,0 +1,139 @@
+"""What the rooms promise each other: `Space` values and the protocols that exchange tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A denoising function `net(x, t, cond) -> (B, heads, *S)`; networks, EMA copies and `Guided` are all of this kind."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A set of tensors that two components agree on.
+
+    Attributes:
+        shape: shape of one element without the batch: `(D,)` vectors, `(C, h, w)` latents, `(N,)` tokens, `()` labels.
+        vocab: number of symbols when elements are integers, `None` for real-valued elements.
+        id: who defines the coordinates; two spaces of equal shape and different id do not fit together.
+    """
+
+    shape: tuple[int, ...]
+    vocab: int | None = None
+    id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable description."""
+        return {"shape": list(self.shape), "vocab": self.vocab, "id": self.id}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Space:
+        """Rebuild what `to_json` wrote."""
+        return cls(tuple(value["shape"]), value["vocab"], value["id"])
+
+
+class Prediction(NamedTuple):
+    """What a Gaussian or flow process reads off a network's output; all `(B, *S)`."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Encoder(Protocol):
+    """An image encoder; `rcg.representation.Representation` freezes it."""
+
+    width: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to representations `(B, D)`."""
+        ...
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without patches."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """A frozen pair of maps between images and the space in which a generator works."""
+
+    space: Space
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, *S)`."""
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map latents `(B, *S)` to images `(B, 3, H, W)` in [0, 1]."""
+        ...
+
+
+class Noise(Protocol):
+    """A source of standard normal draws for a batch; `rcg.randomness.Streams` gives each sample its own."""
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` standard normal draws."""
+        ...
+
+
+class Process(Protocol):
+    """How data is corrupted in training, and what is asked of the network."""
+
+    heads: int
+
+    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        """Return named scalar losses for data `x` `(B, *S)`; their sum is minimised."""
+        ...
+
+
+class DiscreteProcess(Process, Protocol):
+    """A process with a finite list of noise levels, of which samplers visit some."""
+
+    steps: int
+    alpha_bar: np.ndarray
+
+    def predict(self, net: Net, x: Tensor, t: int, cond: Tensor | None) -> Prediction:
+        """Evaluate the network at `x` `(B, *S)` and level `t`, and express it as clean data and noise."""
+        ...
+
+
+class Sampler(Protocol):
+    """A walk from noise to data that asks the network only through `process.predict`."""
+
+    def __call__(self, process: Any, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
+        """Return `(B, *S)` samples."""
+        ...
+
+
+class Report(NamedTuple):
+    """What a task has to say about a half-trained model: numbers for the log, pictures `(3, H, W)` in [0, 1]."""
+
+    metrics: dict[str, float]
+    images: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What the training loop trains: modules, the data they see, their losses, and what is kept of them."""
+
+    modules: dict[str, nn.Module]
+    data: Any
+
+    def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield `(module name, named losses)`; the loop takes one optimiser step for each yield."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Update what follows the weights without gradients (a momentum encoder, say)."""
+        ...
+
+    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
+        """Judge the (averaged) models."""
+        ...
+
+    def export(self, models: Mapping[str, nn.Module]) -> Any:
+        """Return the `rcg.checkpoint.Part` that other stages load."""
+        ...

@@ -1,0 +1,1 @@
+"""Numbers by which representations and images are judged."""

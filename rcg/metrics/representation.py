@@ -1,0 +1,35 @@
+"""Whether a representation is worth modelling: neighbours, alignment, uniformity, effective rank."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 10) -> float:
+    """Return the share of `test` `(M, D)` whose `k` nearest neighbours in `train` `(N, D)` by cosine vote for its label."""
+    classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine")
+    classifier.fit(train.numpy(), train_labels.numpy())
+    return float(classifier.score(test.numpy(), test_labels.numpy()))
+
+
+def alignment(a: Tensor, b: Tensor) -> float:
+    """Return the mean squared distance of two views `(N, D)` of the same images on the sphere, in [0, 4]; low is good.
+
+    Wang and Isola, ICML 2020, eq. for L_align with alpha = 2.
+    """
+    return float((F.normalize(a) - F.normalize(b)).square().sum(1).mean())
+
+
+def uniformity(x: Tensor) -> float:
+    """Return log E exp(-2 |x - y|^2) over pairs of `x` `(N, D)` on the sphere, in [-8, 0]; low is good (ibid., t = 2)."""
+    return float(torch.pdist(F.normalize(x)).square().mul(-2).exp().mean().log())
+
+
+def effective_rank(x: Tensor) -> float:
+    """Return exp of the entropy of the normalised singular values of centred `x` `(N, D)` (Roy and Vetterli, 2007)."""
+    values = torch.linalg.svdvals((x - x.mean(0)).double())
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())

@@ -1,0 +1,99 @@
+"""A generative model is a network times a process, given a condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rcg.config import GuidanceConfig, ModelConfig
+from rcg.contracts import Net, Noise, Space
+from rcg.errors import UserError
+from rcg.registry import PROCESSES, SAMPLERS
+
+
+class GenerativeModel(nn.Module):
+    """A network and its process, with the learned null condition; calling it gives the training losses.
+
+    Attributes:
+        data: the space that it generates in.
+        cond: the space of its condition, `None` when it has none.
+    """
+
+    def __init__(self, config: ModelConfig, network: nn.Module, process: Any, data: Space, cond: Space | None) -> None:
+        super().__init__()
+        self.config, self.data, self.cond = config, data, cond
+        self.network, self.process = network, process
+        self.null: nn.Parameter | None = None
+        if cond is not None and cond.vocab is None:
+            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
+
+    def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        """Return the losses of data `x` `(B, *S)` given `cond`, a share of which is replaced by the null."""
+        return self.process.loss(self.network, x, self._drop(cond))
+
+    def null_like(self, cond: Tensor) -> Tensor:
+        """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
+        if self.null is None:
+            assert self.cond is not None and self.cond.vocab is not None
+            return torch.full_like(cond, self.cond.vocab)  # the label table's extra row
+        return self.null.expand_as(cond).to(cond.dtype)
+
+    def dropped(self, cond: Tensor) -> Tensor:
+        """Draw which samples lose their condition: booleans `(B,)`."""
+        return torch.rand(len(cond), device=cond.device) < self.config.condition_dropout
+
+    def sample(
+        self, cond: Tensor | None, noise: Noise, guidance: GuidanceConfig | None = None, steps: int | None = None
+    ) -> Tensor:
+        """Draw `(B, *S)` samples given `cond`; `guidance` and `steps` replace the configured ones."""
+        sampler_config = self.config.sampler
+        if steps is not None:
+            sampler_config = sampler_config.model_copy(update={"steps": steps})
+        sampler = SAMPLERS.get(sampler_config.name)(sampler_config)
+        net: Net = self.network
+        guidance = guidance or self.config.guidance
+        if guidance.scale != 1 and cond is not None:
+            net = Guided(self.network, self.null_like(cond), guidance, self.process.steps)
+        return sampler(self.process, net, self.data, cond, noise)
+
+    def _drop(self, cond: Tensor | None) -> Tensor | None:
+        if cond is None or self.config.condition_dropout == 0:
+            return cond
+        dropped = self.dropped(cond).view(-1, *[1] * (cond.ndim - 1))
+        return torch.where(dropped, self.null_like(cond), cond)
+
+
+class Guided:
+    """A network guided by its own answer to the null condition, and itself a network: it works for eps, x0, v, logits.
+
+    null + scale * (conditional - null) (Ho and Salimans, 2022, eq. 6 with scale = 1 + w), inside an interval of the
+    noise time; outside of it the conditional answer alone (Kynkäänniemi et al., 2024).
+    """
+
+    def __init__(self, net: Net, null: Tensor, guidance: GuidanceConfig, horizon: float) -> None:
+        """Guide `net` towards its condition and away from `null` `(B, ...)`; times run from 0 to `horizon`."""
+        self.net, self.null, self.scale = net, null, guidance.scale
+        self.low, self.high = (horizon * bound for bound in guidance.interval)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
+        assert cond is not None
+        if not self.low <= float(t[0]) <= self.high:
+            return self.net(x, t, cond)
+        both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
+        conditional, null = both.chunk(2)
+        return null + self.scale * (conditional - null)
+
+
+def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | None) -> GenerativeModel:
+    """Build the network of `config` between the spaces that its neighbours define.
+
+    Raises:
+        UserError: the condition asked for does not exist here.
+    """
+    if (config.condition == "none") != (cond is None):
+        raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
+    process = PROCESSES.get(config.process.name)(config.process)
+    return GenerativeModel(config, network(config, data, cond, process.heads), process, data, cond)

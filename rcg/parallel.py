@@ -1,0 +1,76 @@
+"""Where a program runs: how many processes, which device, how many threads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import Tensor, distributed
+
+from rcg.config import TrainConfig
+from rcg.errors import UserError
+
+
+def start(config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None) -> Accelerator:
+    """Join the processes that the launcher started, with the precision and trackers of `config`."""
+    config = config or TrainConfig(precision="no", tracker="none")
+    _use_all_cores()
+    # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
+    plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
+    tracker = None if config.tracker == "none" else config.tracker
+    return Accelerator(
+        mixed_precision=resolve_precision(config.precision),
+        gradient_accumulation_plugin=plugin,
+        log_with=tracker,
+        project_dir=folder,
+    )
+
+
+def resolve_precision(asked: str) -> str:
+    """Turn `auto` into bf16 where the device multiplies it natively, else no.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
+    gpu = torch.cuda.is_available()
+    if asked == "fp16" and not gpu:
+        raise UserError("train.precision is fp16, which needs a GPU; here bf16, no or auto will do")
+    if asked != "auto":
+        return asked
+    if gpu:
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if probe() else "no"
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` `(B, ...)` of all processes in rank order, without gradients; one process: `x` itself."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def rank() -> int:
+    """Return this process's rank, 0 when there is only one."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def cores() -> int:
+    """Return the processor cores that this process may use, shared fairly with the others on the machine."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _use_all_cores() -> None:
+    # Launchers set OMP_NUM_THREADS to 1 when they see no GPU, which leaves the other cores idle.
+    if not torch.cuda.is_available():
+        torch.set_num_threads(cores())
+
+
+def first_process() -> bool:
+    """Whether this is the first of the launched processes, before they have joined."""
+    return int(os.environ.get("RANK", "0")) == 0

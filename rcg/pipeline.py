@@ -1,0 +1,245 @@
+"""noise -> z -> latent -> image: loads a trained run, samples, and moves it to and from other places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rcg import checkpoint
+from rcg.config import GuidanceConfig
+from rcg.contracts import Autoencoder, Space
+from rcg.errors import UserError, nearest
+from rcg.model import GenerativeModel, build
+from rcg.randomness import Streams
+from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
+
+
+class Samples(NamedTuple):
+    """What a pipeline drew: images `(B, 3, H, W)` in [0, 1], and what they were painted from."""
+
+    indices: list[int]
+    images: Tensor
+    z: Tensor | None  # (B, D)
+    labels: Tensor | None  # (B,)
+
+
+class Pipeline:
+    """A generator and, where its condition is a representation, the RDM that generates it.
+
+    Args:
+        generator: the checkpoint part of a pixel generator.
+        rdm: the part of an RDM, needed when the generator is conditioned on a representation.
+        encoder: the part of the encoder, kept for those who encode their own images.
+
+    Raises:
+        UserError: the RDM generates other representations than the generator was trained on.
+    """
+
+    def __init__(
+        self, generator: checkpoint.Part, rdm: checkpoint.Part | None = None, encoder: checkpoint.Part | None = None
+    ) -> None:
+        self.parts = {part.kind: part for part in (generator, rdm, encoder) if part is not None}
+        self.generator = _restore(generator, GENERATORS)
+        self.rdm = None if rdm is None else _restore(rdm, NETWORKS)
+        config: Any = self.generator.config
+        autoencoder = AUTOENCODERS.get(config.autoencoder.name)
+        self.autoencoder: Autoencoder = autoencoder(config.autoencoder, generator.facts["image_size"])
+        self.classes: list[str] = generator.facts["classes"]
+        if config.condition == "representation":
+            self._check_condition()
+
+    @classmethod
+    def from_run(cls, folder: Path | str, generator: str | None = None) -> Pipeline:
+        """Load a run's folder; `generator` names the sub-folder where there are several.
+
+        Raises:
+            UserError: a part is missing, or there are several generators and none is named.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            there = [str(p) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+            raise UserError(f"there is no run {folder}; {nearest(str(folder), there)}")
+        painted = _load(folder / cls._choose(folder, generator) / checkpoint.FILE)
+        rdm, encoder = (folder / name / checkpoint.FILE for name in ("rdm", "encoder"))
+        return cls(painted, _load(rdm) if rdm.is_file() else None, _load(encoder) if encoder.is_file() else None)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Pipeline:
+        """Load what `save_pretrained` wrote, from a local folder or from the hub (`owner/name`)."""
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _download(str(name), revision)
+        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", "rdm", "encoder")}
+        if not found["generator"].is_file():
+            raise UserError(f"{folder} holds no generator.safetensors: it was not written by save_pretrained")
+        return cls(**{kind: _load(path) for kind, path in found.items() if path.is_file()})
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write every part and a model card into `folder`, and return it."""
+        folder = Path(folder)
+        for kind, part in self.parts.items():
+            checkpoint.save(folder / f"{kind}.safetensors", part)
+        with checkpoint.atomic(folder / "README.md") as temporary:
+            temporary.write_text(self._card())
+        return folder
+
+    def push_to_hub(self, repository: str, private: bool = True) -> str:
+        """Upload the parts and the model card to `owner/name` on the hub, and return the address."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload rcg pipeline"))
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """Move all networks to `device`."""
+        for module in (self.generator, self.rdm, self.autoencoder):
+            if isinstance(module, nn.Module):
+                module.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.generator.parameters()).device
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        rdm_steps: int | None = None,
+        label: int | None = None,
+        z: Tensor | None = None,
+    ) -> Samples:
+        """Draw the samples with the given indices; sample i depends on (seed, i) alone, not on its batch.
+
+        Args:
+            indices: which samples, B of them.
+            seed: which universe of samples.
+            guidance: scale of the generator's guidance; none: as configured.
+            steps: network evaluations of the generator; none: as configured.
+            rdm_steps: network evaluations of the RDM; none: as configured.
+            label: the class of all samples; none: class i modulo their number for sample i.
+            z: representations `(B, D)` to paint from instead of generated ones.
+
+        Raises:
+            UserError: a label is given but nothing here takes one, or it is out of range.
+        """
+        indices = list(indices)
+        labels = self._labels(indices, label)
+        cond = labels
+        if self.generator.config.condition == "representation":
+            z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
+            cond = z
+        elif self.generator.config.condition == "none":
+            cond = None
+        scale = self.generator.config.guidance
+        if guidance is not None:
+            scale = GuidanceConfig(scale=guidance, interval=scale.interval)
+        noise = Streams(seed, indices, "generator", self.device)
+        images = self.autoencoder.decode(self.generator.sample(cond, noise, scale, steps))
+        return Samples(indices, images, z, labels)
+
+    def batches(
+        self, indices: Sequence[int], batch_size: int, seed: int = 0, progress: bool = False, **how: Any
+    ) -> Iterator[Samples]:
+        """Draw many samples batch by batch, with a progress bar if asked; see `sample` for the rest."""
+        with tqdm(total=len(indices), desc="sampling", unit="image", disable=not progress) as bar:
+            for start in range(0, len(indices), batch_size):
+                drawn = self.sample(indices[start : start + batch_size], seed, **how)
+                bar.update(len(drawn.indices))
+                yield drawn
+
+    def _represent(self, indices: list[int], seed: int, steps: int | None, labels: Tensor | None) -> Tensor:
+        assert self.rdm is not None
+        cond = labels if self.rdm.cond is not None else None
+        return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps)
+
+    def _labels(self, indices: list[int], label: int | None) -> Tensor | None:
+        takes = self.generator.config.condition == "class"
+        takes |= self.rdm is not None and self.rdm.cond is not None
+        if not takes:
+            if label is not None:
+                raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
+            return None
+        count = len(self.classes)
+        if label is not None and not 0 <= label < count:
+            raise UserError(f"class {label} is out of range: classes are 0 ({self.classes[0]}) to {count - 1}")
+        chosen = [i % count if label is None else label for i in indices]
+        return torch.tensor(chosen, device=self.device)
+
+    def _check_condition(self) -> None:
+        space = self.generator.cond
+        assert space is not None
+        if self.rdm is None:
+            raise UserError("the generator paints from representations, but there is no RDM: run tools/train_rdm.py")
+        if self.rdm.data != space:
+            raise UserError(
+                f"the generator paints from representations of {space.id} {space.shape}, but the RDM generates those of "
+                f"{self.rdm.data.id} {self.rdm.data.shape}: train one of them again on the other's encoder"
+            )
+
+    def _card(self) -> str:
+        config = self.generator.config
+        parts = ", ".join(f"{kind} ({part.config['name']})" for kind, part in self.parts.items())
+        return (
+            f"---\ntags: [representation-conditioned-generation, unconditional-image-generation]\nlibrary_name: rcg\n---\n\n"
+            f"# {config.name}, condition: {config.condition}\n\n"
+            f"Images of {self.parts['generator'].facts['image_size']} px, generated without labels: noise -> "
+            f"representation -> image (RCG, Li, Katabi, He, NeurIPS 2024).\n\n"
+            f"    from rcg.pipeline import Pipeline\n"
+            f'    images = Pipeline.from_pretrained("FOLDER or owner/name").sample(range(16), seed=0).images\n\n'
+            f"Parts: {parts}.\n"
+        )
+
+    @staticmethod
+    def _choose(folder: Path, name: str | None) -> str:
+        known = [p.parent.name for p in sorted(folder.glob(f"*/{checkpoint.FILE}"))]
+        known = [found for found in known if found not in ("encoder", "rdm")]
+        if name is not None and name not in known:
+            raise UserError(f"{folder} holds no generator {name!r}; {nearest(name, known)}")
+        if not known:
+            raise UserError(f"{folder} holds no trained generator: run tools/train_pixel.py first")
+        if name is None and len(known) > 1:
+            raise UserError(f"{folder} holds several generators ({', '.join(known)}): choose one with --generator")
+        return name or known[0]
+
+
+def _load(path: Path) -> checkpoint.Part:
+    return checkpoint.load(path)
+
+
+def _restore(part: checkpoint.Part, registry: Registry) -> GenerativeModel:
+    """Rebuild a generative model from its part."""
+    network = registry.get(part.config["name"])
+    config = network.Config.model_validate(part.config)
+    data, cond = (part.facts[key] and Space.from_json(part.facts[key]) for key in ("data", "cond"))
+    model = build(config, network, data, cond)
+    model.load_state_dict(part.tensors)
+    return model.eval().requires_grad_(False)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "README.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name} is neither a local folder nor a repository on the hub that can be read ({reason})"
+        ) from None

@@ -1,0 +1,1 @@
+"""How data is corrupted and what is asked of the network."""

@@ -1,0 +1,193 @@
+"""The three trainings of an experiment: encoder, RDM, generator. Each reads what the one before left in the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from rcg import cache, checkpoint, parallel
+from rcg.config import Experiment, TrainConfig, differences
+from rcg.contracts import Space, Task
+from rcg.data import Images, load_images
+from rcg.errors import UserError
+from rcg.model import build
+from rcg.randomness import fold
+from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS
+from rcg.representation import Representation, build_encoder, open_representation
+from rcg.tasks.encoder import EncoderTask
+from rcg.tasks.generator import Conditioned, GeneratorTask
+from rcg.tasks.rdm import RDMTask
+from rcg.train import latest_state, train
+
+CONFIG = "config.yaml"
+
+
+def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    """Pre-train the experiment's encoder by contrast on its unlabelled images."""
+    config = experiment.encoder
+    if config.weights is not None:
+        raise UserError(
+            f"encoder.weights is {config.weights!r}, so there is nothing to train: go on with tools/train_rdm.py"
+        )
+    folder = experiment.run / "encoder"
+    accelerator = parallel.start(config.train, folder)
+    _claim(folder, experiment, ("data", "encoder"), accelerator, resume, overwrite)
+    _seed(experiment, "encoder")
+    images, validation = load_images(experiment.data)
+    encoder = build_encoder(config, experiment.data.image_size)
+    task = EncoderTask(encoder, images, validation, config.train)
+    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+        task.modules = {k: torch.nn.SyncBatchNorm.convert_sync_batchnorm(m) for k, m in task.modules.items()}
+    _run(task, config.train, folder, accelerator, experiment, "tools/train_rdm.py")
+
+
+def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    """Train the experiment's representation diffusion model on representations computed once."""
+    config = experiment.rdm
+    representation = open_representation(experiment)
+    folder = experiment.run / "rdm"
+    accelerator = parallel.start(config.train, folder)
+    _claim(folder, experiment, ("data", "encoder", "normalise", "rdm"), accelerator, resume, overwrite)
+    images, _ = load_images(experiment.data)
+    z = _z(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
+    _seed(experiment, "rdm")
+    cond = _label_space(images) if config.condition == "class" else None
+    model = build(config, NETWORKS.get(config.name), representation.space, cond)
+    task = RDMTask(model, z, images.labels, _facts(images))
+    _run(task, config.train, folder, accelerator, experiment, "tools/train_pixel.py")
+
+
+def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    """Train the experiment's pixel generator, given representations, labels or nothing."""
+    config = experiment.generator
+    representation = open_representation(experiment) if config.condition == "representation" else None
+    folder = generator_folder(experiment)
+    sections: tuple[str, ...] = ("data", "generator")
+    if representation:
+        sections += ("encoder", "normalise")
+        _check_rdm(experiment, representation)
+    accelerator = parallel.start(config.train, folder)
+    _claim(folder, experiment, sections, accelerator, resume, overwrite)
+    images, validation = load_images(experiment.data)
+    views = experiment.data.kept_views
+    pairs = []
+    for split, what, kept in ((images, "train", views), (validation, "validation", 1)):
+        z = representation and _z(split, representation, kept, experiment, accelerator, what)
+        pairs.append(Conditioned(split, kept, z))
+    _seed(experiment, "generator")
+    autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
+    cond = {"none": None, "class": None, "representation": representation and representation.space}[config.condition]
+    if config.condition == "class":
+        cond = _label_space(images)
+    model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
+    facts = {**_facts(images), "image_size": experiment.data.image_size}
+    task = GeneratorTask(model, autoencoder.to(accelerator.device), *pairs, facts)
+    _run(task, config.train, folder, accelerator, experiment, "tools/sample.py")
+
+
+def generator_folder(experiment: Experiment) -> Path:
+    """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
+    config = experiment.generator
+    suffix = "" if config.condition == "representation" else f"-{config.condition}"
+    return experiment.run / f"{config.name}{suffix}"
+
+
+def _run(
+    task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator, experiment: Experiment, then: str
+) -> None:
+    progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.workers)
+    if accelerator.is_main_process and progress.step >= config.steps:
+        print(f"{folder / checkpoint.FILE}: step {progress.step}, {progress.seconds:.0f} s. Next: {then}", flush=True)
+
+
+def _seed(experiment: Experiment, part: str) -> None:
+    """Seed the initial weights of a part, so that they depend on nothing that was drawn before."""
+    torch.manual_seed(fold(experiment.seed, "weights", part))
+
+
+def _z(
+    images: Images,
+    representation: Representation,
+    views: int,
+    experiment: Experiment,
+    accelerator: Accelerator,
+    what: str,
+) -> Tensor:
+    folder = experiment.run / "cache"
+    rep = cache.representations(images, representation, views, folder, accelerator, what)
+    return representation.normalise(rep)
+
+
+def _label_space(images: Images) -> Space:
+    if images.labels is None:
+        raise UserError("condition is class, but the data set has no labels: set condition to none or representation")
+    return Space((), vocab=len(images.classes), id="labels")
+
+
+def _facts(images: Images) -> dict[str, Any]:
+    return {"classes": list(images.classes), "fingerprint": images.fingerprint}
+
+
+def _check_rdm(experiment: Experiment, representation: Representation) -> None:
+    """Refuse to train a generator for hours on another representation than the RDM of the same run generates."""
+    path = experiment.run / "rdm" / checkpoint.FILE
+    if path.is_file():
+        space = Space.from_json(checkpoint.load(path).facts["data"])
+        if space != representation.space:
+            raise UserError(
+                f"{path} generates representations of {space.id}, but the generator would be trained on those of "
+                f"{representation.space.id}: train the RDM again (tools/train_rdm.py --overwrite) or choose another run="
+            )
+
+
+def _claim(
+    folder: Path,
+    experiment: Experiment,
+    sections: tuple[str, ...],
+    accelerator: Accelerator,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Make `folder` this experiment's, or refuse; the resolved configuration is written beside the weights.
+
+    Raises:
+        UserError: the folder holds another experiment, or this one and neither --resume nor --overwrite was given.
+    """
+    path = folder / CONFIG
+    mine = experiment.model_dump(mode="json")
+    if path.is_file() and not overwrite:
+        there = yaml.safe_load(path.read_text())
+        kept = ("seed", *sections)
+        changed = list(differences(_essence({k: there.get(k) for k in kept}), _essence({k: mine[k] for k in kept})))
+        if changed:
+            raise UserError(
+                f"{folder} holds another experiment ({'; '.join(changed[:3])}): "
+                f"choose another run=, or replace it with --overwrite"
+            )
+        if not resume:
+            state = latest_state(folder)
+            at = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
+            raise UserError(f"{folder} already holds {at}: go on with --resume, or start again with --overwrite")
+    elif folder.exists() and not path.is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    if accelerator.is_main_process:
+        if overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        with checkpoint.atomic(path) as temporary:
+            temporary.write_text(experiment.to_yaml())
+    accelerator.wait_for_everyone()
+
+
+def _essence(value: Any) -> Any:
+    """Leave out what may change when a run goes on."""
+    if not isinstance(value, dict):
+        return value
+    skipped = TrainConfig.resumable if "batch_size" in value else {"workers"}
+    return {key: _essence(item) for key, item in value.items() if key not in skipped}

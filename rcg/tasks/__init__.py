@@ -1,0 +1,1 @@
+"""What the one training loop trains."""

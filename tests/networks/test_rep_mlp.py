@@ -1,0 +1,105 @@
+"""The residual MLP against the published RDM: single forwards and whole trajectories."""
+
+import pytest
+import torch
+
+from rcg.contracts import Space
+from rcg.model import build
+from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
+from rcg.samplers.ddim import DDIM, DDIMConfig
+from tests.parity import normal, recorded, state
+
+RENAMED = {
+    "time_embed": "time",
+    "input_proj": "input",
+    "res_blocks": "blocks",
+    "in_layers.0": "norm_in",
+    "in_layers.2": "linear_in",
+    "emb_layers.1": "time",
+    "context_layers.1": "label",
+    "out_layers.0": "norm_out",
+    "out_layers.3": "linear_out",
+    "out.0": "norm",
+    "out.2": "output",
+}
+
+
+def published(arm, averaged):
+    """Build the recorded RDM in our names."""
+    about, _ = recorded(f"rdm_mlp_{arm}")
+    config = about["config"]["unet_config"]["params"]
+    labels = about["config"]["cond_stage_config"]["params"]
+    conditional = arm == "classcond"
+    ours = RepMLPConfig(
+        width=config["model_channels"],
+        depth=config["num_res_blocks"],
+        time_width=config["time_embed_dim"],
+        label_width=labels["embed_dim"],
+        condition="class" if conditional else "none",
+    )
+    model = build(ours, RepMLP, Space((32,)), Space((), vocab=labels["n_classes"]) if conditional else None)
+    tensors = {}
+    weights = state(f"rdm_mlp_{arm}")
+    for key, value in weights.items():
+        if key.startswith("model.diffusion_model."):
+            name = key.removeprefix("model.diffusion_model.")
+            for theirs, mine in RENAMED.items():
+                name = name.replace(theirs, mine)
+            shadow = key.removeprefix("model.").replace(".", "")
+            tensors[f"network.{name}"] = value + 0.02 * normal(f"model_ema.{shadow}", value.shape) if averaged else value
+    if conditional:
+        table = weights["cond_stage_model.embedding.weight"]
+        tensors["network.label.embed.weight"] = torch.cat([table, torch.zeros(1, table.shape[1])])
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+@pytest.mark.parametrize("arm", ["uncond", "classcond"])
+def test_forward_and_loss_equal_the_published_ones(arm, monkeypatch):
+    _, tensors = recorded(f"rdm_mlp_{arm}")
+    x0, t, labels = tensors["in/x0"], tensors["in/t"], tensors["in/y"]
+    model = published(arm, averaged=False)
+    cond = labels if arm == "classcond" else None
+    x_t = model.process.corrupt(x0, t, tensors["in/noise"])
+    torch.testing.assert_close(x_t, tensors["out/x_t"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.network(x_t, t, cond)[:, 0], tensors["out/pred_x0"], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(model.process, "draw", lambda x: (t, tensors["in/noise"]))
+    loss = model.process.loss(model.network, x0, cond)["mse"]
+    torch.testing.assert_close(loss, tensors["out/loss"].reshape(()), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["uncond", "classcond"])
+def test_averaged_weights_and_a_batch_of_one_equal_the_published_ones(arm):
+    _, tensors = recorded(f"rdm_mlp_{arm}")
+    model = published(arm, averaged=True)
+    cond = tensors["in/y"] if arm == "classcond" else None
+    x, t = tensors["out/x_t"], tensors["in/t"]
+    torch.testing.assert_close(model.network(x, t, cond)[:, 0], tensors["out/pred_x0_ema"], atol=1e-5, rtol=1e-5)
+    one = model.network(x[:1], t[:1], None if cond is None else cond[:1])[:, 0]
+    torch.testing.assert_close(one, tensors["out/pred_x0_ema_batch1"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arm", "steps", "eta"),
+    [("uncond", 5, 0), ("uncond", 5, 1), ("uncond", 250, 1), ("classcond", 5, 0), ("classcond", 5, 1), ("classcond", 250, 1)],
+)
+def test_whole_trajectories_equal_the_published_ones(arm, steps, eta):
+    _, tensors = recorded(f"rdm_ddim_{arm}_S{steps}_eta{eta}")
+    model = published(arm, averaged=True)
+    draws = iter([tensors["in/x_T"], *tensors["aux/step_noise"]])
+
+    class Recorded:
+        def normal(self, shape):
+            return next(draws)
+
+    cond = tensors["in/y"] if arm == "classcond" else None
+    sampler = DDIM(DDIMConfig(steps=steps, eta=eta, spacing="rcg"))
+    with torch.no_grad():
+        sample = sampler(model.process, model.network, model.data, cond, Recorded())
+    torch.testing.assert_close(sample, tensors["out/sample"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_paper_sized_network_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = RepMLP(RepMLPConfig(), Space((256,)), None, heads=1)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(62.72e6, rel=1e-3)

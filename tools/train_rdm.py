@@ -1,0 +1,9 @@
+"""Train the representation diffusion model of an experiment into RUN/rdm.
+
+accelerate launch tools/train_rdm.py configs/digits.yaml [section.key=value ...] [--resume | --overwrite]
+"""
+
+from rcg import cli, stages
+
+if __name__ == "__main__":
+    cli.stage(stages.train_rdm, __doc__)
