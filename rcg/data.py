@@ -47,36 +47,6 @@ class Source(Protocol):
         ...
 
 
-class ArraySource:
-    """A source held in memory, from which data sets derive; their constructors know where the arrays come from."""
-
-    in_memory = True
-
-    def __init__(self, pixels: Tensor, labels: Tensor | None, classes: Sequence[str]) -> None:
-        """Hold `pixels` `(N, 1 or 3, H, W)`, uint8 or float32 in [0, 1], and `labels` `(N,)`."""
-        self.pixels = pixels
-        self.labels = None if labels is None else labels.long()
-        self.classes = tuple(classes)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.pixels)
-
-    def load(self, index: int) -> Tensor:
-        """Return one image `(3, H, W)`; grey images have three equal channels."""
-        return self.pixels[index].expand(3, -1, -1)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the pixels, labels and class names."""
-        digest = hashlib.blake2b(repr((self.pixels.shape, self.classes)).encode(), digest_size=8)
-        for chunk in self.pixels.split(1024):  # a layout other than NCHW is copied piece by piece
-            digest.update(chunk.contiguous().numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.numpy().data)
-        return digest.hexdigest()
-
-
 class Sample(TypedDict):
     """One image `(3, S, S)` float32 in [0, 1], its label `()` int64 (-1: unlabelled) and its position."""
 
@@ -96,8 +66,8 @@ class Pair(TypedDict):
 class Images(Dataset[Sample]):
     """Some images of a source, as squares of one size, in several reproducible views.
 
-    With `flip`, odd views mirror the view before them. With random crops, views are cut at different places. A view
-    depends on nothing but the image's index in the source and the view's number.
+    With `flip`, odd views mirror the view before them. With random crops, views are cut at different places.
+    A view depends on nothing but the image's index in the source and the view's number.
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | Tensor, config: DataConfig) -> None:
@@ -202,9 +172,7 @@ class ContrastivePairs(Dataset[Pair]):
         position, draw = key
         image = self.images.raw(position)
         if torch.equal(image[0], image[1]) and torch.equal(image[1], image[2]):
-            image = image[
-                :1
-            ]  # the costly colour transforms skip single-channel images, which they would not change
+            image = image[:1]  # the costly colour transforms skip single-channel images, which they would not change
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that reseeds every accelerator too, which fork_rng would not restore.
             torch.default_generator.manual_seed(fold(int(self.images.indices[position]), draw))
@@ -224,22 +192,20 @@ def load_images(config: DataConfig) -> Split:
     chosen = torch.randperm(len(source), generator=generator)[: config.limit]
     if len(chosen) < 2:
         limited = f" under data.limit={config.limit}" if len(source) > 1 else ""
-        raise UserError(
-            f"data set {config.name!r} has {len(chosen)} image(s){limited}, but a split needs at least 2"
-        )
+        raise UserError(f"data set {config.name!r} has {len(chosen)} image(s){limited}, but a split needs at least 2")
     held_out = min(max(round(config.validation * len(chosen)), 1), len(chosen) - 1)
     return Split(Images(source, chosen[held_out:], config), Images(source, chosen[:held_out], config))
 
 
 def resize(image: Tensor, size: int) -> Tensor:
-    """Bring the short side of `(3, H, W)`, uint8 or float32 in [0, 1], to `size`; returns float32 in [0, 1]."""
+    """Bring the short side of `(3, H, W)`, uint8 or float32 in [0, 1], to `size`: float32 in [0, 1]."""
     image = F.to_dtype(image, torch.float32, scale=True)
     image = F.resize(image, [size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     return image.clamp(0, 1)  # bicubic interpolation overshoots
 
 
 def augmentation(config: AugmentConfig, size: int) -> v2.Transform:
-    """Build the random map from `(C, H, W)`, uint8 or float32 in [0, 1], C 1 or 3, to float32 `(C, size, size)`.
+    """Build a random map from `(C, H, W)`, uint8 or float32 in [0, 1], to float32 `(C, size, size)`; C is 1 or 3.
 
     It draws from torch's global CPU generator.
 
@@ -265,9 +231,7 @@ def _colour_steps(config: AugmentConfig, size: int) -> list[v2.Transform]:
     steps: list[v2.Transform] = []
     if config.jitter:
         s = config.jitter
-        jitter = v2.ColorJitter(
-            brightness=0.4 * s, contrast=0.4 * s, saturation=0.2 * s, hue=min(0.1 * s, 0.5)
-        )
+        jitter = v2.ColorJitter(brightness=0.4 * s, contrast=0.4 * s, saturation=0.2 * s, hue=min(0.1 * s, 0.5))
         steps.append(v2.RandomApply([jitter], p=0.8))
     if config.gray:
         steps.append(v2.RandomGrayscale(config.gray))

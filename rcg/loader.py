@@ -26,12 +26,7 @@ class StepKeys(Sampler[list[Key]]):
     """
 
     def __init__(self, size: int, config: TrainConfig, seed: int, start: int, rank: int, world: int) -> None:
-        shares = world * config.accumulate
-        if config.batch_size % shares:
-            raise UserError(
-                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.accumulate} micro-batches "
-                f"cannot share evenly; the nearest that fits is {max(shares, round(config.batch_size / shares) * shares)}"
-            )
+        self.check(config, world)
         self.size, self.batch, self.accumulate = size, config.batch_size, config.accumulate
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
@@ -44,6 +39,17 @@ class StepKeys(Sampler[list[Key]]):
                 first = (micro * self.world + self.rank) * part
                 yield keys[first : first + part]
             step += 1
+
+    @staticmethod
+    def check(config: TrainConfig, world: int) -> None:
+        """Raise `UserError` for a batch that the processes and micro-batches cannot share evenly."""
+        shares = world * config.accumulate
+        if config.batch_size % shares:
+            fits = max(shares, round(config.batch_size / shares) * shares)
+            raise UserError(
+                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.accumulate} micro-batches "
+                f"cannot share evenly; the nearest that fits is {fits}"
+            )
 
     def keys(self, step: int) -> list[Key]:
         """Return the keys of the whole batch of one optimiser step."""

@@ -16,6 +16,7 @@ from rcg.config import Experiment, TrainConfig, differences
 from rcg.contracts import Space, Task
 from rcg.data import Images, load_images
 from rcg.errors import UserError
+from rcg.loader import StepKeys
 from rcg.model import build
 from rcg.randomness import fold
 from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS
@@ -37,14 +38,15 @@ def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None
         )
     folder = experiment.run / "encoder"
     accelerator = parallel.start(config.train, folder)
-    _claim(folder, experiment, ("data", "encoder"), accelerator, resume, overwrite)
+    StepKeys.check(config.train, accelerator.num_processes)
+    _refuse_foreign(folder, experiment, ("data", "encoder"), resume, overwrite)
     _seed(experiment, "encoder")
     images, validation = load_images(experiment.data)
     encoder = build_encoder(config, experiment.data.image_size)
     task = EncoderTask(encoder, images, validation, config.train)
     if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
         task.modules = {k: torch.nn.SyncBatchNorm.convert_sync_batchnorm(m) for k, m in task.modules.items()}
-    _run(task, config.train, folder, accelerator, experiment, "tools/train_rdm.py")
+    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_rdm.py")
 
 
 def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
@@ -53,14 +55,15 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     representation = open_representation(experiment)
     folder = experiment.run / "rdm"
     accelerator = parallel.start(config.train, folder)
-    _claim(folder, experiment, ("data", "encoder", "normalise", "rdm"), accelerator, resume, overwrite)
+    StepKeys.check(config.train, accelerator.num_processes)
+    _refuse_foreign(folder, experiment, ("data", "encoder", "normalise", "rdm"), resume, overwrite)
     images, _ = load_images(experiment.data)
     z = _z(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
     _seed(experiment, "rdm")
     cond = _label_space(images) if config.condition == "class" else None
     model = build(config, NETWORKS.get(config.name), representation.space, cond)
     task = RDMTask(model, z, images.labels, _facts(images))
-    _run(task, config.train, folder, accelerator, experiment, "tools/train_pixel.py")
+    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 
 def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> None:
@@ -73,7 +76,8 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
         sections += ("encoder", "normalise")
         _check_rdm(experiment, representation)
     accelerator = parallel.start(config.train, folder)
-    _claim(folder, experiment, sections, accelerator, resume, overwrite)
+    StepKeys.check(config.train, accelerator.num_processes)
+    _refuse_foreign(folder, experiment, sections, resume, overwrite)
     images, validation = load_images(experiment.data)
     views = experiment.data.kept_views
     pairs = []
@@ -88,7 +92,7 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
     task = GeneratorTask(model, autoencoder.to(accelerator.device), *pairs, facts)
-    _run(task, config.train, folder, accelerator, experiment, "tools/sample.py")
+    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
 
 
 def generator_folder(experiment: Experiment) -> Path:
@@ -99,8 +103,16 @@ def generator_folder(experiment: Experiment) -> Path:
 
 
 def _run(
-    task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator, experiment: Experiment, then: str
+    task: Task,
+    config: TrainConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    experiment: Experiment,
+    overwrite: bool,
+    then: str,
 ) -> None:
+    """Train; everything that can be refused was refused before the folder is touched."""
+    _claim(folder, experiment, accelerator, overwrite)
     progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.workers)
     if accelerator.is_main_process and progress.step >= config.steps:
         print(f"{folder / checkpoint.FILE}: step {progress.step}, {progress.seconds:.0f} s. Next: {then}", flush=True)
@@ -146,41 +158,38 @@ def _check_rdm(experiment: Experiment, representation: Representation) -> None:
             )
 
 
-def _claim(
-    folder: Path,
-    experiment: Experiment,
-    sections: tuple[str, ...],
-    accelerator: Accelerator,
-    resume: bool,
-    overwrite: bool,
+def _refuse_foreign(
+    folder: Path, experiment: Experiment, sections: tuple[str, ...], resume: bool, overwrite: bool
 ) -> None:
-    """Make `folder` this experiment's, or refuse; the resolved configuration is written beside the weights.
-
-    Raises:
-        UserError: the folder holds another experiment, or this one and neither --resume nor --overwrite was given.
-    """
+    """Refuse a folder that holds another experiment, or this one when neither --resume nor --overwrite was given."""
     path = folder / CONFIG
-    mine = experiment.model_dump(mode="json")
-    if path.is_file() and not overwrite:
-        there = yaml.safe_load(path.read_text())
-        kept = ("seed", *sections)
-        changed = list(differences(_essence({k: there.get(k) for k in kept}), _essence({k: mine[k] for k in kept})))
-        if changed:
-            raise UserError(
-                f"{folder} holds another experiment ({'; '.join(changed[:3])}): "
-                f"choose another run=, or replace it with --overwrite"
-            )
-        if not resume:
-            state = latest_state(folder)
-            at = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
-            raise UserError(f"{folder} already holds {at}: go on with --resume, or start again with --overwrite")
-    elif folder.exists() and not path.is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
+    if overwrite or not folder.exists():
+        return
+    if not path.is_file():
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
+        return
+    there, mine = yaml.safe_load(path.read_text()), experiment.model_dump(mode="json")
+    old, new = ({key: _essence(values.get(key)) for key in ("seed", *sections)} for values in (there, mine))
+    changed = list(differences(old, new))
+    if changed:
+        raise UserError(
+            f"{folder} holds another experiment ({'; '.join(changed[:3])}): "
+            f"choose another run=, or replace it with --overwrite"
+        )
+    if not resume:
+        state = latest_state(folder)
+        at = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
+        raise UserError(f"{folder} already holds {at}: go on with --resume, or start again with --overwrite")
+
+
+def _claim(folder: Path, experiment: Experiment, accelerator: Accelerator, overwrite: bool) -> None:
+    """Make `folder` this experiment's: its resolved configuration is written beside the weights."""
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if accelerator.is_main_process:
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
-        with checkpoint.atomic(path) as temporary:
+        with checkpoint.atomic(folder / CONFIG) as temporary:
             temporary.write_text(experiment.to_yaml())
     accelerator.wait_for_everyone()
 

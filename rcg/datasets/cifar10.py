@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torchvision import datasets
 
-from rcg.data import ArraySource
-from rcg.datasets._torchvision import TorchvisionConfig, fetch
+from rcg.datasets._torchvision import ArraySource, TorchvisionConfig, fetch
 from rcg.registry import DATASETS
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveInt
 
 from rcg.config import DataConfig
-from rcg.data import ArraySource
+from rcg.datasets._torchvision import ArraySource
 from rcg.errors import UserError
 from rcg.registry import DATASETS
 
@@ -34,9 +34,7 @@ class Digits(ArraySource):
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise UserError(
-                f"data set {config.name!r} needs scikit-learn: pip install scikit-learn"
-            ) from None
+            raise UserError(f"data set {config.name!r} needs scikit-learn: pip install scikit-learn") from None
         bunch = load_digits()
         pixels = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)  # (N, 1, 8, 8)
         super().__init__(pixels, torch.from_numpy(bunch.target), [str(name) for name in bunch.target_names])

@@ -33,7 +33,7 @@ class ImageFolderConfig(DataConfig):
 
     name: str = "image_folder"
     root: Path = Path("data")
-    """Folder that is searched for pictures; if its sub-folders hold them all, two or more of them are classes."""
+    """Folder that is searched for pictures; two or more sub-folders that hold them all are classes."""
 
 
 class File(NamedTuple):
@@ -48,8 +48,8 @@ class File(NamedTuple):
 class ImageFolder:
     """The readable pictures below a folder, in the order of their paths.
 
-    Images are uint8, or float32 in [0, 1] where the file has 16 bits of grey; transparency is put on white. Labels
-    are the first level of sub-folders when every picture lies in one of them and there are at least two.
+    Images are uint8, or float32 in [0, 1] where the file has 16 bits of grey; transparency is put on white.
+    Labels are the first level of sub-folders when every picture lies in one of them and there are at least two.
     """
 
     Config = ImageFolderConfig
@@ -94,7 +94,7 @@ def decode(path: Path) -> Tensor:
     """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] where the file has 16 bits of grey.
 
     Raises:
-        OSError, ValueError: the file is damaged, or does not say which value is white (Pillow raises others too).
+        OSError, ValueError: the file is damaged, or does not say which value is white (Pillow has others too).
     """
     with Image.open(path) as image:
         return _rgb(image)

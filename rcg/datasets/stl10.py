@@ -8,8 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torchvision import datasets
 
-from rcg.data import ArraySource
-from rcg.datasets._torchvision import TorchvisionConfig, fetch
+from rcg.datasets._torchvision import ArraySource, TorchvisionConfig, fetch
 from rcg.registry import DATASETS
 
 

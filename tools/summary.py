@@ -1,0 +1,62 @@
+"""Say in a short table how good the parts of a run are, and how long they took.
+
+    python tools/summary.py runs/digits
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rcg import cli
+from rcg.errors import UserError
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = cli.parser_for(__doc__ or "")
+    parser.add_argument("run", type=Path, help="folder of a run")
+    cli.main(parser, summarise)
+
+
+def summarise(arguments: argparse.Namespace) -> None:
+    """Print what the logs of all stages and the last sampling say."""
+    logs = {path.parent.name: _read(path) for path in sorted(arguments.run.glob("*/log.jsonl"))}
+    if not logs:
+        raise UserError(f"{arguments.run} holds no trained stage: run tools/train_encoder.py first")
+    order = sorted(logs, key=lambda name: {"encoder": 0, "rdm": 1}.get(name, 2))
+    rows = [(name, f"{logs[name]['step']} steps in {logs[name]['seconds']:.0f} s", _quality(logs[name])) for name in order]
+    for path in sorted(arguments.run.glob("*/samples.json")):
+        facts = json.loads(path.read_text())
+        rows.append((path.parent.name, f"{facts['num']} images", f"{facts['images_per_second']:.1f} images/s"))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, cost, quality in rows:
+        print(f"{name:{widths[0]}}  {cost:{widths[1]}}  {quality}")
+    for path in sorted(arguments.run.glob("*/gallery.png")):
+        print(f"\nlook at {path}")
+
+
+def _quality(log: dict[str, float]) -> str:
+    """Turn the last metrics of a stage into words."""
+    words = []
+    if "knn_accuracy" in log:
+        words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
+    elif "effective_rank" in log:
+        words.append(f"effective rank {log['effective_rank']:.1f}, uniformity {log['uniformity']:.2f}")
+    if "rep_fd" in log:
+        words.append(f"rep-FD {log['rep_fd']:.3g} (floor {log['rep_fd_floor']:.3g})")
+    words += [f"{key.replace('_', ' ')} {log[key]:.4g}" for key in log if key.startswith("validation_")]
+    return ", ".join(words)
+
+
+def _read(path: Path) -> dict[str, float]:
+    """Merge the lines of a log, later ones winning."""
+    merged: dict[str, float] = {}
+    for line in path.read_text().splitlines():
+        merged |= json.loads(line)
+    return merged
+
+
+if __name__ == "__main__":
+    main()
