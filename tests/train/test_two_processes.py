@@ -1,0 +1,101 @@
+"""Two processes with half of the batch each end with the weights of one process with the whole batch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.toy import ROOT
+
+PROGRAM = '''
+import sys
+import torch
+from rcg import parallel
+from rcg.config import TrainConfig
+from rcg.contracts import Space
+from rcg.loader import Vectors
+from rcg.model import build
+from rcg.processes.gaussian import Draws
+from rcg.registry import GENERATORS, NETWORKS
+from rcg.train import train
+from safetensors.torch import save_file
+from pathlib import Path
+
+kind, accumulate, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+torch.manual_seed(0)
+shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
+registry = NETWORKS if kind == "rep_mlp" else GENERATORS
+small = {"width": 32, "depth": 2} | ({} if kind == "rep_mlp" else {"heads": 2, "patch": 4})
+network = registry.get(kind)
+model = build(network.Config(**small), network, Space(shape), cond)
+for p in model.parameters():  # zero-initialised layers would hide errors of the first steps
+    torch.nn.init.normal_(p, std=0.05)
+
+
+class Fed:
+    """A task whose draws come with the data, so that they do not depend on which process sees a sample."""
+
+    def __init__(self):
+        self.modules = {"model": model}
+        g = torch.Generator().manual_seed(1)
+        n = 100
+        self.data = Vectors({
+            "x": torch.randn(n, *shape, generator=g), "noise": torch.randn(n, *shape, generator=g),
+            "t": torch.randint(1000, (n,), generator=g), "cond": torch.randn(n, 6, generator=g),
+            "dropped": torch.rand(n, generator=g) < 0.3,
+        })
+
+    def losses(self, batch, step):
+        model.process.draw = lambda x: Draws(batch["t"], batch["noise"])
+        model.dropped = lambda c: batch["dropped"]
+        yield "model", self.modules["model"](batch["x"], batch["cond"] if cond else None)
+
+    def after_step(self, step):
+        pass
+
+    def evaluate(self, models, step):
+        from rcg.contracts import Report
+        return Report({}, {})
+
+    def export(self, models):
+        from rcg.tasks.rdm import model_part
+        return model_part("rdm", models["model"], {})
+
+
+config = TrainConfig(steps=20, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
+                     tracker="none", weight_decay=0.01)
+accelerator = parallel.start(config, folder)
+task = Fed()
+train(task, config, folder, accelerator, seed=3, workers=0)
+if accelerator.is_main_process:
+    live = accelerator.unwrap_model(task.modules["model"]).state_dict()
+    save_file(live, folder / "live.safetensors")
+    print("processes", accelerator.num_processes)
+accelerator.end_training()
+'''
+
+
+def run(kind, processes, accumulate, folder):
+    folder.mkdir()
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else []), str(program), kind, str(accumulate), str(folder)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"processes {processes}" in done.stdout
+    return {**load_file(folder / "live.safetensors"), **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()}}
+
+
+@pytest.mark.parametrize("kind", ["rep_mlp", "dit"])
+def test_two_processes_end_where_one_does(kind, tmp_path):
+    one = run(kind, 1, 1, tmp_path / "one")
+    two = run(kind, 2, 1, tmp_path / "two")
+    accumulated = run(kind, 2, 3, tmp_path / "accumulated")
+    for other in (two, accumulated):
+        assert other.keys() == one.keys()
+        worst = max((other[name] - one[name]).abs().max().item() for name in one)
+        assert worst < 1e-5, worst
