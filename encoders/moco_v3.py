@@ -1,10 +1,10 @@
-"""MoCo v3: a ViT or ResNet trunk with its projector (Chen, Xie, He, ICCV 2021), published or trained on one's own images."""
+"""MoCo v3: a ViT or ResNet trunk with its projector (Chen, Xie, He, ICCV 2021), published or trained in the run."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -20,7 +20,10 @@ from rcg.registry import ENCODERS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VITS = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 12), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16)}
-RESNETS = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
+RESNETS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
 SMALL = 64
 """Inputs up to this side get fine patches, or a stem that keeps the resolution."""
 
@@ -122,7 +125,7 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), patches])[None]
 
 
-def _vit(config: MoCoV3Config, side: int) -> VisionTransformer:
+def _vit(config: MoCoV3Config, side: int) -> Any:
     width, depth, heads = VITS[config.arch]
     width, depth, heads = config.width or width, config.depth or depth, config.heads or heads
     patch = config.patch or (16 if side > SMALL else max(2, side // 8))
@@ -130,7 +133,7 @@ def _vit(config: MoCoV3Config, side: int) -> VisionTransformer:
         raise UserError(
             f"encoder: patches of {patch} must divide the input of {side} px, and {heads} heads and 4 the width {width}"
         )
-    trunk = VisionTransformer(
+    trunk: Any = VisionTransformer(
         img_size=side,
         patch_size=patch,
         embed_dim=width,
@@ -147,13 +150,13 @@ def _vit(config: MoCoV3Config, side: int) -> VisionTransformer:
     return trunk
 
 
-def _resnet(config: MoCoV3Config, side: int) -> ResNet:
+def _resnet(config: MoCoV3Config, side: int) -> Any:
     block, layers = RESNETS[config.arch]
     width = config.width or 64
     if width % 2:
         raise UserError(f"encoder.width is {width}; the first stage of a ResNet needs an even number of channels")
     layers = (config.depth,) * 4 if config.depth else layers
-    trunk = ResNet(
+    trunk: Any = ResNet(
         block,
         layers,
         num_classes=0,

@@ -113,9 +113,10 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
     if config.pooling:
         arguments["global_pool"] = config.pooling
     pretrained = load and (config.weights == "pretrained" or _on_hub(config.weights))
-    for sized in ({"img_size": config.input_size}, {}) if config.input_size else ({},):
+    attempts: list[dict[str, Any]] = [{"img_size": config.input_size}, {}] if config.input_size else [{}]
+    for sized in attempts:
         try:
-            network = timm.create_model(name, pretrained=pretrained, **arguments, **sized)
+            network: Any = timm.create_model(name, pretrained=pretrained, **arguments, **sized)
             break
         except TypeError as error:
             if not (sized and "img_size" in str(error)):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from einops import rearrange
 from pydantic import PositiveInt
-from timm.layers import Mlp
+from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 
 from rcg.config import GeneratorConfig
@@ -15,9 +15,11 @@ from rcg.errors import UserError
 from rcg.nn import Attention, ConditionEmbedding, sincos_positions, timestep_embedding
 from rcg.registry import GENERATORS
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
+
 
 class DiTConfig(GeneratorConfig):
-    """A diffusion transformer; S is 384 x 12 with 6 heads, B 768 x 12 with 12, L 1024 x 24 with 16, XL 1152 x 28 with 16."""
+    """A diffusion transformer; published sizes are S 384 x 12, B 768 x 12, L 1024 x 24 and XL 1152 x 28."""
 
     name: str = "dit"
     width: PositiveInt = 384
@@ -41,8 +43,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, config.heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        activation = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
-        self.mlp = Mlp(width, 4 * width, act_layer=lambda: activation)
+        self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -99,13 +100,15 @@ class DiT(nn.Module):
         )
 
     def _initialise(self) -> None:
-        """Xavier-uniform matrices, zero biases; modulations and output zero, so that every block starts as the identity."""
+        """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for embedding in (self.time[0], self.time[2]):
+        linear: Any = self.time
+        for embedding in (linear[0], linear[2]):
             nn.init.normal_(embedding.weight, std=0.02)
-        for zero in (*(block.modulation[1] for block in self.blocks), self.modulation[1], self.output):
+        blocks: Any = self.blocks
+        for zero in (*(block.modulation[1] for block in blocks), self.modulation[1], self.output):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)

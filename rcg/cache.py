@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -60,9 +61,7 @@ def representations(
 def _encode(images: Images, representation: Representation, positions: range, views: int, bar: tqdm) -> Tensor:
     keys = [(position, view) for position in positions for view in range(views)]
     workers = 0 if images.in_memory else min(8, cores())
-    batches: DataLoader[dict[str, Tensor]] = DataLoader(
-        images, batch_sampler=list(_chunks(keys, 256)), num_workers=workers
-    )
+    batches: DataLoader[Any] = DataLoader(images, batch_sampler=list(_chunks(keys, 256)), num_workers=workers)
     device = next(representation.parameters()).device
     found = []
     for batch in batches:

@@ -1,4 +1,4 @@
-"""One self-describing safetensors file per part: weights, config and facts; loading needs this one path and nothing else."""
+"""One self-describing safetensors file per part: weights, config and facts; loading needs this one path alone."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class ComponentConfig(Config):
     """Which one."""
 
 
-def component(registry: Registry, default: str | None = None) -> BeforeValidator:
-    """Validate a section with the `Config` of the component that it names (`default` where it names none)."""
+def component(registry: Registry) -> BeforeValidator:
+    """Validate a section with the `Config` of the component that it names, or of the registry's first choice."""
 
     def choose(value: Any) -> Any:
         if isinstance(value, Config):
@@ -71,7 +71,7 @@ def component(registry: Registry, default: str | None = None) -> BeforeValidator
         section = {"name": value} if isinstance(value, str) else value
         if not isinstance(section, dict):
             raise PydanticCustomError("section", "expected a name or a section with keys")
-        name = section.get("name", default)
+        name = section.get("name", registry.default)
         if not isinstance(name, str):
             raise PydanticCustomError("name", "needs a name; known: {known}", {"known": ", ".join(registry.names())})
         try:
@@ -81,6 +81,11 @@ def component(registry: Registry, default: str | None = None) -> BeforeValidator
         return schema.model_validate(section)
 
     return BeforeValidator(choose)
+
+
+def _by_default(**section: Any) -> Any:
+    """Give a component's section where the YAML gives none; it is validated like a written one."""
+    return Field(default=section)
 
 
 class TrainConfig(Config):
@@ -135,7 +140,7 @@ class DataConfig(ComponentConfig):
     flip: bool = False
     """Mirror every second view."""
     views: PositiveInt | None = None
-    """Different views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random crops."""
+    """Views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random crops."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images held out for metrics."""
     split_seed: NonNegativeInt = 0
@@ -220,11 +225,9 @@ class ModelConfig(ComponentConfig):
     """What the model is told."""
     condition_dropout: Fraction = 0.1
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, "gaussian")] = Field(
-        default={"name": "gaussian"}
-    )
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES)] = _by_default(name="gaussian")
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, "ddim")] = Field(default={"name": "ddim"})
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(name="ddim")
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -247,12 +250,10 @@ class RDMConfig(ModelConfig):
     """The representation diffusion model; x0 prediction on the sqrt-linear schedule by default, as published."""
 
     condition: Literal["none", "class"] = "none"
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, "gaussian")] = Field(
-        default={"name": "gaussian", "schedule": "sqrt_linear", "predict": "x0"}
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES)] = _by_default(
+        name="gaussian", schedule="sqrt_linear", predict="x0"
     )
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, "ddim")] = Field(
-        default={"name": "ddim", "steps": 50}
-    )
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(name="ddim", steps=50)
     train: RDMTrain = RDMTrain()
 
 
@@ -260,9 +261,7 @@ class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
-    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, "pixels")] = Field(
-        default={"name": "pixels"}
-    )
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS)] = _by_default(name="pixels")
     """The space in which the generator works."""
 
 
@@ -279,7 +278,7 @@ class Experiment(Config):
     """Image -> representation."""
     normalise: Literal["per_sample", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), or as it is."""
-    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, "rep_mlp")] = Field(default={"name": "rep_mlp"})
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS)] = _by_default(name="rep_mlp")
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)]
     """z -> image."""
@@ -343,9 +342,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"the value of override {override!r} is not YAML") from None
-    schema = {"encoder": EncoderConfig, "generator": GeneratorConfig}.get(keys[0])
-    if schema and keys[1:] == ["name"] and section.get("name") not in (None, value):
-        foreign = [key for key in section if key not in schema.portable]
+    portable = {"encoder": EncoderConfig.portable, "generator": GeneratorConfig.portable}.get(keys[0])
+    if portable and keys[1:] == ["name"] and section.get("name") not in (None, value):
+        foreign = [key for key in section if key not in portable]
         for key in foreign:
             del section[key]
         if foreign:

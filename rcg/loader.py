@@ -47,8 +47,8 @@ class StepKeys(Sampler[list[Key]]):
         if config.batch_size % shares:
             fits = max(shares, round(config.batch_size / shares) * shares)
             raise UserError(
-                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.accumulate} micro-batches "
-                f"cannot share evenly; the nearest that fits is {fits}"
+                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.accumulate} "
+                f"micro-batches cannot share evenly; the nearest that fits is {fits}"
             )
 
     def keys(self, step: int) -> list[Key]:
@@ -98,7 +98,7 @@ def loader(dataset: Any, keys: Sampler[list[Key]], workers: int | None, pin: boo
     """Serve the batches of `keys`; with `workers` None, data in memory needs none, files get one process per core."""
     if workers is None:
         workers = 0 if dataset.in_memory else min(8, cores())
-    collate = _as_is if isinstance(dataset, Vectors) else default_collate
+    collate: Any = _as_is if isinstance(dataset, Vectors) else default_collate
     return DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate, pin_memory=pin)
 
 

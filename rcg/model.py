@@ -36,8 +36,8 @@ class GenerativeModel(nn.Module):
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
         if self.null is None:
-            assert self.cond is not None and self.cond.vocab is not None
-            return torch.full_like(cond, self.cond.vocab)  # the label table's extra row
+            labels: Any = self.cond
+            return torch.full_like(cond, labels.vocab)  # the extra row of the label table
         return self.null.expand_as(cond).to(cond.dtype)
 
     def dropped(self, cond: Tensor) -> Tensor:

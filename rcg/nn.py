@@ -12,7 +12,7 @@ from rcg.contracts import Space
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed times `t` `(B,)` as `(B, width)`: cosines first, then sines (Ho et al., 2020; frequencies as in DiT, RDM)."""
+    """Embed times `t` `(B,)` as `(B, width)`: cosines first, then sines, at the frequencies of DiT and the RDM."""
     half = width // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = t.float()[:, None] * frequencies

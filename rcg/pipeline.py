@@ -188,15 +188,16 @@ class Pipeline:
             raise UserError("the generator paints from representations, but there is no RDM: run tools/train_rdm.py")
         if self.rdm.data != space:
             raise UserError(
-                f"the generator paints from representations of {space.id} {space.shape}, but the RDM generates those of "
-                f"{self.rdm.data.id} {self.rdm.data.shape}: train one of them again on the other's encoder"
+                f"the generator paints from representations of {space.id} {space.shape}, but the RDM generates those "
+                f"of {self.rdm.data.id} {self.rdm.data.shape}: train one of them again on the other's encoder"
             )
 
     def _card(self) -> str:
         config = self.generator.config
         parts = ", ".join(f"{kind} ({part.config['name']})" for kind, part in self.parts.items())
         return (
-            f"---\ntags: [representation-conditioned-generation, unconditional-image-generation]\nlibrary_name: rcg\n---\n\n"
+            "---\nlibrary_name: rcg\n"
+            "tags: [representation-conditioned-generation, unconditional-image-generation]\n---\n\n"
             f"# {config.name}, condition: {config.condition}\n\n"
             f"Images of {self.parts['generator'].facts['image_size']} px, generated without labels: noise -> "
             f"representation -> image (RCG, Li, Katabi, He, NeurIPS 2024).\n\n"

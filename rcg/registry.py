@@ -19,7 +19,9 @@ class Registry:
     name starts with an underscore hold shared code and are not components.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, default: str | None = None) -> None:
+        """Know the components in `package`; `default` is the one that a section without a name means."""
+        self.default = default
         self.kind = kind
         self.package = package
         self._classes: dict[str, type[Any]] = {}
@@ -51,8 +53,8 @@ class Registry:
 
 ENCODERS = Registry("encoder", "encoders")
 GENERATORS = Registry("generator", "generators")
-AUTOENCODERS = Registry("autoencoder", "generators.autoencoders")
-NETWORKS = Registry("representation network", "rcg.networks")
-PROCESSES = Registry("process", "rcg.processes")
-SAMPLERS = Registry("sampler", "rcg.samplers")
+AUTOENCODERS = Registry("autoencoder", "generators.autoencoders", default="pixels")
+NETWORKS = Registry("representation network", "rcg.networks", default="rep_mlp")
+PROCESSES = Registry("process", "rcg.processes", default="gaussian")
+SAMPLERS = Registry("sampler", "rcg.samplers", default="ddim")
 DATASETS = Registry("data set", "rcg.datasets")

@@ -14,7 +14,7 @@ from torch import Tensor
 from rcg import cache, checkpoint, parallel
 from rcg.config import Experiment, TrainConfig, differences
 from rcg.contracts import Space, Task
-from rcg.data import Images, load_images
+from rcg.data import Images, Split, load_images
 from rcg.errors import UserError
 from rcg.loader import StepKeys
 from rcg.model import build
@@ -41,7 +41,7 @@ def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, ("data", "encoder"), resume, overwrite)
     _seed(experiment, "encoder")
-    images, validation = load_images(experiment.data)
+    images, validation = _images(experiment, accelerator)
     encoder = build_encoder(config, experiment.data.image_size)
     task = EncoderTask(encoder, images, validation, config.train)
     if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
@@ -57,7 +57,7 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, ("data", "encoder", "normalise", "rdm"), resume, overwrite)
-    images, _ = load_images(experiment.data)
+    images, _ = _images(experiment, accelerator)
     z = _z(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
     _seed(experiment, "rdm")
     cond = _label_space(images) if config.condition == "class" else None
@@ -78,20 +78,21 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, sections, resume, overwrite)
-    images, validation = load_images(experiment.data)
-    views = experiment.data.kept_views
-    pairs = []
-    for split, what, kept in ((images, "train", views), (validation, "validation", 1)):
-        z = representation and _z(split, representation, kept, experiment, accelerator, what)
-        pairs.append(Conditioned(split, kept, z))
-    _seed(experiment, "generator")
-    autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
-    cond = {"none": None, "class": None, "representation": representation and representation.space}[config.condition]
+    images, validation = _images(experiment, accelerator)
+    cond: Space | None = None
     if config.condition == "class":
         cond = _label_space(images)
+    views, z, held_out_z = experiment.data.kept_views, None, None
+    if representation:
+        cond = representation.space
+        z = _z(images, representation, views, experiment, accelerator, "train")
+        held_out_z = _z(validation, representation, 1, experiment, accelerator, "validation")
+    train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
+    _seed(experiment, "generator")
+    autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
     model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
-    task = GeneratorTask(model, autoencoder.to(accelerator.device), *pairs, facts)
+    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
 
 
@@ -116,6 +117,12 @@ def _run(
     progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.workers)
     if accelerator.is_main_process and progress.step >= config.steps:
         print(f"{folder / checkpoint.FILE}: step {progress.step}, {progress.seconds:.0f} s. Next: {then}", flush=True)
+
+
+def _images(experiment: Experiment, accelerator: Accelerator) -> Split:
+    """Open the data set, on the first process alone at first: it may have to download or check files."""
+    with accelerator.main_process_first():
+        return load_images(experiment.data)
 
 
 def _seed(experiment: Experiment, part: str) -> None:
@@ -153,8 +160,9 @@ def _check_rdm(experiment: Experiment, representation: Representation) -> None:
         space = Space.from_json(checkpoint.load(path).facts["data"])
         if space != representation.space:
             raise UserError(
-                f"{path} generates representations of {space.id}, but the generator would be trained on those of "
-                f"{representation.space.id}: train the RDM again (tools/train_rdm.py --overwrite) or choose another run="
+                f"{path} generates representations of {space.id}, but the generator would be trained on those "
+                f"of {representation.space.id}: train the RDM again (tools/train_rdm.py --overwrite) or choose another "
+                f"run="
             )
 
 

@@ -28,7 +28,7 @@ from rcg.randomness import fold
 
 
 class EMA:
-    """The moving average of a module's weights, with the warm-up min(decay, (1 + n) / (10 + n)) of the published RDM."""
+    """Moving average of a module's weights, with the warm-up min(decay, (1 + n) / (10 + n)) of the published RDM."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module = deepcopy(module).eval().requires_grad_(False)

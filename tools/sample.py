@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -62,7 +63,7 @@ def sample(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     images, captions = _collect(shown, pipeline, accelerator.num_processes)
     if accelerator.is_main_process:
-        config = pipeline.generator.config
+        config: Any = pipeline.generator.config
         steps = arguments.steps or config.sampler.steps
         guidance = config.guidance.scale if arguments.guidance is None else arguments.guidance
         title = f"{arguments.run} · {config.name} ({config.condition}) · seed {arguments.seed} · {steps} steps"
@@ -70,6 +71,7 @@ def sample(arguments: argparse.Namespace) -> None:
             images[:SHOWN], captions[:SHOWN], f"{title} · guidance {guidance:g}", arguments.out / "gallery.png"
         )
         facts = {"num": arguments.num, "seed": arguments.seed, "steps": steps, "guidance": guidance}
+        facts |= {"processes": accelerator.num_processes}
         facts |= {"seconds": round(seconds, 2), "images_per_second": round(arguments.num / seconds, 2)}
         with atomic(arguments.out / "samples.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Say in a short table how good the parts of a run are, and how long they took.
 
-    python tools/summary.py runs/digits
+python tools/summary.py runs/digits
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def summarise(arguments: argparse.Namespace) -> None:
     if not logs:
         raise UserError(f"{arguments.run} holds no trained stage: run tools/train_encoder.py first")
     order = sorted(logs, key=lambda name: {"encoder": 0, "rdm": 1}.get(name, 2))
-    rows = [(name, f"{logs[name]['step']} steps in {logs[name]['seconds']:.0f} s", _quality(logs[name])) for name in order]
+    rows = [
+        (name, f"{logs[name]['step']} steps in {logs[name]['seconds']:.0f} s", _quality(logs[name])) for name in order
+    ]
     for path in sorted(arguments.run.glob("*/samples.json")):
         facts = json.loads(path.read_text())
         rows.append((path.parent.name, f"{facts['num']} images", f"{facts['images_per_second']:.1f} images/s"))

@@ -1,4 +1,4 @@
-"""The Frechet distance between Gaussians fitted to two sets of vectors (Dowson and Landau, 1982; Heusel et al., 2017)."""
+"""The Frechet distance of Gaussians fitted to two sets of vectors (Dowson and Landau, 1982; Heusel et al., 2017)."""
 
 from __future__ import annotations
 

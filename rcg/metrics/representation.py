@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 10) -> float:
-    """Return the share of `test` `(M, D)` whose `k` nearest neighbours in `train` `(N, D)` by cosine vote for its label."""
+    """Return the share of `test` `(M, D)` whose `k` nearest of `train` `(N, D)` by cosine vote for its label."""
     classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine")
     classifier.fit(train.numpy(), train_labels.numpy())
     return float(classifier.score(test.numpy(), test_labels.numpy()))
@@ -24,7 +24,7 @@ def alignment(a: Tensor, b: Tensor) -> float:
 
 
 def uniformity(x: Tensor) -> float:
-    """Return log E exp(-2 |x - y|^2) over pairs of `x` `(N, D)` on the sphere, in [-8, 0]; low is good (ibid., t = 2)."""
+    """Return log E exp(-2 |x - y|^2) over pairs of `x` `(N, D)` on the sphere, in [-8, 0]; low is good (t = 2)."""
     return float(torch.pdist(F.normalize(x)).square().mul(-2).exp().mean().log())
 
 

@@ -23,7 +23,7 @@ class GaussianConfig(ComponentConfig):
 
     name: str = "gaussian"
     schedule: Literal["linear", "sqrt_linear", "cosine", "constant"] = "linear"
-    """Growth of beta: linear (DDPM), sqrt_linear (LDM and the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
+    """Growth of beta: linear (DDPM), sqrt_linear (LDM, the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
     predict: Literal["eps", "x0", "v"] = "eps"
     """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
     steps: Annotated[PositiveInt, Field(gt=1)] = 1000

@@ -56,7 +56,7 @@ def test_positions_equal_the_published_ones():
 
 
 def test_guidance_is_the_published_extrapolation():
-    about, tensors = recorded("dit_tiny_rep")
+    _, tensors = recorded("dit_tiny_rep")
     network = published("rep")
     x, t, rep = tensors["in/x"], tensors["in/t"], tensors["in/rep"]
     null = state("dit_tiny_rep")["fake_latent"].expand_as(rep)
@@ -92,4 +92,6 @@ def test_the_published_sizes_have_their_number_of_parameters():
         with torch.device("meta"):
             config = DiTConfig(width=width, depth=depth, heads=heads)
             network = DiT(config, Space((4, 32, 32)), Space((256,)), heads=2)
-        assert sum(p.numel() for p in [*network.parameters(), network.positions]) == pytest.approx(millions * 1e6, rel=1e-3)
+        assert sum(p.numel() for p in [*network.parameters(), network.positions]) == pytest.approx(
+            millions * 1e6, rel=1e-3
+        )

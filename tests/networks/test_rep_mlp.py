@@ -46,7 +46,9 @@ def published(arm, averaged):
             for theirs, mine in RENAMED.items():
                 name = name.replace(theirs, mine)
             shadow = key.removeprefix("model.").replace(".", "")
-            tensors[f"network.{name}"] = value + 0.02 * normal(f"model_ema.{shadow}", value.shape) if averaged else value
+            tensors[f"network.{name}"] = (
+                value + 0.02 * normal(f"model_ema.{shadow}", value.shape) if averaged else value
+            )
     if conditional:
         table = weights["cond_stage_model.embedding.weight"]
         tensors["network.label.embed.weight"] = torch.cat([table, torch.zeros(1, table.shape[1])])
@@ -81,7 +83,14 @@ def test_averaged_weights_and_a_batch_of_one_equal_the_published_ones(arm):
 
 @pytest.mark.parametrize(
     ("arm", "steps", "eta"),
-    [("uncond", 5, 0), ("uncond", 5, 1), ("uncond", 250, 1), ("classcond", 5, 0), ("classcond", 5, 1), ("classcond", 250, 1)],
+    [
+        ("uncond", 5, 0),
+        ("uncond", 5, 1),
+        ("uncond", 250, 1),
+        ("classcond", 5, 0),
+        ("classcond", 5, 1),
+        ("classcond", 250, 1),
+    ],
 )
 def test_whole_trajectories_equal_the_published_ones(arm, steps, eta):
     _, tensors = recorded(f"rdm_ddim_{arm}_S{steps}_eta{eta}")

@@ -32,7 +32,9 @@ def test_corrupted_data_has_the_marginal_mean_and_deviation():
     process = Gaussian(GaussianConfig())
     x = torch.full((20_000, 1), 2.0)
     for t in (0, 300, 999):
-        noisy = process.corrupt(x, torch.full((20_000,), t), torch.randn(20_000, 1, generator=torch.Generator().manual_seed(t)))
+        noisy = process.corrupt(
+            x, torch.full((20_000,), t), torch.randn(20_000, 1, generator=torch.Generator().manual_seed(t))
+        )
         alpha_bar = process.alpha_bar[t]
         assert noisy.mean().item() == pytest.approx(2 * math.sqrt(alpha_bar), abs=0.03)
         assert noisy.std().item() == pytest.approx(math.sqrt(1 - alpha_bar), rel=0.02)
@@ -48,7 +50,7 @@ def test_a_network_that_knows_the_truth_has_no_loss_and_gives_the_data_back(pred
     assert process.loss(lambda x_t, t, cond: truth[:, None], x, None)["mse"].item() == 0
     for i, t in enumerate(times.tolist()):
         x_t = process.corrupt(x[i : i + 1], times[i : i + 1], noise[i : i + 1])
-        prediction = process.predict(lambda *_: truth[i : i + 1, None], x_t, t, None)
+        prediction = process.predict(lambda *_, i=i: truth[i : i + 1, None], x_t, t, None)
         torch.testing.assert_close(prediction.x0, x[i : i + 1], atol=2e-3, rtol=0)
         torch.testing.assert_close(prediction.eps, noise[i : i + 1], atol=2e-3, rtol=0)
 
@@ -66,7 +68,9 @@ def test_the_loss_is_smallest_for_the_ideal_denoiser(predict):
     losses = []
     for tilt in (-0.2, 0.0, 0.2):
         torch.manual_seed(0)
-        losses.append(process.loss(lambda x, t, c, tilt=tilt: net(x, t, c, tilt), torch.randn(50_000, 1), None)["mse"].item())
+        losses.append(
+            process.loss(lambda x, t, c, tilt=tilt: net(x, t, c, tilt), torch.randn(50_000, 1), None)["mse"].item()
+        )
     assert losses[1] < min(losses[0], losses[2])
     expected = {"x0": np.mean(1 - process.alpha_bar), "eps": np.mean(process.alpha_bar), "v": 1.0}[predict]
     assert losses[1] == pytest.approx(expected, rel=0.03)

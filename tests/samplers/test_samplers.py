@@ -1,6 +1,7 @@
 """Samplers against a Gaussian whose ideal denoiser is known, against diffusers, and against recorded trajectories."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_ddim_converges_at_first_order_to_the_exact_flow_of_gaussian_data():
         x = DDIM(DDIMConfig(steps=steps))(process, ideal(process), SPACE, None, Common(64))
         errors.append((x - exact).abs().max().item())
     assert errors[-1] < 0.01
-    assert all(coarse / fine == pytest.approx(2, rel=0.15) for coarse, fine in zip(errors, errors[1:]))
+    assert all(coarse / fine == pytest.approx(2, rel=0.15) for coarse, fine in pairwise(errors))
 
 
 @pytest.mark.parametrize("steps", range(1, 1001))
@@ -87,8 +88,9 @@ def test_ddim_visits_the_asked_number_of_levels(steps):
     for spacing in ("trailing", "leading", "rcg"):
         visited = levels(process, GridConfig(name="any", steps=steps, spacing=spacing))
         assert len(visited) == steps
-        assert all(a > b for a, b in zip(visited, visited[1:]))
-        assert 0 <= visited[-1] and visited[0] <= 999
+        assert all(a > b for a, b in pairwise(visited))
+        assert visited[-1] >= 0
+        assert visited[0] <= 999
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 300, 400, 999, 1000])
@@ -120,7 +122,9 @@ def test_ddim_agrees_with_diffusers(predict, theirs, eta, spacing, clip):
     expected = draws[0]
     for t, noise in zip(scheduler.timesteps, draws[1:]):
         output = toy(expected, t.expand(5), None)[:, 0]
-        expected = scheduler.step(output, t, expected, eta=eta, variance_noise=noise, use_clipped_model_output=clip).prev_sample
+        expected = scheduler.step(
+            output, t, expected, eta=eta, variance_noise=noise, use_clipped_model_output=clip
+        ).prev_sample
     # At eta > 0 diffusers draws at the last step too, with deviation 0: our sampler does not ask for that draw.
     config = DDIMConfig(steps=20, eta=eta, spacing=spacing, clip=clip)
     ours = DDIM(config)(process, toy, SPACE, None, Recorded(draws))
@@ -130,7 +134,12 @@ def test_ddim_agrees_with_diffusers(predict, theirs, eta, spacing, clip):
 # With the large variance diffusers adds noise at the last of fewer than T steps, where Ho et al. add none.
 @pytest.mark.parametrize(
     ("variance", "theirs", "steps"),
-    [("small", "fixed_small", 10), ("small", "fixed_small", 250), ("small", "fixed_small", 1000), ("large", "fixed_large", 1000)],
+    [
+        ("small", "fixed_small", 10),
+        ("small", "fixed_small", 250),
+        ("small", "fixed_small", 1000),
+        ("large", "fixed_large", 1000),
+    ],
 )
 def test_ddpm_agrees_with_diffusers(variance, theirs, steps, monkeypatch):
     process = Gaussian(GaussianConfig(schedule="linear", predict="eps"))

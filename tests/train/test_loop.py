@@ -60,7 +60,7 @@ def test_every_epoch_sees_every_sample_once_in_another_order():
 
 
 def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can():
-    with pytest.raises(UserError, match="batch_size is 10.*nearest that fits is 8"):
+    with pytest.raises(UserError, match=r"batch_size is 10.*nearest that fits is 8"):
         StepKeys(30, TrainConfig(batch_size=10), seed=1, start=0, rank=0, world=4)
 
 
@@ -104,7 +104,7 @@ def test_the_loop_learns_logs_evaluates_and_leaves_a_checkpoint(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = config_for(save_every=50)
-    with pytest.raises(UserError, match="not finite at step 120.*--resume"):
+    with pytest.raises(UserError, match=r"not finite at step 120.*--resume"):
         train(Line(broken_at=110), config, tmp_path, parallel.start(config, tmp_path), seed=0, workers=None)
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-000000100"]
 

@@ -87,7 +87,10 @@ def run(kind, processes, accumulate, folder):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"processes {processes}" in done.stdout
-    return {**load_file(folder / "live.safetensors"), **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()}}
+    return {
+        **load_file(folder / "live.safetensors"),
+        **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()},
+    }
 
 
 @pytest.mark.parametrize("kind", ["rep_mlp", "dit"])

@@ -1,0 +1,49 @@
+"""What every registered encoder promises."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from rcg.registry import ENCODERS
+from rcg.representation import Representation
+
+SMALL = {
+    "moco_v3": {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6},
+    "timm_model": {"model": "resnet10t", "weights": "none", "input_size": 32},
+}
+
+
+@pytest.fixture(params=ENCODERS.names())
+def encoder(request):
+    network = ENCODERS.get(request.param)
+    return network(network.Config(**SMALL.get(request.param, {})), image_size=32)
+
+
+def test_its_config_is_frozen_and_carries_the_name_of_its_file(encoder):
+    assert encoder.config.name in ENCODERS.names()
+    with pytest.raises(ValidationError):
+        encoder.config.name = "other"
+
+
+def test_it_maps_images_of_any_size_to_vectors_that_do_not_depend_on_the_batch(encoder):
+    representation = Representation(encoder, "per_sample")
+    images = torch.rand(3, 3, 24, 24)
+    z = representation(images)
+    assert z.shape == (3, *representation.space.shape)
+    assert not z.requires_grad
+    torch.testing.assert_close(representation(images[1:2]), z[1:2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(z.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.std(1), torch.ones(3))
+
+
+def test_it_stays_frozen_inside_a_training_module(encoder):
+    representation = Representation(encoder, "none").train()
+    assert not any(module.training for module in representation.modules())
+
+
+def test_its_identity_follows_weights_and_settings(encoder):
+    first = Representation(encoder, "none").encoder_id
+    assert Representation(encoder, "per_sample").encoder_id == first
+    with torch.no_grad():
+        next(iter(encoder.parameters())).add_(1)
+    assert Representation(encoder, "none").encoder_id != first

@@ -1,0 +1,119 @@
+"""MoCo v3 against the published encoder's recorded outputs, through the path that published files take."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
+from rcg.errors import UserError
+from rcg.representation import Representation
+from tests.parity import DATA, recorded, state
+
+TINY = {"arch": "vit_small", "width": 32, "depth": 2, "heads": 4, "patch": 14, "input_size": 56}
+TINY |= {"projector_hidden": 48, "projector_dim": 16}
+SHARED = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
+
+
+def tiny(path, feature="projector"):
+    return MoCoV3(MoCoV3Config(**TINY, weights=str(path), feature=feature)).eval()
+
+
+def published(folder):
+    """Write the recorded encoder in the layout of a MoCo v3 checkpoint, with what has to be left out of it."""
+    weights = {f"module.base_encoder.{key}": value for key, value in state("moco_vit_tiny").items()}
+    weights |= {"module.momentum_encoder.cls_token": torch.zeros(1), "module.predictor.0.weight": torch.zeros(1)}
+    path = folder / "vit-tiny-300ep.pth.tar"
+    torch.save({"epoch": 300, "arch": "vit_tiny", "state_dict": weights, "optimizer": {}}, path)
+    return path
+
+
+def test_class_token_projector_and_representation_equal_the_published_ones(tmp_path):
+    _, tensors = recorded("moco_vit_tiny")
+    path, image = published(tmp_path), tensors["in/image01"]
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    projected = Representation(tiny(path), "per_sample")
+    torch.testing.assert_close(projected.encode(image), tensors["out/proj"], **close)
+    torch.testing.assert_close(projected(image), tensors["out/rep"], **close)
+    backbone = Representation(tiny(path, "backbone"), "per_sample")
+    torch.testing.assert_close(backbone.encode(image), tensors["out/cls_feature"], **close)
+    torch.testing.assert_close(backbone(image), tensors["out/rep_noproj"], **close)
+
+
+def test_a_file_in_the_original_format_loads():
+    encoder = tiny(DATA / "ckpt_moco_tiny.pth.tar")
+    assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, 16)
+
+
+def test_positions_follow_their_formula():
+    positions = sincos_positions(4, 16)[0]
+    assert positions.shape == (17, 16)
+    assert positions[0].abs().max() == 0
+    i, j, k = 2, 3, 1
+    omega = 10_000 ** (-k / 4)
+    token = positions[1 + i * 4 + j]
+    expected = [f(axis * omega) for axis in (i, j) for f in (math.sin, math.cos)]
+    torch.testing.assert_close(token[k::4], torch.tensor(expected))
+
+
+def test_the_misnamed_keys_of_the_published_large_model_are_repaired():
+    assert _repair("blocks.13.norm13.weight") == "blocks.13.norm1.weight"
+    assert _repair("blocks.14.norm14.bias") == "blocks.14.norm2.bias"
+    assert _repair("blocks.13.mlp.fc13.weight") == "blocks.13.mlp.fc1.weight"
+    assert _repair("blocks.14.mlp.fc14.weight") == "blocks.14.mlp.fc2.weight"
+    assert _repair("blocks.13.norm1.weight") == "blocks.13.norm1.weight"
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="lists of the published files' keys are not here")
+@pytest.mark.parametrize("arch", ["small", "base", "large"])
+def test_every_tensor_of_the_published_files_has_its_place(arch):
+    with torch.device("meta"):
+        encoder = MoCoV3(MoCoV3Config(arch=f"vit_{arch}", input_size=224))
+    mine = {key.removeprefix("trunk."): tuple(value.shape) for key, value in encoder.state_dict().items()}
+    for line in (SHARED / f"enc_mocov3_vit_{arch}.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            key, shape = line.split()[0], line[line.index("[") + 1 : line.index("]")] if "[" in line else None
+            assert key in mine, key
+            if shape is not None:
+                assert mine.pop(key) == tuple(int(n) for n in shape.split(",") if n.strip()), key
+
+
+def test_a_file_of_another_architecture_says_what_does_not_fit(tmp_path):
+    path = published(tmp_path)
+    with pytest.raises(UserError, match=r"vit-tiny-300ep.pth.tar does not fit MoCoV3: it lacks trunk.blocks.2"):
+        MoCoV3(MoCoV3Config(**TINY | {"depth": 3}, weights=str(path)))
+    with pytest.raises(UserError, match=r"differs: head.0.weight is \(48, 32\) instead of \(50, 32\)"):
+        MoCoV3(MoCoV3Config(**TINY | {"projector_hidden": 50}, weights=str(path)))
+
+
+def test_missing_truncated_and_pickled_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no weight file"):
+        tiny(tmp_path / "none.pth")
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(published(tmp_path).read_bytes()[:1000])
+    with pytest.raises(UserError, match="truncated or not a weight file"):
+        tiny(broken)
+    cut = tmp_path / "cut.safetensors"
+    save_file({"a": torch.zeros(100)}, cut)
+    cut.write_bytes(cut.read_bytes()[:200])
+    with pytest.raises(UserError, match="truncated or not a weight file"):
+        tiny(cut)
+    code = tmp_path / "code.pth"
+    torch.save({"state_dict": {}, "hook": Path}, code)
+    with pytest.raises(UserError, match="pickled code is never loaded"):
+        tiny(code)
+
+
+def test_training_leaves_positions_and_patches_alone_and_moves_the_rest():
+    encoder = MoCoV3(MoCoV3Config(arch="vit_tiny", width=32, depth=1, heads=2, projector_hidden=8, projector_dim=4), 16)
+    frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {"trunk.pos_embed", "trunk.patch_embed.proj.weight", "trunk.patch_embed.proj.bias"}
+
+
+@pytest.mark.parametrize(("config", "said"), [({"patch": 5}, "patches of 5"), ({"width": 30}, "width 30")])
+def test_sizes_that_do_not_fit_are_refused(config, said):
+    with pytest.raises(UserError, match=said):
+        MoCoV3(MoCoV3Config(arch="vit_tiny", **config), 32)

@@ -1,0 +1,76 @@
+"""YAML to frozen values: defaults, overrides, round trips."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from rcg import config
+from rcg.errors import UserError
+from rcg.registry import Registry
+from tests.toy import ROOT, write
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_is_valid_and_survives_a_round_trip(path, tmp_path):
+    experiment = config.load(path)
+    assert experiment.run == Path("runs") / path.stem
+    (tmp_path / "again.yaml").write_text(experiment.to_yaml())
+    assert config.load(tmp_path / "again.yaml") == experiment
+
+
+def test_the_paper_is_the_default(tmp_path):
+    (tmp_path / "paper.yaml").write_text("data: {name: imagenet}\nencoder: {name: moco_v3}\ngenerator: {name: dit}")
+    experiment = config.load(tmp_path / "paper.yaml")
+    rdm = experiment.rdm
+    assert (rdm.width, rdm.depth, rdm.process.schedule, rdm.process.predict) == (1536, 12, "sqrt_linear", "x0")
+    assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay, rdm.train.clip) == (5.12e-4, 512, 0.01, None)
+    generator = experiment.generator
+    assert (generator.condition, generator.condition_dropout, generator.process.predict) == (
+        "representation",
+        0.1,
+        "eps",
+    )
+    assert experiment.normalise == "per_sample"
+
+
+def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
+    experiment = config.load(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=v"])
+    assert (experiment.rdm.train.steps, experiment.rdm.train.lr) == (7, 5.12e-4)
+    assert experiment.rdm.process.predict == "v"
+
+
+def test_values_are_frozen(tmp_path):
+    with pytest.raises(ValidationError, match="frozen"):
+        config.load(write(tmp_path)).seed = 3
+
+
+def test_the_run_is_named_after_its_file(tmp_path):
+    path = write(tmp_path)
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("run:")))
+    assert config.load(path).run == Path("runs/toy")
+
+
+def test_import_strings_and_python_tags_are_not_understood(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("data: !!python/object/apply:os.system ['true']")
+    with pytest.raises(UserError, match="not a YAML file"):
+        config.load(path)
+    with pytest.raises(UserError, match="no encoder is called"):
+        config.load(write(tmp_path), ["encoder.name=os.path"])
+
+
+def test_a_registry_refuses_a_second_class_of_one_name():
+    registry = Registry("thing", "rcg.samplers")
+    registry.register(type("A", (), {"__module__": "somewhere.thing"}))
+    with pytest.raises(ValueError, match="'thing' is registered twice"):
+        registry.register(type("B", (), {"__module__": "elsewhere.thing"}))
+
+
+def test_looking_a_name_up_imports_that_file_only():
+    import subprocess
+    import sys
+
+    program = "import sys; from rcg.registry import ENCODERS; ENCODERS.names(); ENCODERS.get('moco_v3'); "
+    program += "assert 'encoders.timm_model' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

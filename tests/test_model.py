@@ -1,0 +1,91 @@
+"""Network x process x condition: guidance, dropout, and independent random streams."""
+
+import pytest
+import torch
+
+from generators.dit import DiT, DiTConfig
+from rcg.config import GuidanceConfig
+from rcg.contracts import Space
+from rcg.errors import UserError
+from rcg.model import Guided, build
+from rcg.randomness import Streams, fold
+
+
+def model(cond=None, **config):
+    torch.manual_seed(0)
+    condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
+    built = build(DiTConfig(width=16, depth=1, heads=2, patch=4, **condition | config), DiT, Space((3, 8, 8)), cond)
+    for p in built.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return built
+
+
+def plus(x, t, cond):
+    """A network that answers with its condition."""
+    return (0 * x + cond)[:, None]
+
+
+def test_guidance_extrapolates_from_the_null():
+    cond, null = torch.full((2, 1), 3.0), torch.full((2, 1), 1.0)
+    guided = Guided(plus, null, GuidanceConfig(scale=2.5), horizon=1000)
+    assert torch.equal(guided(torch.zeros(2, 1), torch.tensor([10, 10]), cond), torch.full((2, 1, 1), 1 + 2.5 * 2))
+
+
+@pytest.mark.parametrize(("t", "inside"), [(100, False), (200, True), (500, True), (600, True), (601, False)])
+def test_guidance_acts_inside_its_interval_only(t, inside):
+    config = GuidanceConfig(scale=2.0, interval=(0.2, 0.6))
+    guided = Guided(plus, torch.zeros(1, 1), config, horizon=1000)
+    answer = guided(torch.zeros(1, 1), torch.tensor([t]), torch.ones(1, 1))
+    assert answer.item() == (2 if inside else 1)
+
+
+def test_a_scale_of_one_is_the_conditional_model_alone():
+    m = model(Space((4,)))
+    cond = torch.randn(3, 4)
+    plain = m.sample(cond, Streams(0, range(3), "t"), GuidanceConfig(scale=1.0), steps=3)
+    calls = []
+    m.network.register_forward_hook(lambda *_: calls.append(1))
+    again = m.sample(cond, Streams(0, range(3), "t"), steps=3)
+    assert torch.equal(plain, again)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("cond", [Space((4,)), Space((), vocab=5)])
+def test_dropped_conditions_become_the_null_and_the_null_is_learned(cond, monkeypatch):
+    m = model(cond)
+    given = torch.randn(3, 4) if cond.vocab is None else torch.tensor([0, 1, 4])
+    monkeypatch.setattr(m, "dropped", lambda c: torch.tensor([False, True, False]))
+    replaced = m._drop(given)
+    assert torch.equal(replaced[[0, 2]], given[[0, 2]])
+    assert torch.equal(replaced[1], m.null_like(given)[1])
+    m(torch.randn(3, 3, 8, 8), given)["mse"].backward()
+    if cond.vocab is None:
+        assert m.null.grad.abs().sum() > 0
+    else:
+        assert m.network.cond.embed.weight.grad[5].abs().sum() > 0
+
+
+def test_conditions_are_dropped_at_the_configured_rate():
+    m = model(Space((4,)), condition_dropout=0.25)
+    torch.manual_seed(0)
+    assert m.dropped(torch.zeros(20_000, 4)).float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_condition_that_the_neighbours_do_not_offer_is_refused():
+    with pytest.raises(UserError, match="condition is 'class'"):
+        build(DiTConfig(condition="class"), DiT, Space((3, 8, 8)), None)
+
+
+def test_streams_depend_on_seed_index_and_use_alone():
+    def draw(seed, indices, use):
+        return Streams(seed, indices, use).normal((3,))
+
+    assert torch.equal(draw(0, [5, 6], "a")[1], draw(0, [6], "a")[0])
+    others = [draw(0, [5], "a"), draw(0, [6], "a"), draw(1, [5], "a"), draw(0, [5], "b")]
+    assert len({tuple(x.flatten().tolist()) for x in others}) == 4
+
+
+def test_folding_is_stable_across_versions():
+    assert fold(0, "step", 3) == fold(0, "step", 3)
+    assert len({fold(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= fold(a, "x") < 2**63 for a in range(50))
