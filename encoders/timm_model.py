@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,8 @@ class TimmModelConfig(EncoderConfig):
     @classmethod
     def _known(cls, name: str) -> str:
         if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
-            raise ValueError(f"timm has no model {name!r}; {nearest(name, _candidates(name))}")
+            close = difflib.get_close_matches(name, timm.list_models(), n=5)  # all of them would fill a screen
+            raise ValueError(f"timm has no model {name!r}; {nearest(name, close)}")
         return name
 
 
@@ -135,10 +137,3 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
 
 def _on_hub(place: str) -> bool:
     return place.startswith("hf-hub:") and not Path(place).exists()
-
-
-def _candidates(name: str) -> list[str]:
-    """Return timm's names that share the family of `name`: all of them would fill a screen."""
-    family = timm.list_models(f"{name.split('_')[0]}*")
-    close = [known for known in family if known[:6] == name[:6]]
-    return close[:12] or family[:12] or ["see timm.list_models()"]

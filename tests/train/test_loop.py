@@ -24,8 +24,8 @@ def test_the_average_warms_up_as_the_published_one(data):
     module = nn.Linear(1, 1)
     module.weight.data = live[0].clone()
     average = EMA(module, 0.9999)
-    seen = []
-    for value in live:
+    seen = [live[0]]
+    for value in live[1:]:
         module.weight.data.copy_(value)
         average.update(module)
         seen.append(average.module.weight.data.clone())
