@@ -50,7 +50,9 @@ def representations(
         representation.to(accelerator.device)
         with tqdm(total=total, desc=f"encoding {what} images", disable=not accelerator.is_main_process) as bar:
             for start, path in mine:
-                shard = _encode(images, representation, range(start, min(start + SHARD, len(images))), views, bar)
+                shard = _encode(
+                    images, representation, range(start, min(start + SHARD, len(images))), views, bar, accelerator
+                )
                 checkpoint.save_tensors(path, {"rep": shard}, facts)
         accelerator.wait_for_everyone()
     elif accelerator.is_main_process:
@@ -58,14 +60,15 @@ def representations(
     return torch.cat([_read(path, facts) for path in paths])
 
 
-def _encode(images: Images, representation: Representation, positions: range, views: int, bar: tqdm) -> Tensor:
+def _encode(
+    images: Images, representation: Representation, positions: range, views: int, bar: tqdm, accelerator: Accelerator
+) -> Tensor:
     keys = [(position, view) for position in positions for view in range(views)]
     workers = 0 if images.in_memory else min(8, cores())
     batches: DataLoader[Any] = DataLoader(images, batch_sampler=list(_chunks(keys, 256)), num_workers=workers)
-    device = next(representation.parameters()).device
     found = []
     for batch in batches:
-        found.append(representation.encode(batch["image"].to(device)).cpu())
+        found.append(representation.encode(batch["image"].to(accelerator.device)).cpu())
         bar.update(len(found[-1]))
     return torch.cat(found).view(len(positions), views, -1)
 

@@ -1,8 +1,12 @@
 """A miniature experiment on bundled digits: every stage takes a second."""
 
+import io
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -48,7 +52,22 @@ def write(folder, **changes):
     return path
 
 
-def tool(name, *arguments, **options):
-    """Run a tool as a user does, and return the finished process."""
+def tool(name, *arguments):
+    """Run a tool in this process, as its command line does; return its exit code and what it printed."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"tools/{name}.py", *map(str, arguments)]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = before
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def process(name, *arguments):
+    """Run a tool as a user does, in a process of its own."""
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_images_whatever_the_batch_size(run, tmp_pa
 def test_the_same_seed_gives_the_same_images_whatever_the_number_of_processes(run, tmp_path):
     arguments = [run, "--generator", "dit", "--num", 7, "--seed", 4, "--batch-size", 2, "--save-images"]
     assert tool("sample", *arguments, "--out", tmp_path / "one").returncode == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     command = [*launch, ROOT / "tools" / "sample.py", *arguments, "--out", tmp_path / "two"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, check=False)

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from rcg import checkpoint
-from tests.toy import tool, write
+from tests.toy import process, tool, write
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def refused(name, *arguments, folder):
+def refused(name, *arguments, folder, run=tool):
     """Run a tool that must refuse; return its one sentence."""
     before = snapshot(folder)
-    done = tool(name, *arguments)
+    done = run(name, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert snapshot(folder) == before
     complaints = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -65,6 +65,11 @@ def test_a_configuration_that_is_not_one_is_refused(override, said, tmp_path):
     assert said in refused("train_encoder", path, override, folder=tmp_path)
 
 
+def test_a_mistake_ends_a_real_process_with_code_2(tmp_path):
+    said = refused("train_encoder", write(tmp_path), "rdm.widht=1", folder=tmp_path, run=process)
+    assert "did you mean 'width'" in said
+
+
 def test_a_missing_file_and_a_file_that_is_no_yaml_are_named(tmp_path):
     write(tmp_path)
     assert "there is no configuration" in refused("train_rdm", tmp_path / "toi.yaml", folder=tmp_path)
@@ -86,9 +91,10 @@ def test_a_corrupt_image_is_named_and_skipped(tmp_path):
         Image.new("RGB", (20, 24), (i * 12, 0, 0)).save(images / f"{i}.png")
     (images / "broken.png").write_bytes((images / "0.png").read_bytes()[:40])
     path = write(tmp_path, data={"name": "image_folder", "root": str(images), "image_size": 16})
-    done = tool("train_encoder", path)
+    done = process("train_encoder", path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("broken.png") == 1
+    assert done.stderr.count("UserWarning") == 1
+    assert "broken.png" in done.stderr
 
 
 def test_the_rdm_is_not_trained_before_there_is_an_encoder(tmp_path):

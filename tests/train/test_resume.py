@@ -14,7 +14,7 @@ from rcg import checkpoint
 from rcg.train import latest_state
 from tests.toy import ROOT, tool, write
 
-LONG = {"steps": 60, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
+LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
 """200 images x 0.9 in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
 
 
@@ -66,7 +66,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, st
     wait_for_state(folder, process, steps=7)
     time.sleep(int.from_bytes(os.urandom(1), "big") / 255 * 0.2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     process.stdout.close()
     resumed = tool(stage, killed, "--resume")
     assert resumed.returncode == 0, resumed.stderr
