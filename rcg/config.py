@@ -139,8 +139,10 @@ class DataConfig(ComponentConfig):
     """Where the square is cut after the short side was resized to `image_size`."""
     flip: bool = False
     """Mirror every second view."""
+    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Largest random translation of every view but the first, as a share of the side: it multiplies small data sets."""
     views: PositiveInt | None = None
-    """Views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random crops."""
+    """Views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random cuts."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images held out for metrics."""
     split_seed: NonNegativeInt = 0
@@ -153,7 +155,7 @@ class DataConfig(ComponentConfig):
     @property
     def kept_views(self) -> int:
         """Number of views of one image whose representations are computed once and kept."""
-        return self.views or (2 if self.flip else 1) * (4 if self.crop == "random" else 1)
+        return self.views or (2 if self.flip else 1) * (4 if self.crop == "random" or self.shift else 1)
 
 
 class AugmentConfig(Config):
@@ -253,7 +255,9 @@ class RDMConfig(ModelConfig):
     process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES)] = _by_default(
         name="gaussian", schedule="sqrt_linear", predict="x0"
     )
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(name="ddim", steps=50)
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(
+        name="ddim", steps=250, eta=1.0
+    )
     train: RDMTrain = RDMTrain()
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -88,7 +88,11 @@ class Images(Dataset[Sample]):
         """
         position, view = key if isinstance(key, tuple) else (key, 0)
         image = resize(self.raw(position), self.config.image_size)
-        image = self._crop(image, int(self.indices[position]), view)
+        cut = view // 2 if self.config.flip else view
+        generator = torch.Generator().manual_seed(fold(int(self.indices[position]), cut))
+        image = self._crop(image, generator)
+        if self.config.shift and cut:
+            image = self._shift(image, generator)
         mirrored = self.config.flip and view % 2 == 1
         return {
             "image": image.flip(-1) if mirrored else image,
@@ -123,20 +127,29 @@ class Images(Dataset[Sample]):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the source, the chosen images, and how they are cut."""
         config = self.config
-        facts = (self.source.fingerprint, config.image_size, config.crop, config.flip)
+        facts = (self.source.fingerprint, config.image_size, config.crop, config.flip, config.shift)
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=8)
         digest.update(self.indices.numpy().data)
         return digest.hexdigest()
 
-    def _crop(self, image: Tensor, index: int, view: int) -> Tensor:
+    def _crop(self, image: Tensor, generator: torch.Generator) -> Tensor:
         size = self.config.image_size
         spare_y, spare_x = image.shape[1] - size, image.shape[2] - size
         top, left = spare_y // 2, spare_x // 2
         if self.config.crop == "random":
-            generator = torch.Generator().manual_seed(fold(index, view // 2 if self.config.flip else view))
             top = int(torch.randint(spare_y + 1, (), generator=generator))
             left = int(torch.randint(spare_x + 1, (), generator=generator))
         return image[:, top : top + size, left : left + size]
+
+    def _shift(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Move the image by a random part of its side, border pixels repeated."""
+        # The coordinates of `affine_grid` run from -1 to 1, so that a share of the side is twice as much there.
+        offset = (torch.rand(2, 1, generator=generator) * 2 - 1) * 2 * self.config.shift
+        theta = torch.cat([torch.eye(2), offset], dim=1)[None]
+        where = nn.functional.affine_grid(theta, [1, *image.shape], align_corners=False)
+        return nn.functional.grid_sample(
+            image[None], where, mode="bicubic", padding_mode="border", align_corners=False
+        ).clamp(0, 1)[0]
 
 
 class Split(NamedTuple):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rcg.config import AugmentConfig, DataConfig
 from rcg.data import ContrastivePairs, Images, augmentation, load_images, resize
+from rcg.datasets.digits import DigitsConfig
 from rcg.errors import UserError
 from rcg.registry import DATASETS
 
@@ -279,3 +280,23 @@ def test_grey_sources_give_views_of_three_channels(digits: Any) -> None:
 def test_a_falling_range_is_refused_by_its_key(key: str) -> None:
     with pytest.raises(UserError, match=rf"augment\.{key} must rise"):
         ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig.model_validate({key: (0.9, 0.5)}))
+
+
+def test_every_view_but_the_first_is_shifted_and_a_ramp_moves_by_what_the_shift_allows():
+    class Ramp:
+        labels, classes, in_memory, fingerprint = None, (), True, "ramp"
+
+        def __len__(self):
+            return 1
+
+        def load(self, index):
+            return torch.linspace(0, 1, 32).expand(3, 32, 32)
+
+    plain = Images(Ramp(), [0], DigitsConfig(image_size=32))[0]["image"]
+    shifted = Images(Ramp(), [0], DigitsConfig(image_size=32, shift=0.1))
+    assert torch.equal(shifted[(0, 0)]["image"], plain)
+    moved = [(shifted[(0, view)]["image"] - plain)[0, 16, 16].item() * 31 for view in range(1, 200)]
+    assert max(abs(m) for m in moved) == pytest.approx(3.2, abs=0.15)
+    assert abs(sum(moved) / len(moved)) < 0.4
+    assert torch.equal(shifted[(0, 7)]["image"], shifted[(0, 7)]["image"])
+    assert shifted.fingerprint != Images(Ramp(), [0], DigitsConfig(image_size=32)).fingerprint
