@@ -6,7 +6,7 @@ import os
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, is_wandb_available
 from torch import Tensor, distributed
 
 from rcg.config import TrainConfig
@@ -14,12 +14,20 @@ from rcg.errors import UserError
 
 
 def start(config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None) -> Accelerator:
-    """Join the processes that the launcher started, with the precision and trackers of `config`."""
+    """Join the processes that the launcher started, with the precision and trackers of `config`.
+
+    Raises:
+        UserError: the precision or the tracker asked for does not exist here.
+    """
     config = config or TrainConfig(precision="no", tracker="none")
     _use_all_cores()
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
     plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
     tracker = None if config.tracker == "none" else config.tracker
+    if tracker == "wandb" and not is_wandb_available():
+        raise UserError(
+            "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
+        )
     return Accelerator(
         mixed_precision=resolve_precision(config.precision),
         gradient_accumulation_plugin=plugin,

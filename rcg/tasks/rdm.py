@@ -34,7 +34,9 @@ class RDMTask:
         self.facts, self.labels = facts, labels
         self.conditional = model.cond is not None
         self.data = Vectors({"z": z} | ({} if labels is None else {"label": labels}), views="z")
-        self.real, self.reference = halves(z[:, 0], JUDGED)
+        images = torch.arange(len(z))
+        one_view = z[images, images % z.shape[1]]  # as many of each view as the RDM sees; an image is in one half only
+        self.real, self.reference = halves(one_view, JUDGED)
         self.floor = frechet_distance(self.real, self.reference)
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

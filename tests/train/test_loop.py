@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from rcg import parallel
+from rcg import checkpoint, parallel
 from rcg.checkpoint import Part
 from rcg.config import TrainConfig
 from rcg.contracts import Report
 from rcg.errors import UserError
 from rcg.loader import StepKeys, Vectors
 from rcg.train import EMA, learning_rate, train
+from tests.toy import tool, write
 
 
 def test_the_average_warms_up_as_the_published_one(data):
@@ -113,3 +114,19 @@ def test_half_precision_without_a_gpu_is_refused_with_what_works():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="fp16, which needs a GPU; here bf16"):
             parallel.start(TrainConfig(precision="fp16"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(parallel, "is_wandb_available", lambda: False)
+    with pytest.raises(UserError, match="pip install wandb"):
+        parallel.start(TrainConfig(tracker="wandb", precision="no"))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_goes_on(tmp_path):
+    path = write(tmp_path, rdm__train__compile=True)
+    assert tool("train_encoder", path).returncode == 0
+    assert tool("train_rdm", path).returncode == 0
+    done = tool("train_rdm", path, "rdm.train.steps=25", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "run" / "rdm" / checkpoint.FILE).facts["step"] == 25

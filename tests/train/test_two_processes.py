@@ -7,7 +7,8 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from tests.toy import ROOT
+from rcg import checkpoint
+from tests.toy import ROOT, write
 
 PROGRAM = '''
 import sys
@@ -91,6 +92,19 @@ def run(kind, processes, accumulate, folder):
         **load_file(folder / "live.safetensors"),
         **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()},
     }
+
+
+def test_two_processes_train_an_encoder_and_share_the_encoding(tmp_path):
+    path = write(tmp_path)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for tool in ("train_encoder", "train_rdm"):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+        command = [*launch, str(ROOT / "tools" / f"{tool}.py"), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    state = tmp_path / "run" / "encoder" / "state" / "step-000000006"
+    assert len(list(state.glob("random_states_*.pkl"))) == 2, "each of two processes leaves its own"
+    assert checkpoint.load(tmp_path / "run" / "rdm" / checkpoint.FILE).facts["step"] == 20
 
 
 @pytest.mark.parametrize("kind", ["rep_mlp", "dit"])
