@@ -18,6 +18,9 @@ from rcg.errors import UserError
 from rcg.randomness import fold
 from rcg.registry import DATASETS
 
+KEPT_BYTES = 2**28
+"""Most memory that the prepared views of a data set may take."""
+
 
 class Source(Protocol):
     """A data set before preprocessing.
@@ -75,6 +78,10 @@ class Images(Dataset[Sample]):
         self.source = source
         self.indices = torch.as_tensor(indices, dtype=torch.int64)
         self.config = config
+        # Small data sets keep their views: cutting them again would take longer than a small network's step.
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        bytes_of_all = len(self.indices) * config.kept_views * 3 * config.image_size**2 * 4
+        self._keeps = source.in_memory and bytes_of_all <= KEPT_BYTES
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -87,6 +94,14 @@ class Images(Dataset[Sample]):
             IndexError: there is no such position.
         """
         position, view = key if isinstance(key, tuple) else (key, 0)
+        image = self._kept.get((position, view))
+        if image is None:
+            image = self._cut(position, view)
+            if self._keeps:
+                self._kept[position, view] = image
+        return {"image": image, "label": self.label(position), "index": position}
+
+    def _cut(self, position: int, view: int) -> Tensor:
         image = resize(self.raw(position), self.config.image_size)
         cut = view // 2 if self.config.flip else view
         generator = torch.Generator().manual_seed(fold(int(self.indices[position]), cut))
@@ -94,11 +109,7 @@ class Images(Dataset[Sample]):
         if self.config.shift and cut:
             image = self._shift(image, generator)
         mirrored = self.config.flip and view % 2 == 1
-        return {
-            "image": image.flip(-1) if mirrored else image,
-            "label": self.label(position),
-            "index": position,
-        }
+        return image.flip(-1) if mirrored else image
 
     def raw(self, position: int) -> Tensor:
         """Return the image as the source has it: `(3, H, W)`, uint8 or float32 in [0, 1]."""
