@@ -66,6 +66,7 @@ def sample(arguments: argparse.Namespace) -> None:
         config: Any = pipeline.generator.config
         steps = arguments.steps or config.sampler.steps
         guidance = config.guidance.scale if arguments.guidance is None else arguments.guidance
+        guidance = 1.0 if config.condition == "none" else guidance  # there is nothing to be guided towards
         title = f"{arguments.run} · {config.name} ({config.condition}) · seed {arguments.seed} · {steps} steps"
         save_gallery(
             images[:SHOWN], captions[:SHOWN], f"{title} · guidance {guidance:g}", arguments.out / "gallery.png"
