@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from encoders._published import VITS, PublishedEncoder, prefixed, vit
 from rcg import weights
 from rcg.config import EncoderConfig
 from rcg.errors import UserError
 from rcg.registry import ENCODERS
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-VITS = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 12), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16)}
+MOCO_VITS = {**VITS, "vit_small": (384, 12, 12)}  # its small ViT has twice the usual number of heads
 RESNETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -52,65 +49,28 @@ class MoCoV3Config(EncoderConfig):
 
 
 @ENCODERS.register
-class MoCoV3(nn.Module):
-    """Maps images `(B, 3, H, W)` in [0, 1] to `(B, width)`: the projector's output, or the trunk's.
-
-    Published names of tensors are those of `trunk` without its prefix, and of `head`.
-    """
+class MoCoV3(PublishedEncoder):
+    """Maps images to the projector's output, as RCG does, or to the trunk's class token or mean."""
 
     Config = MoCoV3Config
-    mean: Tensor
-    std: Tensor
+    licence = "cc-by-nc-4.0"
+    origin = "give a file, or train it"
 
     def __init__(self, config: MoCoV3Config, image_size: int | None = None, load: bool = True) -> None:
-        super().__init__()
-        self.config = config
         own = image_size if config.weights is None else None
-        self.side = config.input_size or own or 224
-        self.trunk = _vit(config, self.side) if config.arch in VITS else _resnet(config, self.side)
-        dim = self.trunk.num_features
-        self.head = _projector(dim, config.projector_hidden, config.projector_dim)
-        self.width = config.projector_dim if config.feature == "projector" else dim
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        if load and config.weights is not None:
-            self._load(config.weights)
+        side = config.input_size or own or 224
+        trunk = _vit(config, side) if config.arch in MOCO_VITS else _resnet(config, side)
+        head = _projector(trunk.num_features, config.projector_hidden, config.projector_dim)
+        super().__init__(config, trunk, head, config.projector_dim, side)
+        self.fill(load)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the representation `(B, width)`."""
-        return self.project(image) if self.config.feature == "projector" else self._pooled(image)
-
-    def project(self, image: Tensor) -> Tensor:
-        """Return the projector's output `(B, projector_dim)`, which contrastive training compares."""
-        projected: Tensor = self.head(self._pooled(image))
-        return projected
-
-    def tokens(self, image: Tensor) -> Tensor:
-        """Return features on a grid, row by row: patches `(B, N, D')` of a ViT, the last map of a ResNet."""
-        features: Tensor = self.trunk.forward_features(self._prepare(image))
-        return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
-
-    def _pooled(self, image: Tensor) -> Tensor:
-        features: Tensor = self.trunk.forward_features(self._prepare(image))
-        return features.mean((2, 3)) if features.ndim == 4 else features[:, 0]
-
-    def _prepare(self, image: Tensor) -> Tensor:
-        """Normalise, then resize without antialiasing, as the published representations were computed."""
-        x = (image - self.mean) / self.std
-        if x.shape[-2:] != (self.side, self.side):
-            x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False)
-        return x
-
-    def _load(self, path: str) -> None:
-        tensors = weights.state_dict(weights.read(path))
+    def rename(self, found: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the base encoder, not its momentum copy, and mend the misnamed keys of the published ViT-L."""
+        tensors = weights.state_dict(found)
+        if any(key.startswith("trunk.") for key in tensors):  # an encoder of a run
+            return tensors
         base = {k.removeprefix("base_encoder."): v for k, v in tensors.items() if k.startswith("base_encoder.")}
-        renamed = {}
-        for key, value in (base or tensors).items():
-            name = _repair(key)
-            renamed[name if name.startswith("head.") else f"trunk.{name}"] = value
-        if not base and any(key.startswith("trunk.") for key in tensors):
-            renamed = tensors
-        weights.fit(self, renamed, path)
+        return prefixed({_repair(key): value for key, value in (base or tensors).items()})
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
@@ -126,24 +86,9 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
 
 def _vit(config: MoCoV3Config, side: int) -> Any:
-    width, depth, heads = VITS[config.arch]
-    width, depth, heads = config.width or width, config.depth or depth, config.heads or heads
     patch = config.patch or (16 if side > SMALL else max(2, side // 8))
-    if side % patch or width % heads or width % 4:
-        raise UserError(
-            f"encoder: patches of {patch} must divide the input of {side} px, and {heads} heads and 4 the width {width}"
-        )
-    trunk: Any = VisionTransformer(
-        img_size=side,
-        patch_size=patch,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        num_classes=0,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        weight_init="moco",
-    )
-    trunk.pos_embed.data.copy_(sincos_positions(side // patch, width))
+    trunk = vit(config, MOCO_VITS, side, patch, weight_init="moco")
+    trunk.pos_embed.data.copy_(sincos_positions(side // patch, trunk.embed_dim))
     trunk.pos_embed.requires_grad_(False)
     # A frozen patch projection is what keeps the training of ViTs stable (Section 4.1 of the paper).
     trunk.patch_embed.proj.requires_grad_(False)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from pydantic import PositiveInt, field_validator
+from huggingface_hub import try_to_load_from_cache
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
+from encoders._presets import PRESETS
 from rcg import weights
 from rcg.config import EncoderConfig
+from rcg.contracts import Listing
 from rcg.errors import UserError, nearest
 from rcg.registry import ENCODERS
 
@@ -26,6 +31,8 @@ class TimmModelConfig(EncoderConfig):
     """A timm network; constants, size and interpolation are its card's unless given here."""
 
     name: str = "timm_model"
+    preset: Annotated[str | None, Field(exclude=True)] = None
+    """A short name with its settings (`dinov2_vitb14`); tools/encoders.py lists them."""
     model: str
     """timm's name, tag included (`vit_base_patch16_224.dino`)."""
     weights: str = "pretrained"
@@ -41,18 +48,37 @@ class TimmModelConfig(EncoderConfig):
     options: dict[str, Plain] = {}  # noqa: RUF012 - frozen with the model
     """Further arguments of the network's constructor, such as pad_type: same."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("preset") is None:
+            return value
+        name = value["preset"]
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; {_close(str(name), PRESETS)}")
+        preset = PRESETS[name]
+        if value.get("model", preset.model) != preset.model:
+            raise ValueError(f"preset {name} is {preset.model}, but model is {value['model']}: give one of the two")
+        settings = {"model": preset.model, "input_size": preset.input_size, "pooling": preset.pooling}
+        return {**{key: setting for key, setting in settings.items() if setting is not None}, **value}
+
     @field_validator("model")
     @classmethod
     def _known(cls, name: str) -> str:
         if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
-            close = difflib.get_close_matches(name, timm.list_models(), n=5)  # all of them would fill a screen
-            raise ValueError(f"timm has no model {name!r}; {nearest(name, close)}")
+            raise ValueError(f"timm has no model {name!r}; {_close(name, timm.list_models())}")
         return name
 
 
 @ENCODERS.register
 class TimmModel(nn.Module):
     """Maps images `(B, 3, H, W)` in [0, 1] to timm's pooled features `(B, width)`.
+
+    Attributes:
+        width: D of the representation.
+        side: side of the square that the network sees.
+        grid: rows and columns of `tokens`, None where the network has none.
+        licence: licence of the published weights, as their card says.
 
     Raises:
         UserError: the weights cannot be had or do not fit, or the network has no such pooling.
@@ -73,27 +99,63 @@ class TimmModel(nn.Module):
         self.register_buffer("std", torch.tensor(config.std or card["std"]).view(3, 1, 1), persistent=False)
         if load and config.weights not in ("pretrained", "none") and not _on_hub(config.weights):
             self._load(config.weights)
+        self.licence: str = self.network.pretrained_cfg.get("license") or ""
+        self.network.eval()
         with torch.no_grad():
-            training = self.network.training
-            self.network.eval()
-            self.width = self(torch.zeros(1, 3, self.side, self.side, device=self.mean.device)).shape[1]
-            self.network.train(training)
+            features = self.network.forward_features(torch.zeros(1, 3, self.side, self.side, device=self.mean.device))
+            self.width = self._pool(features).shape[1]
+            self.grid = self._grid(features)
+
+    @classmethod
+    def catalogue(cls) -> Iterator[Listing]:
+        """List the presets; every other network of timm can be had by its name."""
+        for name, preset in PRESETS.items():
+            card = timm.get_pretrained_cfg(preset.model)
+            if card is None:
+                yield Listing(f"preset: {name}", preset.width, 0, preset.millions, "", "needs a newer timm")
+                continue
+            side = preset.input_size or card.input_size[-1]
+            here = "here" if _downloaded(card) else "to be downloaded"
+            yield Listing(f"preset: {name}", preset.width, side, preset.millions, card.license or "", here)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the pooled features `(B, width)`."""
-        features = self.network.forward_features(self._prepare(image))
+        return self._pool(self.network.forward_features(self._prepare(image)))
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Return features on `grid`, row by row, `(B, N, D')`, without prefix tokens.
+
+        Raises:
+            UserError: the network has no features on a grid.
+        """
+        if self.grid is None:
+            raise UserError(f"encoder.model {self.config.model} has no features on a grid")
+        features: Tensor = self.network.forward_features(self._prepare(image))
+        if features.ndim == 3:
+            return features[:, self._prefix :]
+        return features.flatten(1, 2) if self._channels_last(features) else features.flatten(2).transpose(1, 2)
+
+    @property
+    def _prefix(self) -> int:
+        """Number of tokens before the patches."""
+        return getattr(self.network, "num_prefix_tokens", 0)
+
+    def _pool(self, features: Tensor) -> Tensor:
         pooled: Tensor = self.network.forward_head(features, pre_logits=True)
         return pooled.flatten(1)
 
-    def tokens(self, image: Tensor) -> Tensor:
-        """Return features on a grid, row by row, `(B, N, D')`, without prefix tokens."""
-        features: Tensor = self.network.forward_features(self._prepare(image))
-        if features.ndim == 3:
-            return features[:, getattr(self.network, "num_prefix_tokens", 0) :]
+    def _channels_last(self, features: Tensor) -> bool:
+        return features.shape[-1] == self.network.num_features != features.shape[1]
+
+    def _grid(self, features: Tensor) -> tuple[int, int] | None:
         if features.ndim == 4:
-            channels_last = features.shape[-1] == self.network.num_features != features.shape[1]
-            return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
-        raise UserError(f"encoder.model {self.config.model} has no features on a grid")
+            rows, columns = features.shape[1:3] if self._channels_last(features) else features.shape[2:]
+            return rows, columns
+        if features.ndim == 3:
+            count = features.shape[1] - self._prefix
+            side = math.isqrt(count)  # inputs are square
+            return (side, side) if side * side == count > 0 else None
+        return None
 
     def _prepare(self, image: Tensor) -> Tensor:
         if image.shape[-2:] != (self.side, self.side):
@@ -137,3 +199,16 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
 
 def _on_hub(place: str) -> bool:
     return place.startswith("hf-hub:") and not Path(place).exists()
+
+
+def _downloaded(card: Any) -> bool:
+    """Whether the weights that a card names lie in the caches of the hub or of torch."""
+    if card.hf_hub_id:
+        files = (card.hf_hub_filename, "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+        return any(isinstance(try_to_load_from_cache(card.hf_hub_id, name), str) for name in files if name)
+    return bool(card.url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(card.url).name).is_file()
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """Name the nearest of many: all of them would fill a screen."""
+    return nearest(name, difflib.get_close_matches(name, known, n=5))

@@ -21,14 +21,17 @@ from rcg.data import Images
 from rcg.errors import UserError
 from rcg.parallel import cores
 from rcg.representation import Representation
+from rcg.vectors import Views
 
 SHARD = 4096
 
 
 def representations(
     images: Images, representation: Representation, views: int, folder: Path, accelerator: Accelerator, what: str
-) -> Tensor:
+) -> Views:
     """Return raw representations `(N, views, D)` of all images, from `folder` where they are there already.
+
+    They stay in their files and are read from there as they are used.
 
     Args:
         images: N images, each with deterministic views.
@@ -57,7 +60,7 @@ def representations(
         accelerator.wait_for_everyone()
     elif accelerator.is_main_process:
         print(f"representations of {len(images)} {what} images x {views} views: from {folder}", flush=True)
-    return torch.cat([_read(path, facts) for path in paths])
+    return Views([_read(path, facts) for path in paths])
 
 
 def _encode(

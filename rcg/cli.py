@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rcg import config, parallel
@@ -19,8 +20,7 @@ class _Parser(argparse.ArgumentParser):
 def stage(train: Callable[..., None], description: str) -> NoReturn:
     """Run a training stage: CONFIG [section.key=value ...] [--resume | --overwrite]."""
     parser = parser_for(description, epilog=config.describe)
-    parser.add_argument("config", help="YAML file of the experiment")
-    parser.add_argument("overrides", nargs="*", help="section.key=value, after the file")
+    add_experiment(parser)
     fresh = parser.add_mutually_exclusive_group()
     fresh.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     fresh.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")
@@ -31,8 +31,15 @@ def stage(train: Callable[..., None], description: str) -> NoReturn:
     main(parser, run)
 
 
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` take CONFIG [section.key=value ...]."""
+    parser.add_argument("config", help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, after the file")
+
+
 def parser_for(description: str, epilog: Callable[[], str] | None = None) -> argparse.ArgumentParser:
     """Return a parser whose mistakes are `UserError`s; `epilog` is only computed when help is asked for."""
+    _leave_script_folder()
     wants_help = {"-h", "--help"} & set(sys.argv[1:])
     return _Parser(
         description=description,
@@ -77,3 +84,9 @@ def scale(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number, 0 or above, got {text!r}")
     return value
+
+
+def _leave_script_folder() -> None:
+    """Python searches a script's own folder first, where tools/encoders.py would hide the package of that name."""
+    script = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != script]

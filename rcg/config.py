@@ -211,6 +211,15 @@ class EncoderConfig(ComponentConfig):
     portable: ClassVar[frozenset[str]] = frozenset({"name", "train"})
 
 
+class ProjectionConfig(Config):
+    """Principal components of the training set's representations: the width decides how well they can be modelled."""
+
+    width: PositiveInt = 256
+    """Components kept; RCG's ablation found 256 best (Table 7c)."""
+    whiten: bool = False
+    """Give all components the same variance."""
+
+
 class GuidanceConfig(Config):
     """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
 
@@ -280,8 +289,10 @@ class Experiment(Config):
     """Images."""
     encoder: Annotated[SerializeAsAny[EncoderConfig], component(ENCODERS)]
     """Image -> representation."""
-    normalise: Literal["per_sample", "none"] = "per_sample"
-    """Representation -> z: standardised over its own features (RCG), or as it is."""
+    projection: ProjectionConfig | None = None
+    """Representation -> fewer features, before it is normalised; none: all of them."""
+    normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
+    """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
     rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS)] = _by_default(name="rep_mlp")
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)]

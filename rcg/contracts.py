@@ -45,9 +45,17 @@ class Prediction(NamedTuple):
 
 
 class Encoder(Protocol):
-    """An image encoder; `rcg.representation.Representation` freezes it."""
+    """An image encoder; `rcg.representation.Representation` freezes it.
+
+    Attributes:
+        width: D of the representation.
+        grid: rows and columns of `tokens`, None for an encoder without patches.
+        licence: licence of its weights, empty where there is none.
+    """
 
     width: int
+    grid: tuple[int, int] | None
+    licence: str
 
     def __call__(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to representations `(B, D)`."""
@@ -56,6 +64,17 @@ class Encoder(Protocol):
     def tokens(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without patches."""
         ...
+
+
+class Listing(NamedTuple):
+    """An encoder that a person may choose; `weights` says whether its weights are here."""
+
+    name: str
+    width: int
+    side: int
+    millions: int
+    licence: str
+    weights: str
 
 
 class Autoencoder(Protocol):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -13,6 +14,7 @@ from rcg.config import TrainConfig
 from rcg.errors import UserError
 from rcg.parallel import cores
 from rcg.randomness import fold
+from rcg.vectors import Views
 
 Key = tuple[int, int]
 """(position in the data set, random draw): the draw decides which view of the sample is taken."""
@@ -71,27 +73,23 @@ class StepKeys(Sampler[list[Key]]):
 
 
 class Vectors(Dataset[dict[str, Tensor]]):
-    """Named tensors of equal length, served a batch at a time.
-
-    Entries of shape `(N, views, D)` named in `views` give one view each, chosen by the key's draw.
-    """
+    """Named tensors or views of equal length, served a batch at a time; a key's draw chooses the view."""
 
     in_memory = True
 
-    def __init__(self, tensors: dict[str, Tensor], views: str | None = None) -> None:
-        self.tensors, self.views = tensors, views
+    def __init__(self, columns: Mapping[str, Tensor | Views]) -> None:
+        self.columns = columns
 
     def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
+        return len(next(iter(self.columns.values())))
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         """Return the samples of `keys`, already collated."""
-        positions = [position for position, _ in keys]
-        batch = {name: tensor[positions] for name, tensor in self.tensors.items()}
-        if self.views:
-            views = batch[self.views]
-            batch[self.views] = views[range(len(keys)), [draw % views.shape[1] for _, draw in keys]]
-        return batch
+        positions, draws = (torch.tensor(column) for column in zip(*keys, strict=True))
+        return {
+            name: column.rows(positions, draws % column.views) if isinstance(column, Views) else column[positions]
+            for name, column in self.columns.items()
+        }
 
 
 def loader(dataset: Any, keys: Sampler[list[Key]], workers: int | None, pin: bool = False) -> DataLoader[Any]:

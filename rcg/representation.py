@@ -1,19 +1,97 @@
-"""A frozen encoder and a normaliser: image -> rep -> z."""
+"""A frozen encoder, a projection and a normaliser: image -> rep -> z."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from rcg import checkpoint
-from rcg.config import EncoderConfig, Experiment, differences
+from rcg.config import EncoderConfig, Experiment, ProjectionConfig, differences
 from rcg.contracts import Space
 from rcg.errors import UserError
+from rcg.randomness import fold
 from rcg.registry import ENCODERS
+
+
+class Transform(nn.Module):
+    """Maps raw representations `(..., D)` to z `(..., d)`: a linear projection if asked for, then a normaliser.
+
+    A projection, and a normaliser over the data set, have to be fitted first; what they learn is their state.
+    """
+
+    center: Tensor  # (D,)
+    components: Tensor  # (d, D)
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+
+    def __init__(self, normalise: str, projection: ProjectionConfig | None = None) -> None:
+        super().__init__()
+        self.normaliser, self.projection = normalise, projection
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the map depends on data."""
+        return self.projection is not None or self.normaliser == "per_dataset"
+
+    @property
+    def id(self) -> str:
+        """What the map does, and the digest of what it learnt."""
+        learnt = f"-{checkpoint.digest(self.state_dict())[:8]}" if self.needs_fit else ""
+        kind = "" if self.projection is None else "whiten" if self.projection.whiten else "pca"
+        linear = f"{kind}{self.projection.width}/" if self.projection else ""
+        return f"{linear}{self.normaliser}{learnt}"
+
+    def width(self, raw: int) -> int:
+        """Return d for representations of width D = `raw`."""
+        return self.projection.width if self.projection else raw
+
+    def fit(self, rep: Tensor) -> None:
+        """Fit to raw representations `(M, D)`.
+
+        Raises:
+            UserError: the projection is wider than the representation, or than their number allows.
+        """
+        if self.projection:
+            width, most = self.projection.width, min(rep.shape)
+            if width > most:
+                raise UserError(
+                    f"projection.width is {width}, but {len(rep)} representations of width {rep.shape[1]} have at "
+                    f"most {most} principal components"
+                )
+            pca = PCA(width, whiten=self.projection.whiten, svd_solver="covariance_eigh").fit(rep.double().numpy())
+            scale = pca.explained_variance_**-0.5 if self.projection.whiten else np.ones(width)
+            self.load({"center": torch.tensor(pca.mean_), "components": torch.tensor(pca.components_ * scale[:, None])})
+        if self.normaliser == "per_dataset":
+            projected = self._project(rep)
+            self.load({"mean": projected.mean(0), "std": projected.std(0).clamp(min=1e-6)})
+
+    def load(self, learnt: Mapping[str, Tensor]) -> None:
+        """Take over what another map of the same kind learnt."""
+        for name, value in learnt.items():
+            self.register_buffer(name, value.float())
+
+    def forward(self, rep: Tensor) -> Tensor:
+        """Map `rep` `(..., D)` to z `(..., d)`.
+
+        per_sample standardises each vector over its own features, as RCG does (unbiased deviation, no epsilon);
+        per_dataset each feature over the training set, as Diffusion Autoencoders do.
+        """
+        rep = self._project(rep)
+        if self.normaliser == "per_sample":
+            return (rep - rep.mean(-1, keepdim=True)) / rep.std(-1, keepdim=True)
+        if self.normaliser == "per_dataset":
+            return (rep - self.mean) / self.std
+        return rep
+
+    def _project(self, rep: Tensor) -> Tensor:
+        return (rep - self.center) @ self.components.T if self.projection else rep
 
 
 class Representation(nn.Module):
@@ -22,19 +100,24 @@ class Representation(nn.Module):
     Attributes:
         encoder: the frozen encoder.
         encoder_id: digest of its weights and of everything in its config that changes the output.
-        space: the space of z, `(D,)`.
+        transform: raw representation -> z.
     """
 
-    def __init__(self, encoder: nn.Module, normalise: str) -> None:
+    def __init__(self, encoder: nn.Module, transform: Transform) -> None:
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
-        self.normaliser = normalise
+        self.transform = transform
         config: EncoderConfig = encoder.config  # type: ignore[assignment]
         settings = config.model_dump_json(exclude={"weights", "train"})
         tensors = checkpoint.digest(encoder.state_dict())
         self.encoder_id = hashlib.sha256(f"{tensors}{settings}".encode()).hexdigest()[:16]
-        width: int = encoder.width  # type: ignore[assignment]
-        self.space = Space((width,), id=f"{config.name}:{self.encoder_id}/{normalise}")
+
+    @property
+    def space(self) -> Space:
+        """The space of z, `(d,)`; a transform that has to be fitted must have been."""
+        config: EncoderConfig = self.encoder.config  # type: ignore[assignment]
+        width = self.transform.width(self.encoder.width)  # type: ignore[arg-type]
+        return Space((width,), id=f"{config.name}:{self.encoder_id}/{self.transform.id}")
 
     def train(self, mode: bool = True) -> Representation:
         """Stay in evaluation mode, whatever the modules around do."""
@@ -46,15 +129,10 @@ class Representation(nn.Module):
         rep: Tensor = self.encoder(image)
         return rep.float()
 
-    def normalise(self, rep: Tensor) -> Tensor:
-        """Standardise each `rep` `(B, D)` over its own features (RCG: unbiased deviation, no epsilon), or keep it."""
-        if self.normaliser == "none":
-            return rep
-        return (rep - rep.mean(-1, keepdim=True)) / rep.std(-1, keepdim=True)
-
     def forward(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to z `(B, D)`."""
-        return self.normalise(self.encode(image))
+        """Map images `(B, 3, H, W)` in [0, 1] to z `(B, d)`."""
+        z: Tensor = self.transform(self.encode(image))
+        return z
 
 
 def build_encoder(config: EncoderConfig, image_size: int, load: bool = True) -> Any:
@@ -80,12 +158,16 @@ def restore_encoder(path: Path) -> Any:
 def open_representation(experiment: Experiment) -> Representation:
     """Load the experiment's encoder: the one trained into its run, or the one whose weights it names.
 
+    A transform that depends on data is not fitted yet.
+
     Raises:
         UserError: the encoder is not trained yet, or the trained one is not the one described.
     """
-    config = experiment.encoder
+    config, transform = experiment.encoder, Transform(experiment.normalise, experiment.projection)
     if config.weights is not None:
-        return Representation(build_encoder(config, experiment.data.image_size), experiment.normalise)
+        with torch.random.fork_rng(devices=[]):  # without weights, all stages of a run share the same random ones
+            torch.default_generator.manual_seed(fold(experiment.seed, "weights", "encoder"))
+            return Representation(build_encoder(config, experiment.data.image_size), transform)
     path = experiment.run / "encoder" / checkpoint.FILE
     if not path.is_file():
         raise UserError(
@@ -98,4 +180,4 @@ def open_representation(experiment: Experiment) -> Representation:
     changed = list(differences(old, new, "encoder"))
     if changed:
         raise UserError(f"{path} holds another encoder ({'; '.join(changed)}): train it again or choose another run=")
-    return Representation(encoder, experiment.normalise)
+    return Representation(encoder, transform)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from torch import Tensor
 
 from rcg import cache, checkpoint, parallel
 from rcg.config import Experiment, TrainConfig, differences
@@ -25,8 +26,13 @@ from rcg.tasks.encoder import EncoderTask
 from rcg.tasks.generator import Conditioned, GeneratorTask
 from rcg.tasks.rdm import RDMTask
 from rcg.train import latest_state, train
+from rcg.vectors import Views
 
 CONFIG = "config.yaml"
+REPRESENTATION = ("encoder", "projection", "normalise")
+"""The sections of an experiment that decide what z is."""
+FITTED = 200_000
+"""Most representations that a projection or a normaliser is fitted to."""
 
 
 def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None:
@@ -56,9 +62,9 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     folder = experiment.run / "rdm"
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
-    _refuse_foreign(folder, experiment, ("data", "encoder", "normalise", "rdm"), resume, overwrite)
+    _refuse_foreign(folder, experiment, ("data", *REPRESENTATION, "rdm"), resume, overwrite)
     images, _ = _images(experiment, accelerator)
-    z = _z(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
+    z = _train_z(images, representation, experiment, accelerator)
     _seed(experiment, "rdm")
     cond = _label_space(images) if config.condition == "class" else None
     model = build(config, NETWORKS.get(config.name), representation.space, cond)
@@ -73,8 +79,7 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     folder = generator_folder(experiment)
     sections: tuple[str, ...] = ("data", "generator")
     if representation:
-        sections += ("encoder", "normalise")
-        _check_rdm(experiment, representation)
+        sections += REPRESENTATION
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, sections, resume, overwrite)
@@ -84,16 +89,33 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
         cond = _label_space(images)
     views, z, held_out_z = experiment.data.kept_views, None, None
     if representation:
+        z = _train_z(images, representation, experiment, accelerator)
         cond = representation.space
-        z = _z(images, representation, views, experiment, accelerator, "train")
-        held_out_z = _z(validation, representation, 1, experiment, accelerator, "validation")
-    train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
+        _check_rdm(experiment, representation)
+        held_out = _rep(validation, representation, 1, experiment, accelerator, "validation")
+        held_out_z = held_out.map(representation.transform)
+    train_set, held_out_set = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
     _seed(experiment, "generator")
     autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
     model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
-    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts)
+    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out_set, facts)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
+
+
+def cache_representations(experiment: Experiment) -> None:
+    """Compute the representations that the trainings of an experiment read, on all processes."""
+    representation = open_representation(experiment)
+    accelerator = parallel.start()
+    images, validation = _images(experiment, accelerator)
+    z = _train_z(images, representation, experiment, accelerator)
+    _rep(validation, representation, 1, experiment, accelerator, "validation")
+    if accelerator.is_main_process:
+        print(
+            f"{experiment.run / 'cache'}: {len(z)} training images x {z.views} views and {len(validation)} held-out "
+            f"ones, {representation.space.shape[0]} features each. Next: tools/train_rdm.py",
+            flush=True,
+        )
 
 
 def generator_folder(experiment: Experiment) -> Path:
@@ -130,17 +152,39 @@ def _seed(experiment: Experiment, part: str) -> None:
     torch.manual_seed(fold(experiment.seed, "weights", part))
 
 
-def _z(
+def _rep(
     images: Images,
     representation: Representation,
     views: int,
     experiment: Experiment,
     accelerator: Accelerator,
     what: str,
-) -> Tensor:
-    folder = experiment.run / "cache"
-    rep = cache.representations(images, representation, views, folder, accelerator, what)
-    return representation.normalise(rep)
+) -> Views:
+    return cache.representations(images, representation, views, experiment.run / "cache", accelerator, what)
+
+
+def _train_z(images: Images, representation: Representation, experiment: Experiment, accelerator: Accelerator) -> Views:
+    """Return z of the training images in all kept views; a transform that depends on data is fitted to them first."""
+    rep = _rep(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
+    if representation.transform.needs_fit:
+        _fit(representation, rep, images, experiment, accelerator)
+    return rep.map(representation.transform)
+
+
+def _fit(
+    representation: Representation, rep: Views, images: Images, experiment: Experiment, accelerator: Accelerator
+) -> None:
+    """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""
+    settings = experiment.model_dump(mode="json", include={"projection", "normalise"})
+    facts = {"encoder": representation.encoder_id, "images": images.fingerprint, "views": rep.views, **settings}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    path = experiment.run / "representation" / f"transform-{name}.safetensors"
+    if accelerator.is_main_process and not path.is_file():
+        order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:FITTED]
+        representation.transform.fit(rep.rows(order, order % rep.views))
+        checkpoint.save_tensors(path, representation.transform.state_dict(), facts)
+    accelerator.wait_for_everyone()
+    representation.transform.load(checkpoint.load(path).tensors)
 
 
 def _label_space(images: Images) -> Space:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,32 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> N
         if keys:
             complaints.append(f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}")
     if complaints:
-        raise UserError(f"{path} does not fit {type(module).__name__}: it {'; it '.join(complaints)}")
+        looks = describe(tensors)
+        raise UserError(
+            f"{path} does not fit {type(module).__name__}: it {'; it '.join(complaints)}"
+            + (f"; it looks like {looks}" if looks else "")
+        )
     module.load_state_dict({**{key: expected[key] for key in counters}, **tensors})
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Name the architecture that a state dict looks like, empty when it is none of those known here."""
+    patches = _one(tensors, r"patch_embed\.proj\.weight$")
+    if patches is not None and patches.ndim == 4:
+        blocks = {m[1] for key in tensors if (m := re.search(r"(?:^|\.)blocks\.(\d+)\.", key))}
+        width, _, _, patch = patches.shape
+        kind = "a BEiT" if _one(tensors, r"relative_position_bias_table$") is not None else "a ViT"
+        return f"{kind} of width {width} with {len(blocks)} blocks and patches of {patch} px"
+    stem = _one(tensors, r"(?:^|\.)conv1\.weight$")
+    stages = [{m[1] for key in tensors if (m := re.search(rf"(?:^|\.)layer{n}\.(\d+)\.", key))} for n in range(1, 5)]
+    if stem is not None and all(stages):
+        counts = tuple(len(stage) for stage in stages)
+        bottleneck = _one(tensors, r"layer1\.0\.conv3\.weight$") is not None
+        known = {(3, 4, 6, 3): "50" if bottleneck else "34", (2, 2, 2, 2): "18", (3, 4, 23, 3): "101"}
+        name = f"a ResNet-{known[counts]}" if counts in known else f"a ResNet of {counts} blocks"
+        return f"{name} of width {stem.shape[0]}"
+    return ""
+
+
+def _one(tensors: Mapping[str, Tensor], pattern: str) -> Tensor | None:
+    return next((value for key, value in tensors.items() if re.search(pattern, key)), None)

@@ -25,11 +25,11 @@ def _factor(x: Tensor) -> Tensor:
     return torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R
 
 
-def halves(vectors: Tensor, limit: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split `vectors` `(N, D)` at random into two disjoint sets of equal size, at most `limit` each.
+def halves(count: int, limit: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw two disjoint sets of positions below `count`, equally many, at most `limit` each, int64.
 
-    Their Frechet distance is the floor that a perfect generator of these vectors would reach on average.
+    The Frechet distance of the vectors there is the floor that a perfect generator would reach on average.
     """
-    size = min(len(vectors) // 2, limit)
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
-    return vectors[order[:size]], vectors[order[size : 2 * size]]
+    size = min(count // 2, limit)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[:size], order[size : 2 * size]

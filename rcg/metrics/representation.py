@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +16,19 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine")
     classifier.fit(train.numpy(), train_labels.numpy())
     return float(classifier.score(test.numpy(), test_labels.numpy()))
+
+
+def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
+    """Return the share of `test` `(M, D)` that a logistic regression on standardised `train` `(N, D)` gets right."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+    probe.fit(train.numpy(), train_labels.numpy())
+    return float(probe.score(test.numpy(), test_labels.numpy()))
+
+
+def nearest(queries: Tensor, among: Tensor, k: int) -> Tensor:
+    """Return the positions `(M, k)` of the `k` vectors of `among` `(N, D)` nearest to each of `queries` by cosine."""
+    similarity = F.normalize(queries) @ F.normalize(among).T
+    return similarity.topk(min(k, len(among))).indices
 
 
 def alignment(a: Tensor, b: Tensor) -> float:
@@ -28,8 +44,12 @@ def uniformity(x: Tensor) -> float:
     return float(torch.pdist(F.normalize(x)).square().mul(-2).exp().mean().log())
 
 
+def spectrum(x: Tensor) -> Tensor:
+    """Return the singular values `(min(N, D),)` of centred `x` `(N, D)`, largest first, as shares of their sum."""
+    values = torch.linalg.svdvals((x - x.mean(0)).double())
+    return values / values.sum()
+
+
 def effective_rank(x: Tensor) -> float:
     """Return exp of the entropy of the normalised singular values of centred `x` `(N, D)` (Roy and Vetterli, 2007)."""
-    values = torch.linalg.svdvals((x - x.mean(0)).double())
-    shares = values / values.sum()
-    return float(torch.special.entr(shares).sum().exp())
+    return float(torch.special.entr(spectrum(x)).sum().exp())

@@ -17,6 +17,7 @@ from rcg.loader import Key
 from rcg.model import GenerativeModel
 from rcg.randomness import Streams
 from rcg.tasks.rdm import model_part
+from rcg.vectors import Views
 
 SHOWN = 32
 
@@ -27,10 +28,10 @@ class Conditioned(Dataset[dict[str, Tensor]]):
     Args:
         images: N images.
         views: how many views were encoded.
-        z: representations `(N, views, D)` of exactly these views, or None.
+        z: representations `(N, V, D)` of exactly these views, or None.
     """
 
-    def __init__(self, images: Images, views: int, z: Tensor | None) -> None:
+    def __init__(self, images: Images, views: int, z: Views | None) -> None:
         self.images, self.views, self.z = images, views, z
         self.in_memory = images.in_memory
 
@@ -43,7 +44,7 @@ class Conditioned(Dataset[dict[str, Tensor]]):
         view = draw % self.views
         item = self.images[(position, view)]
         return {"image": item["image"], "label": item["label"]} | (
-            {} if self.z is None else {"z": self.z[position, view]}
+            {} if self.z is None else {"z": self.z.rows([position], [view])[0]}
         )
 
 

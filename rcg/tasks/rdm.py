@@ -14,6 +14,7 @@ from rcg.loader import Vectors
 from rcg.metrics.frechet import frechet_distance, halves
 from rcg.model import GenerativeModel
 from rcg.randomness import Streams
+from rcg.vectors import Views
 
 JUDGED = 5000
 """Most representations that an evaluation generates."""
@@ -24,19 +25,18 @@ class RDMTask:
 
     Args:
         model: the RDM.
-        z: normalised representations `(N, views, D)`.
+        z: normalised representations `(N, V, D)`.
         labels: `(N,)`, when the images have them.
         facts: what the checkpoint says about its neighbours.
     """
 
-    def __init__(self, model: GenerativeModel, z: Tensor, labels: Tensor | None, facts: dict[str, Any]) -> None:
+    def __init__(self, model: GenerativeModel, z: Views, labels: Tensor | None, facts: dict[str, Any]) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
         self.facts, self.labels = facts, labels
         self.conditional = model.cond is not None
-        self.data = Vectors({"z": z} | ({} if labels is None else {"label": labels}), views="z")
-        images = torch.arange(len(z))
-        one_view = z[images, images % z.shape[1]]  # as many of each view as the RDM sees; an image is in one half only
-        self.real, self.reference = halves(one_view, JUDGED)
+        self.data = Vectors({"z": z} | ({} if labels is None else {"label": labels}))
+        # As many of each view as the RDM sees; an image is in one half only.
+        self.real, self.reference = (z.rows(half, half % z.views) for half in halves(len(z), JUDGED))
         self.floor = frechet_distance(self.real, self.reference)
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

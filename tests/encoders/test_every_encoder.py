@@ -4,10 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rcg.errors import UserError
 from rcg.registry import ENCODERS
-from rcg.representation import Representation
+from rcg.representation import Representation, Transform
 
+TINY_VIT = {"width": 16, "depth": 1, "heads": 2, "patch": 8, "input_size": 32, "weights": "none"}
 SMALL = {
+    **dict.fromkeys(["data2vec", "deit", "dino", "ibot", "msn"], TINY_VIT),
+    **{name: {"input_size": 32, "weights": "none"} for name in ("swav", "vicreg")},
     "moco_v3": {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6},
     "timm_model": {"model": "resnet10t", "weights": "none", "input_size": 32},
 }
@@ -26,7 +30,7 @@ def test_its_config_is_frozen_and_carries_the_name_of_its_file(encoder):
 
 
 def test_it_maps_images_of_any_size_to_vectors_that_do_not_depend_on_the_batch(encoder):
-    representation = Representation(encoder, "per_sample")
+    representation = Representation(encoder, Transform("per_sample"))
     images = torch.rand(3, 3, 24, 24)
     z = representation(images)
     assert z.shape == (3, *representation.space.shape)
@@ -36,14 +40,23 @@ def test_it_maps_images_of_any_size_to_vectors_that_do_not_depend_on_the_batch(e
     torch.testing.assert_close(z.std(1), torch.ones(3))
 
 
+def test_its_patch_features_lie_on_its_grid(encoder):
+    if encoder.grid is None:
+        with pytest.raises(UserError, match="no features on a grid"):
+            encoder.tokens(torch.rand(2, 3, 24, 24))
+    else:
+        rows, columns = encoder.grid
+        assert encoder.eval().tokens(torch.rand(2, 3, 24, 24)).shape[:2] == (2, rows * columns)
+
+
 def test_it_stays_frozen_inside_a_training_module(encoder):
-    representation = Representation(encoder, "none").train()
+    representation = Representation(encoder, Transform("none")).train()
     assert not any(module.training for module in representation.modules())
 
 
 def test_its_identity_follows_weights_and_settings(encoder):
-    first = Representation(encoder, "none").encoder_id
-    assert Representation(encoder, "per_sample").encoder_id == first
+    first = Representation(encoder, Transform("none")).encoder_id
+    assert Representation(encoder, Transform("per_sample")).encoder_id == first
     with torch.no_grad():
         next(iter(encoder.parameters())).add_(1)
-    assert Representation(encoder, "none").encoder_id != first
+    assert Representation(encoder, Transform("none")).encoder_id != first

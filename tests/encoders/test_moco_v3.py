@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
 from rcg.errors import UserError
-from rcg.representation import Representation
+from rcg.representation import Representation, Transform
 from tests.parity import DATA, recorded, state
 
 TINY = {"arch": "vit_small", "width": 32, "depth": 2, "heads": 4, "patch": 14, "input_size": 56}
@@ -34,10 +34,10 @@ def test_class_token_projector_and_representation_equal_the_published_ones(tmp_p
     _, tensors = recorded("moco_vit_tiny")
     path, image = published(tmp_path), tensors["in/image01"]
     close = {"atol": 1e-5, "rtol": 1e-5}
-    projected = Representation(tiny(path), "per_sample")
+    projected = Representation(tiny(path), Transform("per_sample"))
     torch.testing.assert_close(projected.encode(image), tensors["out/proj"], **close)
     torch.testing.assert_close(projected(image), tensors["out/rep"], **close)
-    backbone = Representation(tiny(path, "backbone"), "per_sample")
+    backbone = Representation(tiny(path, "backbone"), Transform("per_sample"))
     torch.testing.assert_close(backbone.encode(image), tensors["out/cls_feature"], **close)
     torch.testing.assert_close(backbone(image), tensors["out/rep_noproj"], **close)
 

@@ -7,6 +7,7 @@ from rcg.contracts import Space
 from rcg.model import build
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.tasks.rdm import RDMTask
+from rcg.vectors import Views
 
 
 def task(cond=None, labels=None):
@@ -15,7 +16,7 @@ def task(cond=None, labels=None):
     )
     model = build(config, RepMLP, Space((5,)), cond)
     z = torch.randn(400, 2, 5, generator=torch.Generator().manual_seed(0)) + 2
-    return RDMTask(model, z, labels, {})
+    return RDMTask(model, Views([z]), labels, {})
 
 
 def test_rep_fd_is_the_floor_for_a_model_that_draws_real_representations(monkeypatch):
@@ -48,5 +49,5 @@ def test_a_class_conditional_rdm_is_judged_with_the_labels_of_the_data():
 def test_batches_take_one_of_the_views():
     t = task()
     batch = t.data.__getitems__([(3, 0), (3, 1), (4, 2)])
-    expected = t.data.tensors["z"][[3, 3, 4], [0, 1, 0]]
+    expected = t.data.columns["z"].rows([3, 3, 4], [0, 1, 0])
     assert torch.equal(batch["z"], expected)

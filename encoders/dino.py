@@ -1,0 +1,24 @@
+"""DINO: a ViT trained by self-distillation (Caron et al., ICCV 2021), from the files of its authors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from encoders._published import StudentTeacher, StudentTeacherConfig
+from rcg.registry import ENCODERS
+
+
+class DINOConfig(StudentTeacherConfig):
+    """DINO."""
+
+    name: str = "dino"
+    arch: Literal["vit_small", "vit_base"] = "vit_base"
+    """Size of the trunk."""
+
+
+@ENCODERS.register
+class DINO(StudentTeacher):
+    """The teacher of a DINO checkpoint."""
+
+    Config = DINOConfig
+    licence = "apache-2.0"

@@ -1,0 +1,24 @@
+"""iBOT: self-distillation with masked patches (Zhou et al., ICLR 2022), from the files of its authors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from encoders._published import StudentTeacher, StudentTeacherConfig
+from rcg.registry import ENCODERS
+
+
+class IBOTConfig(StudentTeacherConfig):
+    """iBOT."""
+
+    name: str = "ibot"
+    arch: Literal["vit_small", "vit_base", "vit_large"] = "vit_base"
+    """Size of the trunk."""
+
+
+@ENCODERS.register
+class IBOT(StudentTeacher):
+    """The teacher of an iBOT checkpoint."""
+
+    Config = IBOTConfig
+    licence = "apache-2.0"

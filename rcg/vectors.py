@@ -1,0 +1,44 @@
+"""Vectors of a data set, several views of each image, read from where they lie: mapped files or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Views:
+    """`(N, V, D)` vectors of N images in V views, kept in shards and transformed as they are read.
+
+    Shards that come from files stay in the files: only the rows asked for are read.
+    """
+
+    def __init__(self, shards: Sequence[Tensor], transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Serve `shards` `(n, V, D)`, all but the last of equal length, through `transform` `(..., D) -> (..., D')`."""
+        self._shards, self._transform = list(shards), transform
+        self._length = len(self._shards[0])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._length * (len(self._shards) - 1) + len(self._shards[-1])
+
+    @property
+    def views(self) -> int:
+        """V, the number of views of each image."""
+        return self._shards[0].shape[1]
+
+    def rows(self, positions: Sequence[int] | Tensor, views: Sequence[int] | Tensor) -> Tensor:
+        """Return view `views[i]` of image `positions[i]` for each i, `(B, D')`."""
+        positions, views = torch.as_tensor(positions), torch.as_tensor(views)
+        found = self._shards[0].new_empty(len(positions), self._shards[0].shape[2])
+        shards = positions // self._length
+        for shard in shards.unique().tolist():
+            here = shards == shard
+            found[here] = self._shards[shard][positions[here] % self._length, views[here]]
+        return found if self._transform is None else self._transform(found)
+
+    def map(self, transform: Callable[[Tensor], Tensor]) -> Views:
+        """Return the same vectors with `transform` applied after those before."""
+        before = self._transform
+        return Views(self._shards, transform if before is None else lambda rows: transform(before(rows)))

@@ -1,0 +1,26 @@
+"""Compute the representations of a data set once, on all processes; the trainings then read them from RUN/cache.
+
+accelerate launch tools/cache.py configs/cifar10.yaml [section.key=value ...]
+
+A killed run goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+
+from rcg import cli, config, stages
+
+
+def main() -> None:
+    """Parse the command line and encode."""
+    parser = cli.parser_for(__doc__ or "", epilog=config.describe)
+    cli.add_experiment(parser)
+    cli.main(parser, cache)
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """Fill the cache of an experiment."""
+    stages.cache_representations(config.load(arguments.config, arguments.overrides))
+
+
+if __name__ == "__main__":
+    main()
