@@ -62,8 +62,11 @@ class ComponentConfig(Config):
     """Which one."""
 
 
-def component(registry: Registry) -> BeforeValidator:
-    """Validate a section with the `Config` of the component that it names, or of the registry's first choice."""
+def component(registry: Registry, **defaults: Any) -> BeforeValidator:
+    """Validate a section with the `Config` of the component that it names, or of the registry's first choice.
+
+    `defaults` fill in what a section leaves out, as long as it names no other component than they do.
+    """
 
     def choose(value: Any) -> Any:
         if isinstance(value, Config):
@@ -71,6 +74,8 @@ def component(registry: Registry) -> BeforeValidator:
         section = {"name": value} if isinstance(value, str) else value
         if not isinstance(section, dict):
             raise PydanticCustomError("section", "expected a name or a section with keys")
+        if section.get("name", defaults.get("name")) == defaults.get("name"):
+            section = {**defaults, **section}
         name = section.get("name", registry.default)
         if not isinstance(name, str):
             raise PydanticCustomError("name", "needs a name; known: {known}", {"known": ", ".join(registry.names())})
@@ -83,9 +88,9 @@ def component(registry: Registry) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def _by_default(**section: Any) -> Any:
-    """Give a component's section where the YAML gives none; it is validated like a written one."""
-    return Field(default=section)
+def _unsaid() -> Any:
+    """An empty section: the defaults of its `component` fill it in."""
+    return Field(default={})
 
 
 class TrainConfig(Config):
@@ -236,9 +241,9 @@ class ModelConfig(ComponentConfig):
     """What the model is told."""
     condition_dropout: Fraction = 0.1
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES)] = _by_default(name="gaussian")
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(name="ddim")
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, name="ddim")] = _unsaid()
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -261,11 +266,11 @@ class RDMConfig(ModelConfig):
     """The representation diffusion model; x0 prediction on the sqrt-linear schedule by default, as published."""
 
     condition: Literal["none", "class"] = "none"
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES)] = _by_default(
-        name="gaussian", schedule="sqrt_linear", predict="x0"
-    )
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS)] = _by_default(
-        name="ddim", steps=250, eta=1.0
+    process: Annotated[
+        SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
+    ] = _unsaid()
+    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = (
+        _unsaid()
     )
     train: RDMTrain = RDMTrain()
 
@@ -274,7 +279,7 @@ class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
-    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS)] = _by_default(name="pixels")
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = _unsaid()
     """The space in which the generator works."""
 
 
@@ -293,7 +298,7 @@ class Experiment(Config):
     """Representation -> fewer features, before it is normalised; none: all of them."""
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
-    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS)] = _by_default(name="rep_mlp")
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = _unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)]
     """z -> image."""

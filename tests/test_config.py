@@ -37,7 +37,10 @@ def test_the_paper_is_the_default(tmp_path):
 def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
     experiment = config.load(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=v"])
     assert (experiment.rdm.train.steps, experiment.rdm.train.lr) == (7, 5.12e-4)
-    assert experiment.rdm.process.predict == "v"
+    assert (experiment.rdm.process.predict, experiment.rdm.process.schedule) == ("v", "sqrt_linear")
+    digits = ROOT / "configs" / "digits.yaml"  # says nothing of the RDM's sampler
+    assert config.load(digits, ["rdm.sampler.steps=60"]).rdm.sampler.eta == 1
+    assert config.load(digits, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
 
 
 def test_values_are_frozen(tmp_path):
