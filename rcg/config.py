@@ -146,6 +146,8 @@ class DataConfig(ComponentConfig):
     """Mirror every second view."""
     shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Largest random translation of every view but the first, as a share of the side: it multiplies small data sets."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest random rotation of every view but the first, in degrees; like `shift` it multiplies small data sets."""
     views: PositiveInt | None = None
     """Views of one image whose representations are kept; none: 1, times 2 with `flip`, times 4 with random cuts."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -160,7 +162,8 @@ class DataConfig(ComponentConfig):
     @property
     def kept_views(self) -> int:
         """Number of views of one image whose representations are computed once and kept."""
-        return self.views or (2 if self.flip else 1) * (4 if self.crop == "random" or self.shift else 1)
+        moved = self.crop == "random" or self.shift or self.rotate
+        return self.views or (2 if self.flip else 1) * (4 if moved else 1)
 
 
 class AugmentConfig(Config):

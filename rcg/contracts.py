@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -99,24 +98,36 @@ class Noise(Protocol):
         ...
 
 
+class Level(NamedTuple):
+    """One stop on a walk from noise to data, where x = alpha x_0 + sigma eps; clean data is (alpha, sigma) = (1, 0)."""
+
+    t: float
+    """The time that the network is told."""
+    alpha: float
+    sigma: float
+
+
 class Process(Protocol):
-    """How data is corrupted in training, and what is asked of the network."""
+    """How data is corrupted in training, and what is asked of the network.
+
+    Attributes:
+        heads: network outputs per data element.
+        horizon: the largest time that the network is told.
+    """
 
     heads: int
+    horizon: float
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return named scalar losses for data `x` `(B, *S)`; their sum is minimised."""
         ...
 
+    def levels(self, steps: int, spacing: str) -> list[Level]:
+        """Return `steps` levels, noisiest first, and the one at which the walk ends."""
+        ...
 
-class DiscreteProcess(Process, Protocol):
-    """A process with a finite list of noise levels, of which samplers visit some."""
-
-    steps: int
-    alpha_bar: np.ndarray
-
-    def predict(self, net: Net, x: Tensor, t: int, cond: Tensor | None) -> Prediction:
-        """Evaluate the network at `x` `(B, *S)` and level `t`, and express it as clean data and noise."""
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
+        """Evaluate the network at `x` `(B, *S)` and a level, and express it as clean data and noise."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypedDict
@@ -106,8 +107,8 @@ class Images(Dataset[Sample]):
         cut = view // 2 if self.config.flip else view
         generator = torch.Generator().manual_seed(fold(int(self.indices[position]), cut))
         image = self._crop(image, generator)
-        if self.config.shift and cut:
-            image = self._shift(image, generator)
+        if cut and (self.config.shift or self.config.rotate):
+            image = self._move(image, generator)
         mirrored = self.config.flip and view % 2 == 1
         return image.flip(-1) if mirrored else image
 
@@ -138,7 +139,7 @@ class Images(Dataset[Sample]):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the source, the chosen images, and how they are cut."""
         config = self.config
-        facts = (self.source.fingerprint, config.image_size, config.crop, config.flip, config.shift)
+        facts = (self.source.fingerprint, config.image_size, config.crop, config.flip, config.shift, config.rotate)
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=8)
         digest.update(self.indices.numpy().data)
         return digest.hexdigest()
@@ -152,12 +153,19 @@ class Images(Dataset[Sample]):
             left = int(torch.randint(spare_x + 1, (), generator=generator))
         return image[:, top : top + size, left : left + size]
 
-    def _shift(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Move the image by a random part of its side, border pixels repeated."""
+    def _move(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift the image by a random part of its side and turn it by a random angle, border pixels repeated."""
+        shift_x, shift_y, turn = (torch.rand(3, generator=generator) * 2 - 1).tolist()
+        angle = math.radians(self.config.rotate) * turn
         # The coordinates of `affine_grid` run from -1 to 1, so that a share of the side is twice as much there.
-        offset = (torch.rand(2, 1, generator=generator) * 2 - 1) * 2 * self.config.shift
-        theta = torch.cat([torch.eye(2), offset], dim=1)[None]
-        where = nn.functional.affine_grid(theta, [1, *image.shape], align_corners=False)
+        reach = 2 * self.config.shift
+        theta = torch.tensor(
+            [
+                [math.cos(angle), -math.sin(angle), reach * shift_x],
+                [math.sin(angle), math.cos(angle), reach * shift_y],
+            ]
+        )
+        where = nn.functional.affine_grid(theta[None], [1, *image.shape], align_corners=False)
         return nn.functional.grid_sample(
             image[None], where, mode="bicubic", padding_mode="border", align_corners=False
         ).clamp(0, 1)[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rcg.config import GuidanceConfig, ModelConfig
 from rcg.contracts import Net, Noise, Space
 from rcg.errors import UserError
+from rcg.randomness import Scaled
 from rcg.registry import PROCESSES, SAMPLERS
 
 
@@ -55,7 +56,9 @@ class GenerativeModel(nn.Module):
         net: Net = self.network
         guidance = guidance or self.config.guidance
         if guidance.scale != 1 and cond is not None:
-            net = Guided(self.network, self.null_like(cond), guidance, self.process.steps)
+            net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon)
+        if sampler_config.temperature != 1:
+            noise = Scaled(noise, sampler_config.temperature)
         return sampler(self.process, net, self.data, cond, noise)
 
     def _drop(self, cond: Tensor | None) -> Tensor | None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcg.contracts import Noise
+
 
 def fold(*keys: int | str) -> int:
     """Mix integers and words into one well-spread 63-bit seed."""
@@ -30,3 +32,14 @@ class Streams:
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` standard normal draws."""
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators]).to(self.device)
+
+
+class Scaled:
+    """A noise source whose draws are those of another, times a factor."""
+
+    def __init__(self, noise: Noise, factor: float) -> None:
+        self.noise, self.factor = noise, factor
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` normal draws of standard deviation `factor`."""
+        return self.factor * self.noise.normal(shape)

@@ -6,19 +6,20 @@ x_t = alpha_t x_0 + sigma_t eps,   alpha_t^2 = prod_{s <= t} (1 - beta_s),   sig
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
 
-from rcg.config import ComponentConfig
-from rcg.contracts import Net, Prediction
+from rcg.contracts import Level
+from rcg.errors import UserError
+from rcg.processes._affine import AffineConfig, AffineProcess, Draws
 from rcg.registry import PROCESSES
 
 
-class GaussianConfig(ComponentConfig):
+class GaussianConfig(AffineConfig):
     """A Gaussian process: its schedule and what the network predicts."""
 
     name: str = "gaussian"
@@ -28,13 +29,16 @@ class GaussianConfig(ComponentConfig):
     """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
     steps: Annotated[PositiveInt, Field(gt=1)] = 1000
     """Number T of noise levels."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last level is pure noise (Lin et al., 2024, Algorithm 1)."""
 
-
-class Draws(NamedTuple):
-    """The random part of one training step."""
-
-    t: Tensor  # (B,) integer times
-    noise: Tensor  # (B, *S)
+    @model_validator(mode="after")
+    def _no_noise_from_noise(self) -> GaussianConfig:
+        if self.zero_terminal_snr and self.predict == "eps":
+            raise ValueError(
+                "zero_terminal_snr needs predict x0 or v: noise says nothing about data at a level of noise"
+            )
+        return self
 
 
 def betas(schedule: str, steps: int) -> np.ndarray:
@@ -56,25 +60,30 @@ def betas(schedule: str, steps: int) -> np.ndarray:
     raise ValueError(f"unknown schedule {schedule!r}")
 
 
+def zero_terminal_snr(alpha_bar: np.ndarray) -> np.ndarray:
+    """Shift and scale the amplitudes of `alpha_bar` `(T,)` so that the last is zero and the first stays."""
+    alpha = np.sqrt(alpha_bar)
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+
+
 @PROCESSES.register
-class Gaussian(nn.Module):
+class Gaussian(AffineProcess):
     """Corrupts data with Gaussian noise; its tables move with the module but are not part of its state.
 
     Attributes:
         alpha_bar: float64 `(T,)`, squared signal amplitude of each level.
-        heads: network outputs per data element.
     """
 
     Config = GaussianConfig
-    heads = 1
     alpha: Tensor
     sigma: Tensor
 
     def __init__(self, config: GaussianConfig) -> None:
-        super().__init__()
-        self.parameterisation = config.predict
-        self.steps = config.steps
+        super().__init__(config.predict, config.loss)
+        self.steps, self.horizon = config.steps, config.steps
         self.alpha_bar = np.cumprod(1 - betas(config.schedule, config.steps))
+        if config.zero_terminal_snr:
+            self.alpha_bar = zero_terminal_snr(self.alpha_bar)
         self.register_buffer("alpha", torch.tensor(np.sqrt(self.alpha_bar)).float(), persistent=False)
         self.register_buffer("sigma", torch.tensor(np.sqrt(1 - self.alpha_bar)).float(), persistent=False)
 
@@ -83,35 +92,28 @@ class Gaussian(nn.Module):
         t = torch.randint(self.steps, (len(x),), device=x.device)
         return Draws(t, torch.randn_like(x))
 
-    def corrupt(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t `(B, *S)` of data `x` at times `t` `(B,)`."""
-        return _like(self.alpha[t], x) * x + _like(self.sigma[t], x) * noise
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma `(B,)` at integer times `t` `(B,)`."""
+        return self.alpha[t], self.sigma[t]
 
-    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Mean squared error of what the network predicts, at a random time."""
-        t, noise = self.draw(x)
-        output = net(self.corrupt(x, t, noise), t, cond)[:, 0].float()
-        return {"mse": (output - self._target(x, t, noise)).square().mean()}
+    def levels(self, steps: int, spacing: str) -> list[Level]:
+        """Return `steps` distinct levels, noisiest first, and clean data (`rcg`: level 0).
 
-    def predict(self, net: Net, x: Tensor, t: int, cond: Tensor | None) -> Prediction:
-        """Evaluate the network on `x` `(B, *S)` at level `t` and solve for clean data and noise."""
-        times = torch.full((len(x),), t, device=x.device)
-        output = net(x, times, cond)[:, 0].to(x.dtype)
-        alpha, sigma = math.sqrt(self.alpha_bar[t]), math.sqrt(1 - self.alpha_bar[t])
-        if self.parameterisation == "eps":
-            return Prediction((x - sigma * output) / alpha, output)
-        if self.parameterisation == "x0":
-            return Prediction(output, (x - alpha * output) / sigma)
-        return Prediction(alpha * x - sigma * output, sigma * x + alpha * output)
+        Raises:
+            UserError: more steps than levels.
+        """
+        if steps > self.steps:
+            raise UserError(
+                f"sampler.steps is {steps}, but the process has {self.steps} noise levels: give at most that many"
+            )
+        if spacing == "trailing":
+            return [*(self._level(self.steps - 1 - i * self.steps // steps) for i in range(steps)), CLEAN]
+        shift = 1 if spacing == "rcg" and steps < self.steps else 0
+        visited = [self._level(i * (self.steps // steps) + shift) for i in reversed(range(steps))]
+        return [*visited, self._level(0) if spacing == "rcg" else CLEAN]
 
-    def _target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        if self.parameterisation == "eps":
-            return noise
-        if self.parameterisation == "x0":
-            return x
-        return _like(self.alpha[t], x) * noise - _like(self.sigma[t], x) * x
+    def _level(self, t: int) -> Level:
+        return Level(t, math.sqrt(self.alpha_bar[t]), math.sqrt(1 - self.alpha_bar[t]))
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """Shape `(B,)` values so that they broadcast against `x` `(B, *S)`."""
-    return values.view(-1, *[1] * (x.ndim - 1))
+CLEAN = Level(0, 1.0, 0.0)

@@ -1,15 +1,15 @@
-"""Which of the T noise levels a sampler visits."""
+"""What walks share: how many levels they visit and which, and the variance between two levels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from rcg.config import ComponentConfig
-from rcg.contracts import DiscreteProcess
-from rcg.errors import UserError
+from rcg.contracts import Level, Net, Prediction, Process
 
 
 class GridConfig(ComponentConfig):
@@ -22,23 +22,26 @@ class GridConfig(ComponentConfig):
     published RDM's (leading, shifted by one, ending at level 0 instead of at clean data)."""
     clip: bool = False
     """Keep every estimate of clean data in [-1, 1]; for pixels, never for representations."""
+    temperature: PositiveFloat = 1.0
+    """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
 
 
-def levels(process: DiscreteProcess, config: GridConfig) -> list[int]:
-    """Return `config.steps` distinct levels, noisiest first; raises `UserError` for more steps than levels."""
-    total, steps = process.steps, config.steps
-    if steps > total:
-        raise UserError(f"sampler.steps is {steps}, but the process has {total} noise levels: give at most that many")
-    if config.spacing == "trailing":
-        return [total - 1 - i * total // steps for i in range(steps)]
-    shift = 1 if config.spacing == "rcg" and steps < total else 0
-    return [i * (total // steps) + shift for i in reversed(range(steps))]
+def predict(process: Process, net: Net, x: Tensor, level: Level, cond: Tensor | None, config: GridConfig) -> Prediction:
+    """Ask the network at `x` `(B, *S)` and `level`, clean data clipped if so configured."""
+    x0, eps = process.predict(net, x, level, cond)
+    if config.clip:
+        x0 = x0.clamp(-1, 1)
+        eps = (x - level.alpha * x0) / level.sigma
+    return Prediction(x0, eps)
 
 
-def transitions(process: DiscreteProcess, config: GridConfig) -> Iterator[tuple[int, float, float]]:
-    """Yield `(t, alpha_bar_t, alpha_bar_s)` for each step from level t to the next cleaner level s."""
-    visited = levels(process, config)
-    last = float(process.alpha_bar[0]) if config.spacing == "rcg" else 1.0
-    after = [float(process.alpha_bar[s]) for s in visited[1:]] + [last]
-    for t, alpha_bar_s in zip(visited, after, strict=True):
-        yield t, float(process.alpha_bar[t]), alpha_bar_s
+def fresh(start: Level, end: Level) -> float:
+    """Return sigma^2_{t|s} = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: the noise that entered between two levels."""
+    return start.sigma**2 - (start.alpha / end.alpha) ** 2 * end.sigma**2
+
+
+def half_log_snr(level: Level) -> float:
+    """Return lambda = log(alpha / sigma), infinite at clean data and minus infinite at pure noise."""
+    if level.sigma == 0:
+        return math.inf
+    return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf

@@ -1,16 +1,17 @@
-"""DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1."""
+"""DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1; on a flow, eta 0 is Euler's method."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from rcg.contracts import DiscreteProcess, Net, Noise, Space
+from rcg.contracts import Net, Noise, Process, Space
 from rcg.registry import SAMPLERS
-from rcg.samplers._grid import GridConfig, transitions
+from rcg.samplers._grid import GridConfig, fresh, predict
 
 
 class DDIMConfig(GridConfig):
@@ -30,16 +31,13 @@ class DDIM:
     def __init__(self, config: DDIMConfig) -> None:
         self.config = config
 
-    def __call__(self, process: DiscreteProcess, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
+    def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for t, a_t, a_s in transitions(process, self.config):
-            x0, eps = process.predict(net, x, t, cond)
-            if self.config.clip:
-                x0 = x0.clamp(-1, 1)
-                eps = (x - math.sqrt(a_t) * x0) / math.sqrt(1 - a_t)
-            std = self.config.eta * math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
-            x = math.sqrt(a_s) * x0 + math.sqrt(max(1 - a_s - std**2, 0.0)) * eps
+        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
+            x0, eps = predict(process, net, x, now, cond, self.config)
+            std = self.config.eta * then.sigma / now.sigma * math.sqrt(max(fresh(now, then), 0.0))
+            x = then.alpha * x0 + math.sqrt(max(then.sigma**2 - std**2, 0.0)) * eps
             if std > 0:
                 x = x + std * noise.normal(space.shape)
         return x

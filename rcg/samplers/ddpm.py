@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
 
-from rcg.contracts import DiscreteProcess, Net, Noise, Space
+from rcg.contracts import Net, Noise, Process, Space
 from rcg.registry import SAMPLERS
-from rcg.samplers._grid import GridConfig, transitions
+from rcg.samplers._grid import GridConfig, fresh, predict
 
 
 class DDPMConfig(GridConfig):
@@ -29,15 +30,13 @@ class DDPM:
     def __init__(self, config: DDPMConfig) -> None:
         self.config = config
 
-    def __call__(self, process: DiscreteProcess, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
+    def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for t, a_t, a_s in transitions(process, self.config):
-            x0 = process.predict(net, x, t, cond).x0
-            if self.config.clip:
-                x0 = x0.clamp(-1, 1)
-            beta = 1 - a_t / a_s
-            mean = (math.sqrt(a_s) * beta * x0 + math.sqrt(1 - beta) * (1 - a_s) * x) / (1 - a_t)
-            variance = beta * (1 - a_s) / (1 - a_t) if self.config.variance == "small" else beta
-            x = mean + math.sqrt(variance) * noise.normal(space.shape) if a_s < 1 else mean
+        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
+            x0 = predict(process, net, x, now, cond, self.config).x0
+            beta, kept = fresh(now, then), (then.sigma / now.sigma) ** 2
+            mean = now.alpha / then.alpha * kept * x + then.alpha * beta / now.sigma**2 * x0
+            variance = beta * kept if self.config.variance == "small" else beta
+            x = mean + math.sqrt(variance) * noise.normal(space.shape) if then.sigma > 0 else mean
         return x

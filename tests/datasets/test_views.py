@@ -1,5 +1,6 @@
 """Splits, reproducible views, and pairs of random views."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -282,16 +283,17 @@ def test_a_falling_range_is_refused_by_its_key(key: str) -> None:
         ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig.model_validate({key: (0.9, 0.5)}))
 
 
+class Ramp:
+    labels, classes, in_memory, fingerprint = None, (), True, "ramp"
+
+    def __len__(self):
+        return 1
+
+    def load(self, index):
+        return torch.linspace(0, 1, 32).expand(3, 32, 32)
+
+
 def test_every_view_but_the_first_is_shifted_and_a_ramp_moves_by_what_the_shift_allows():
-    class Ramp:
-        labels, classes, in_memory, fingerprint = None, (), True, "ramp"
-
-        def __len__(self):
-            return 1
-
-        def load(self, index):
-            return torch.linspace(0, 1, 32).expand(3, 32, 32)
-
     plain = Images(Ramp(), [0], DigitsConfig(image_size=32))[0]["image"]
     shifted = Images(Ramp(), [0], DigitsConfig(image_size=32, shift=0.1))
     assert torch.equal(shifted[(0, 0)]["image"], plain)
@@ -300,3 +302,17 @@ def test_every_view_but_the_first_is_shifted_and_a_ramp_moves_by_what_the_shift_
     assert abs(sum(moved) / len(moved)) < 0.4
     assert torch.equal(shifted[(0, 7)]["image"], shifted[(0, 7)]["image"])
     assert shifted.fingerprint != Images(Ramp(), [0], DigitsConfig(image_size=32)).fingerprint
+
+
+def test_every_view_but_the_first_is_turned_by_at_most_the_angle():
+    plain = Images(Ramp(), [0], DigitsConfig(image_size=32))[(0, 0)]["image"]
+    turned = Images(Ramp(), [0], DigitsConfig(image_size=32, rotate=10))
+    assert torch.equal(turned[(0, 0)]["image"], plain)
+    slopes = []
+    for view in range(1, 200):
+        middle = turned[(0, view)]["image"][0, 8:24, 8:24]
+        down, along = (middle.diff(dim=dim).mean() for dim in (0, 1))
+        slopes.append(math.degrees(math.atan2(down, along)))
+    assert 9 < max(slopes) < 10.5
+    assert -10.5 < min(slopes) < -9
+    assert turned.fingerprint != Images(Ramp(), [0], DigitsConfig(image_size=32)).fingerprint

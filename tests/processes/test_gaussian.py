@@ -45,12 +45,12 @@ def test_a_network_that_knows_the_truth_has_no_loss_and_gives_the_data_back(pred
     process = Gaussian(GaussianConfig(predict=predict))
     x, noise = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([0, 10, 500, 800, 999])
-    truth = process._target(x, times, noise)
+    truth = process.target(x, times, noise)
     monkeypatch.setattr(process, "draw", lambda x: (times, noise))
     assert process.loss(lambda x_t, t, cond: truth[:, None], x, None)["mse"].item() == 0
     for i, t in enumerate(times.tolist()):
         x_t = process.corrupt(x[i : i + 1], times[i : i + 1], noise[i : i + 1])
-        prediction = process.predict(lambda *_, i=i: truth[i : i + 1, None], x_t, t, None)
+        prediction = process.predict(lambda *_, i=i: truth[i : i + 1, None], x_t, process._level(t), None)
         torch.testing.assert_close(prediction.x0, x[i : i + 1], atol=2e-3, rtol=0)
         torch.testing.assert_close(prediction.eps, noise[i : i + 1], atol=2e-3, rtol=0)
 

@@ -12,7 +12,6 @@ from rcg.errors import UserError
 from rcg.processes.gaussian import Gaussian, GaussianConfig, betas
 from rcg.randomness import Streams
 from rcg.registry import SAMPLERS
-from rcg.samplers._grid import GridConfig, levels
 from rcg.samplers.ddim import DDIM, DDIMConfig
 from rcg.samplers.ddpm import DDPM, DDPMConfig
 
@@ -47,7 +46,7 @@ def ideal(process):
         alpha, sigma = process.alpha[t][:, None], process.sigma[t][:, None]
         x0 = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
         eps = (x - alpha * x0) / sigma
-        return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[process.parameterisation][:, None]
+        return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[process.predicts][:, None]
 
     return net
 
@@ -86,8 +85,9 @@ def test_ddim_converges_at_first_order_to_the_exact_flow_of_gaussian_data():
 def test_ddim_visits_the_asked_number_of_levels(steps):
     process = Gaussian(GaussianConfig(predict="x0"))
     for spacing in ("trailing", "leading", "rcg"):
-        visited = levels(process, GridConfig(name="any", steps=steps, spacing=spacing))
+        *visited, end = [level.t for level in process.levels(steps, spacing)]
         assert len(visited) == steps
+        assert end == 0
         assert all(a > b for a, b in pairwise(visited))
         assert visited[-1] >= 0
         assert visited[0] <= 999
@@ -105,7 +105,7 @@ def test_ddim_works_for_every_number_of_steps(steps, spacing):
 
 def test_more_steps_than_levels_are_refused():
     with pytest.raises(UserError, match="steps is 1001"):
-        levels(Gaussian(GaussianConfig()), GridConfig(name="any", steps=1001))
+        Gaussian(GaussianConfig()).levels(1001, "trailing")
 
 
 @pytest.mark.parametrize(("predict", "theirs"), [("eps", "epsilon"), ("x0", "sample"), ("v", "v_prediction")])
