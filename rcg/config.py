@@ -228,6 +228,15 @@ class ProjectionConfig(Config):
     """Give all components the same variance."""
 
 
+class SamplerConfig(ComponentConfig):
+    """What every walk from noise to data has."""
+
+    steps: PositiveInt = 50
+    """Network evaluations."""
+    temperature: PositiveFloat = 1.0
+    """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
+
+
 class GuidanceConfig(Config):
     """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
 
@@ -246,7 +255,7 @@ class ModelConfig(ComponentConfig):
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
     process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, name="ddim")] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = _unsaid()
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -272,9 +281,7 @@ class RDMConfig(ModelConfig):
     process: Annotated[
         SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
     ] = _unsaid()
-    sampler: Annotated[SerializeAsAny[ComponentConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = (
-        _unsaid()
-    )
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = _unsaid()
     train: RDMTrain = RDMTrain()
 
 
@@ -303,8 +310,8 @@ class Experiment(Config):
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
     rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = _unsaid()
     """Noise -> z."""
-    generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)]
-    """z -> image."""
+    generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
+    """z -> image; an experiment may end with its RDM."""
 
     def to_yaml(self) -> str:
         """Write the resolved experiment as YAML that `load` reads again."""

@@ -13,7 +13,7 @@ import yaml
 from accelerate import Accelerator
 
 from rcg import cache, checkpoint, parallel
-from rcg.config import Experiment, TrainConfig, differences
+from rcg.config import Experiment, GeneratorConfig, TrainConfig, differences
 from rcg.contracts import Space, Task
 from rcg.data import Images, Split, load_images
 from rcg.errors import UserError
@@ -74,7 +74,7 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
 
 def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     """Train the experiment's pixel generator, given representations, labels or nothing."""
-    config = experiment.generator
+    config = _generator(experiment)
     representation = open_representation(experiment) if config.condition == "representation" else None
     folder = generator_folder(experiment)
     sections: tuple[str, ...] = ("data", "generator")
@@ -120,9 +120,15 @@ def cache_representations(experiment: Experiment) -> None:
 
 def generator_folder(experiment: Experiment) -> Path:
     """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    config = experiment.generator
+    config = _generator(experiment)
     suffix = "" if config.condition == "representation" else f"-{config.condition}"
     return experiment.run / f"{config.name}{suffix}"
+
+
+def _generator(experiment: Experiment) -> GeneratorConfig:
+    if experiment.generator is None:
+        raise UserError("the experiment ends with its RDM: add a section generator: {name: dit, ...} to train one")
+    return experiment.generator
 
 
 def _run(

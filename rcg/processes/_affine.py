@@ -1,4 +1,4 @@
-"""What Gaussian diffusion and flow matching share: x_t = alpha_t x_0 + sigma_t eps, and a network that predicts a mix."""
+"""What Gaussian diffusion and flow matching share: x_t = alpha_t x_0 + sigma_t eps, and a network that predicts one."""
 
 from __future__ import annotations
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from rcg.config import ComponentConfig
+from rcg.config import SamplerConfig
 from rcg.contracts import Level, Net, Prediction, Process
 
 
-class GridConfig(ComponentConfig):
-    """How many levels a sampler visits, and which."""
+class GridConfig(SamplerConfig):
+    """Which levels a sampler visits."""
 
-    steps: Annotated[int, Field(ge=1)] = 50
-    """Network evaluations."""
     spacing: Literal["trailing", "leading", "rcg"] = "trailing"
     """Levels visited: evenly from the noisiest on (Lin et al., 2023), evenly from the cleanest on (DDIM's own), or the
     published RDM's (leading, shifted by one, ending at level 0 instead of at clean data)."""
     clip: bool = False
     """Keep every estimate of clean data in [-1, 1]; for pixels, never for representations."""
-    temperature: PositiveFloat = 1.0
-    """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
 
 
 def predict(process: Process, net: Net, x: Tensor, level: Level, cond: Tensor | None, config: GridConfig) -> Prediction:

@@ -1,4 +1,7 @@
-"""DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1; on a flow, eta 0 is Euler's method."""
+"""DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1.
+
+On a flow, eta 0 is Euler's method.
+"""
 
 from __future__ import annotations
 

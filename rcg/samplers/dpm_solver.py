@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from rcg.contracts import Net, Noise, Process, Space
@@ -15,7 +16,7 @@ class DPMSolverConfig(GridConfig):
     """DPM-Solver++(2M)."""
 
     name: str = "dpm_solver"
-    steps: int = 16
+    steps: PositiveInt = 16
 
 
 @SAMPLERS.register

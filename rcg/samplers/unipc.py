@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from rcg.contracts import Level, Net, Noise, Process, Space
@@ -17,7 +18,7 @@ class UniPCConfig(GridConfig):
     """UniPC of order 2 with B(h) = e^h - 1, on clean data."""
 
     name: str = "unipc"
-    steps: int = 16
+    steps: PositiveInt = 16
 
 
 @SAMPLERS.register

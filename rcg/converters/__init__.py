@@ -1,0 +1,1 @@
+"""Published checkpoints -> ours and back; one file for each kind."""
