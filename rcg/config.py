@@ -253,6 +253,9 @@ class ModelConfig(ComponentConfig):
     """What the model is told."""
     condition_dropout: Fraction = 0.1
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
+    condition_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Deviation of noise added to representations in training: a generator that is not told exactly which image it is
+    shown does not learn it by heart, and forgives an RDM its mistakes."""
     process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
     """How data is corrupted and what the network predicts."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = _unsaid()
@@ -262,7 +265,7 @@ class ModelConfig(ComponentConfig):
     train: TrainConfig = TrainConfig()
     """Training."""
 
-    portable: ClassVar[frozenset[str]] = frozenset({"name", "condition", "condition_dropout", "train"})
+    portable: ClassVar[frozenset[str]] = frozenset({"name", "condition", "condition_dropout", "condition_noise", "train"})
 
 
 class RDMTrain(TrainConfig):

@@ -31,8 +31,8 @@ class GenerativeModel(nn.Module):
             self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`, a share of which is replaced by the null."""
-        return self.process.loss(self.network, x, self._drop(cond))
+        """Return the losses of data `x` `(B, *S)` given `cond`: noised if so configured, a share replaced by the null."""
+        return self.process.loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -60,6 +60,11 @@ class GenerativeModel(nn.Module):
         if sampler_config.temperature != 1:
             noise = Scaled(noise, sampler_config.temperature)
         return sampler(self.process, net, self.data, cond, noise)
+
+    def _blur(self, cond: Tensor | None) -> Tensor | None:
+        if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():
+            return cond
+        return cond + self.config.condition_noise * torch.randn_like(cond)
 
     def _drop(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_dropout == 0:

@@ -44,8 +44,8 @@ class Pipeline:
         self, generator: checkpoint.Part, rdm: checkpoint.Part | None = None, encoder: checkpoint.Part | None = None
     ) -> None:
         self.parts = {part.kind: part for part in (generator, rdm, encoder) if part is not None}
-        self.generator = _restore(generator, GENERATORS)
-        self.rdm = None if rdm is None else _restore(rdm, NETWORKS)
+        self.generator = restore(generator, GENERATORS)
+        self.rdm = None if rdm is None else restore(rdm, NETWORKS)
         config: Any = self.generator.config
         autoencoder = AUTOENCODERS.get(config.autoencoder.name)
         self.autoencoder: Autoencoder = autoencoder(config.autoencoder, generator.facts["image_size"])
@@ -223,8 +223,8 @@ def _load(path: Path) -> checkpoint.Part:
     return checkpoint.load(path)
 
 
-def _restore(part: checkpoint.Part, registry: Registry) -> GenerativeModel:
-    """Rebuild a generative model from its part."""
+def restore(part: checkpoint.Part, registry: Registry) -> GenerativeModel:
+    """Rebuild a generative model, frozen, from its part and the registry that knows its network."""
     network = registry.get(part.config["name"])
     config = network.Config.model_validate(part.config)
     data, cond = (part.facts[key] and Space.from_json(part.facts[key]) for key in ("data", "cond"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import Tensor
 
 from rcg import cache, checkpoint, parallel
 from rcg.config import Experiment, GeneratorConfig, TrainConfig, differences
@@ -63,12 +64,13 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, ("data", *REPRESENTATION, "rdm"), resume, overwrite)
-    images, _ = _images(experiment, accelerator)
+    images, validation = _images(experiment, accelerator)
     z = _train_z(images, representation, experiment, accelerator)
+    held_out = _held_out_z(validation, representation, experiment, accelerator)
     _seed(experiment, "rdm")
     cond = _label_space(images) if config.condition == "class" else None
     model = build(config, NETWORKS.get(config.name), representation.space, cond)
-    task = RDMTask(model, z, images.labels, _facts(images))
+    task = RDMTask(model, z, images.labels, held_out, _facts(images))
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 
@@ -92,14 +94,13 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
         z = _train_z(images, representation, experiment, accelerator)
         cond = representation.space
         _check_rdm(experiment, representation)
-        held_out = _rep(validation, representation, 1, experiment, accelerator, "validation")
-        held_out_z = held_out.map(representation.transform)
-    train_set, held_out_set = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
+        held_out_z = _held_out_z(validation, representation, experiment, accelerator)
+    train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
     _seed(experiment, "generator")
     autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
     model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
-    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out_set, facts)
+    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
 
 
@@ -109,13 +110,32 @@ def cache_representations(experiment: Experiment) -> None:
     accelerator = parallel.start()
     images, validation = _images(experiment, accelerator)
     z = _train_z(images, representation, experiment, accelerator)
-    _rep(validation, representation, 1, experiment, accelerator, "validation")
+    _held_out_z(validation, representation, experiment, accelerator)
     if accelerator.is_main_process:
         print(
             f"{experiment.run / 'cache'}: {len(z)} training images x {z.views} views and {len(validation)} held-out "
             f"ones, {representation.space.shape[0]} features each. Next: tools/train_rdm.py",
             flush=True,
         )
+
+
+def training_representations(experiment: Experiment, space: Space) -> tuple[Images, Tensor]:
+    """Return the training images and z `(N, D)` of their first views, for those who look for the nearest.
+
+    Raises:
+        UserError: the experiment's representations are not those of `space`.
+    """
+    representation = open_representation(experiment)
+    accelerator = parallel.start()
+    images, _ = _images(experiment, accelerator)
+    z = _train_z(images, representation, experiment, accelerator)
+    if representation.space != space:
+        raise UserError(
+            f"{experiment.run / 'rdm'} generates representations of {space.id}, but the experiment's are those of "
+            f"{representation.space.id}: give the configuration that the RDM was trained with"
+        )
+    positions = torch.arange(len(z))
+    return images, z.rows(positions, torch.zeros_like(positions))
 
 
 def generator_folder(experiment: Experiment) -> Path:
@@ -174,6 +194,14 @@ def _train_z(images: Images, representation: Representation, experiment: Experim
     rep = _rep(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
     if representation.transform.needs_fit:
         _fit(representation, rep, images, experiment, accelerator)
+    return rep.map(representation.transform)
+
+
+def _held_out_z(
+    validation: Images, representation: Representation, experiment: Experiment, accelerator: Accelerator
+) -> Views:
+    """Return z of the held-out images, by the transform that `_train_z` has fitted."""
+    rep = _rep(validation, representation, 1, experiment, accelerator, "validation")
     return rep.map(representation.transform)
 
 

@@ -48,6 +48,9 @@ def _quality(log: dict[str, float]) -> str:
         words.append(f"effective rank {log['effective_rank']:.1f}, uniformity {log['uniformity']:.2f}")
     if "rep_fd" in log:
         words.append(f"rep-FD {log['rep_fd']:.3g} (floor {log['rep_fd_floor']:.3g})")
+    if "rep_precision" in log:
+        words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
+        words.append(f"novelty {log['rep_novelty']:.2f}")
     words += [f"{key.replace('_', ' ')} {log[key]:.4g}" for key in log if key.startswith("validation_")]
     return ", ".join(words)
 

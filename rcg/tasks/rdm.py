@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from rcg.checkpoint import Part
 from rcg.contracts import Report
 from rcg.loader import Vectors
-from rcg.metrics.frechet import frechet_distance, halves
+from rcg.metrics.frechet import frechet_distance
+from rcg.metrics.manifold import nearest_distance, precision_recall
 from rcg.model import GenerativeModel
 from rcg.randomness import Streams
 from rcg.vectors import Views
 
 JUDGED = 5000
 """Most representations that an evaluation generates."""
+COMPARED = 50_000
+"""Most training representations among which it looks for the nearest."""
 
 
 class RDMTask:
@@ -25,19 +28,27 @@ class RDMTask:
 
     Args:
         model: the RDM.
-        z: normalised representations `(N, V, D)`.
+        z: normalised representations `(N, V, D)` to learn.
         labels: `(N,)`, when the images have them.
+        held_out: representations `(M, 1, D)` of images that it never sees.
         facts: what the checkpoint says about its neighbours.
     """
 
-    def __init__(self, model: GenerativeModel, z: Views, labels: Tensor | None, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, model: GenerativeModel, z: Views, labels: Tensor | None, held_out: Views, facts: dict[str, Any]
+    ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
         self.facts, self.labels = facts, labels
         self.conditional = model.cond is not None
         self.data = Vectors({"z": z} | ({} if labels is None else {"label": labels}))
-        # As many of each view as the RDM sees; an image is in one half only.
-        self.real, self.reference = (z.rows(half, half % z.views) for half in halves(len(z), JUDGED))
-        self.floor = frechet_distance(self.real, self.reference)
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:COMPARED]
+        self.count = min(JUDGED, len(held_out), len(z))
+        self.chosen = order[: self.count]
+        self.train = z.rows(order, order % z.views)  # as many of each view as the RDM sees
+        positions = torch.arange(self.count)
+        self.held_out = held_out.rows(positions, torch.zeros_like(positions))
+        self.floor = frechet_distance(self.train[: self.count], self.held_out)
+        self.novelty = nearest_distance(self.held_out, self.train).median()
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch."""
@@ -47,21 +58,31 @@ class RDMTask:
         """Nothing follows the weights."""
 
     def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
-        """Return rep-FD, the Frechet distance of generated z to real ones, beside its floor.
+        """Compare generated z with held-out ones.
 
-        The floor is the distance of two disjoint halves of the real z, and rep-FD that of as many generated ones to
-        the same half, so that the two compare whatever the number of images.
+        rep_fd is their Frechet distance, and rep_fd_floor that of as many training z: what a perfect RDM would reach
+        with so few. rep_precision and rep_recall say how many are plausible and how much is covered. rep_novelty is the
+        median distance of generated z to the nearest training z, over that of held-out z: well below 1, it memorises.
         """
         model: Any = models["rdm"]
         device = next(model.parameters()).device
         found = []
-        for start in range(0, len(self.real), 1000):
-            indices = range(start, min(start + 1000, len(self.real)))
+        for start in range(0, self.count, 1000):
+            indices = range(start, min(start + 1000, self.count))
             cond = None
             if self.conditional and self.labels is not None:
-                cond = self.labels[torch.tensor(indices) % len(self.labels)].to(device)
+                cond = self.labels[self.chosen[list(indices)]].to(device)
             found.append(model.sample(cond, Streams(0, indices, "rdm", device)).float().cpu())
-        return Report({"rep_fd": frechet_distance(torch.cat(found), self.reference), "rep_fd_floor": self.floor}, {})
+        generated = torch.cat(found)
+        precision, recall = precision_recall(self.held_out, generated)
+        metrics = {
+            "rep_fd": frechet_distance(generated, self.held_out),
+            "rep_fd_floor": self.floor,
+            "rep_precision": precision,
+            "rep_recall": recall,
+            "rep_novelty": float(nearest_distance(generated, self.train).median() / self.novelty),
+        }
+        return Report(metrics, {})
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Keep the averaged network."""

@@ -9,7 +9,7 @@ import torch
 from rcg import checkpoint, weights
 from rcg.contracts import Space
 from rcg.errors import UserError
-from rcg.pipeline import _restore
+from rcg.pipeline import restore
 from rcg.registry import NETWORKS
 from rcg.samplers.ddim import DDIM
 from tests.parity import DATA, recorded
@@ -20,7 +20,7 @@ NAMES = ["vitb_simplemlp_l12_w1536", "vitb_simplemlp_l12_w1536_classcond", "vitl
 
 
 def restored(run):
-    return _restore(checkpoint.load(run / "rdm" / checkpoint.FILE), NETWORKS)
+    return restore(checkpoint.load(run / "rdm" / checkpoint.FILE), NETWORKS)
 
 
 @pytest.mark.parametrize("arm", ["uncond", "classcond"])

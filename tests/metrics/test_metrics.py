@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 
 from rcg.metrics.frechet import frechet_distance, halves
+from rcg.metrics.manifold import nearest_distance, precision_recall
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
 
 
@@ -70,3 +71,29 @@ def test_effective_rank_counts_equal_directions():
     assert effective_rank(torch.tensor([[1.0, 2], [-1, -2]])) == pytest.approx(1)
     uneven = torch.cat([torch.diag(torch.tensor([3.0, 1])), -torch.diag(torch.tensor([3.0, 1]))])
     assert effective_rank(uneven) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+
+
+def test_precision_and_recall_agree_with_brute_force():
+    torch.manual_seed(0)
+    real, generated = torch.randn(60, 3), torch.randn(50, 3) * 0.7 + 0.3
+
+    def share(queries, others, k):
+        inside = 0
+        for q in queries:
+            for i, o in enumerate(others):
+                radius = sorted(float((o - other).norm()) for j, other in enumerate(others) if j != i)[k - 1]
+                if float((q - o).norm()) <= radius:
+                    inside += 1
+                    break
+        return inside / len(queries)
+
+    found = precision_recall(real, generated, k=3)
+    assert found.precision == pytest.approx(share(generated, real, 3))
+    assert found.recall == pytest.approx(share(real, generated, 3))
+    assert 0 < found.recall < found.precision <= 1
+
+
+def test_nearest_distances_can_skip_the_vector_itself():
+    x = torch.tensor([[0.0], [1.0], [3.0]])
+    assert nearest_distance(x, x).tolist() == [0, 0, 0]
+    assert nearest_distance(x, x, skip=1).tolist() == [1, 1, 2]

@@ -10,26 +10,47 @@ from rcg.tasks.rdm import RDMTask
 from rcg.vectors import Views
 
 
+def draw(count, seed):
+    return torch.randn(count, 1, 5, generator=torch.Generator().manual_seed(seed)) + 2
+
+
 def task(cond=None, labels=None):
     config = RepMLPConfig(
         width=16, depth=1, condition="class" if cond else "none", sampler={"name": "ddim", "steps": 3}
     )
     model = build(config, RepMLP, Space((5,)), cond)
-    z = torch.randn(400, 2, 5, generator=torch.Generator().manual_seed(0)) + 2
-    return RDMTask(model, Views([z]), labels, {})
+    z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
+    return RDMTask(model, Views([z]), labels, Views([draw(200, 2)]), {})
 
 
-def test_rep_fd_is_the_floor_for_a_model_that_draws_real_representations(monkeypatch):
+def judged(monkeypatch, generate):
     t = task()
-    monkeypatch.setattr(t.modules["rdm"], "sample", lambda cond, noise: t.real)
-    metrics = t.evaluate(t.modules, 0).metrics
-    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_floor"])
+    monkeypatch.setattr(t.modules["rdm"], "sample", lambda cond, noise: generate(t))
+    return t.evaluate(t.modules, 0).metrics
+
+
+def test_a_model_that_draws_from_the_data_reaches_the_floor(monkeypatch):
+    metrics = judged(monkeypatch, lambda t: draw(200, 3)[:, 0])
+    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_floor"], rel=0.8)
+    assert metrics["rep_precision"] > 0.8
+    assert metrics["rep_recall"] > 0.8
+    assert metrics["rep_novelty"] == pytest.approx(1, abs=0.15)
+
+
+def test_a_model_that_knows_the_training_set_by_heart_is_not_novel(monkeypatch):
+    metrics = judged(monkeypatch, lambda t: t.train[:200] + 0.01)
+    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_floor"], rel=0.05)
+    assert metrics["rep_novelty"] < 0.1
+
+
+def test_a_model_that_knows_one_mode_is_precise_and_covers_little(monkeypatch):
+    metrics = judged(monkeypatch, lambda t: 0.1 * draw(200, 3)[:, 0] + 1.8)
+    assert metrics["rep_precision"] > 0.9
+    assert metrics["rep_recall"] < 0.2
 
 
 def test_rep_fd_sees_a_shift(monkeypatch):
-    t = task()
-    monkeypatch.setattr(t.modules["rdm"], "sample", lambda cond, noise: t.reference + 3)
-    assert t.evaluate(t.modules, 0).metrics["rep_fd"] == pytest.approx(5 * 9, rel=1e-3)
+    assert judged(monkeypatch, lambda t: t.held_out + 3)["rep_fd"] == pytest.approx(5 * 9, rel=1e-3)
 
 
 def test_an_untrained_model_is_far_from_the_floor():
@@ -43,7 +64,7 @@ def test_a_class_conditional_rdm_is_judged_with_the_labels_of_the_data():
     asked = []
     t.modules["rdm"].network.register_forward_pre_hook(lambda module, args: asked.append(args[2]))
     t.evaluate(t.modules, 0)
-    assert torch.equal(asked[0], labels[: len(t.real)])
+    assert torch.equal(asked[0], labels[t.chosen])
 
 
 def test_batches_take_one_of_the_views():
