@@ -265,7 +265,9 @@ class ModelConfig(ComponentConfig):
     train: TrainConfig = TrainConfig()
     """Training."""
 
-    portable: ClassVar[frozenset[str]] = frozenset({"name", "condition", "condition_dropout", "condition_noise", "train"})
+    portable: ClassVar[frozenset[str]] = frozenset(
+        {"name", "condition", "condition_dropout", "condition_noise", "train"}
+    )
 
 
 class RDMTrain(TrainConfig):

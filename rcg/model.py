@@ -31,7 +31,7 @@ class GenerativeModel(nn.Module):
             self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`: noised if so configured, a share replaced by the null."""
+        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
         return self.process.loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:

@@ -71,6 +71,36 @@ def test_conditions_are_dropped_at_the_configured_rate():
     assert m.dropped(torch.zeros(20_000, 4)).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
+def test_representations_are_noised_in_training_and_never_in_sampling():
+    m = model(Space((4,)), condition_dropout=0.0, condition_noise=0.5)
+    given, seen = torch.ones(4000, 4), []
+    m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    torch.manual_seed(0)
+    m(torch.randn(4000, 3, 8, 8), given)
+    assert seen[0].mean().item() == pytest.approx(1, abs=0.02)
+    assert seen[0].std().item() == pytest.approx(0.5, abs=0.02)
+    m.sample(given[:2], Streams(0, range(2), "t"), GuidanceConfig(scale=1.0), steps=1)
+    assert torch.equal(seen[1], given[:2])
+
+
+def test_labels_are_never_noised():
+    m = model(Space((), vocab=5), condition_dropout=0.0, condition_noise=0.5)
+    seen = []
+    m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    m(torch.randn(2, 3, 8, 8), torch.tensor([1, 3]))
+    assert seen[0].tolist() == [1, 3]
+
+
+def test_temperature_scales_all_noise():
+    plain = model(sampler={"name": "ddim", "steps": 1})
+    warm = model(sampler={"name": "ddim", "steps": 1, "temperature": 0.5})
+    started = []
+    for m in (plain, warm):
+        m.network.register_forward_pre_hook(lambda module, args: started.append(args[0]))
+        m.sample(None, Streams(0, range(2), "t"))
+    torch.testing.assert_close(started[1], 0.5 * started[0])
+
+
 def test_a_condition_that_the_neighbours_do_not_offer_is_refused():
     with pytest.raises(UserError, match="condition is 'class'"):
         build(DiTConfig(condition="class"), DiT, Space((3, 8, 8)), None)

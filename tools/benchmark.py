@@ -90,7 +90,7 @@ def _step(model: GenerativeModel, batch: Tensor, bf16: bool, compiled: bool) -> 
     def run() -> None:
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
             loss = sum(model(batch, None).values())
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         average.update(model)

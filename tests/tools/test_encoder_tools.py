@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from rcg import cache
+from rcg import cache, checkpoint
 from tests.toy import process, tool, write
 
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32}
@@ -89,3 +90,46 @@ def test_a_representation_that_separates_the_classes_is_judged_so():
     assert nearest(clear[:3], clear, 1).flatten().tolist() == [0, 1, 2]
     shares = spectrum(torch.diag(torch.tensor([3.0, 1.0])).repeat(2, 1) * torch.tensor([1.0, 1, -1, -1])[:, None])
     torch.testing.assert_close(shares, torch.tensor([0.75, 0.25], dtype=torch.float64))
+
+
+def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
+    assert tool("train_rdm", toy, "rdm.train.steps=2").returncode == 0
+    out = toy.parent / "drawn"
+    drawn = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 8)
+    assert drawn.returncode == 0, drawn.stderr
+    part = checkpoint.load(out / "representations.safetensors")
+    assert part.tensors["z"].shape == (20, 512)
+    assert part.facts["space"]["id"].startswith("timm_model:")
+    assert (out / "neighbours.png").stat().st_size > 1000
+    alone = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 20)
+    assert alone.returncode == 0
+    again = checkpoint.load(out / "representations.safetensors").tensors["z"]
+    torch.testing.assert_close(again, part.tensors["z"], atol=1e-4, rtol=1e-4)
+    classes = tool("sample_rdm", toy, "--class", 3)
+    assert classes.returncode == 2
+    assert "the RDM was not trained on classes" in classes.stderr
+    other = tool("sample_rdm", toy, "encoder.input_size=64")
+    assert other.returncode == 2
+    assert "give the configuration that the RDM was trained with" in other.stderr
+
+
+def test_an_rdm_of_classes_draws_the_class_asked_for(toy):
+    assert tool("train_rdm", toy, "rdm.train.steps=2", "rdm.condition=class").returncode == 0
+    out = toy.parent / "drawn"
+    settings = ["rdm.condition=class", "--num", 5, "--out", out]
+    assert tool("sample_rdm", toy, *settings, "--class", 3, "--guidance", 2).returncode == 0
+    assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 5
+    beyond = tool("sample_rdm", toy, *settings, "--class", 10)
+    assert beyond.returncode == 2
+    assert "classes are 0 (0) to 9" in beyond.stderr
+
+
+def test_an_experiment_may_end_with_its_rdm(tmp_path):
+    path = write(tmp_path, encoder=RANDOM | {"train": {}}, data__limit=80)
+    experiment = yaml.safe_load(path.read_text())
+    del experiment["generator"]
+    path.write_text(yaml.safe_dump(experiment))
+    assert tool("train_rdm", path, "rdm.train.steps=2").returncode == 0
+    pixel = tool("train_pixel", path)
+    assert pixel.returncode == 2
+    assert "add a section generator" in pixel.stderr
