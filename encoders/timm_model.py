@@ -45,6 +45,7 @@ class TimmModelConfig(EncoderConfig):
     """Mean of each channel; none: the card's."""
     std: tuple[float, float, float] | None = None
     """Deviation of each channel; none: the card's."""
+    feature: Literal["backbone"] = "backbone"
     options: dict[str, Plain] = {}  # noqa: RUF012 - frozen with the model
     """Further arguments of the network's constructor, such as pad_type: same."""
 

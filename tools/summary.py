@@ -1,4 +1,4 @@
-"""Say in a short table how good the parts of a run are, and how long they took.
+"""Say in a short table how good the parts of a run are and how long they took; draw their curves.
 
 python tools/summary.py runs/digits
 """
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from rcg import cli
+from rcg.curves import draw_curves
 from rcg.errors import UserError
 
 
@@ -22,10 +23,12 @@ def main() -> None:
 
 def summarise(arguments: argparse.Namespace) -> None:
     """Print what the logs of all stages and the last sampling say."""
-    logs = {path.parent.name: _read(path) for path in sorted(arguments.run.glob("*/log.jsonl"))}
-    if not logs:
+    lines = {path.parent.name: _read(path) for path in sorted(arguments.run.glob("*/log.jsonl"))}
+    if not lines:
         raise UserError(f"{arguments.run} holds no trained stage: run tools/train_encoder.py first")
-    order = sorted(logs, key=lambda name: {"encoder": 0, "rdm": 1}.get(name, 2))
+    order = sorted(lines, key=lambda name: {"encoder": 0, "rdm": 1}.get(name, 2))
+    logs = {name: _latest(lines[name]) for name in order}
+    draw_curves({name: lines[name] for name in order}, arguments.run / "curves.png")
     rows = [
         (name, f"{logs[name]['step']} steps in {logs[name]['seconds']:.0f} s", _quality(logs[name])) for name in order
     ]
@@ -37,6 +40,7 @@ def summarise(arguments: argparse.Namespace) -> None:
         print(f"{name:{widths[0]}}  {cost:{widths[1]}}  {quality}")
     for path in sorted(arguments.run.glob("*/gallery.png")):
         print(f"\nlook at {path}")
+    print(f"and at {arguments.run / 'curves.png'}")
 
 
 def _quality(log: dict[str, float]) -> str:
@@ -55,11 +59,15 @@ def _quality(log: dict[str, float]) -> str:
     return ", ".join(words)
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _latest(lines: list[dict[str, float]]) -> dict[str, float]:
     """Merge the lines of a log, later ones winning."""
     merged: dict[str, float] = {}
-    for line in path.read_text().splitlines():
-        merged |= json.loads(line)
+    for line in lines:
+        merged |= line
     return merged
 
 

@@ -1,6 +1,7 @@
 """Two processes with half of the batch each end with the weights of one process with the whole batch."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -105,6 +106,43 @@ def test_two_processes_train_an_encoder_and_share_the_encoding(tmp_path):
     state = tmp_path / "run" / "encoder" / "state" / "step-000000006"
     assert len(list(state.glob("random_states_*.pkl"))) == 2, "each of two processes leaves its own"
     assert checkpoint.load(tmp_path / "run" / "rdm" / checkpoint.FILE).facts["step"] == 20
+
+
+SHARING = """
+import sys, torch
+from pathlib import Path
+from encoders.moco_v3 import MoCoV3, MoCoV3Config
+from rcg import cache, parallel
+from rcg.data import load_images
+from rcg.datasets.digits import DigitsConfig
+from rcg.representation import Representation, Transform
+
+cache.SHARD = 16
+accelerator = parallel.start()
+torch.manual_seed(0)
+config = MoCoV3Config(arch="resnet18", width=4, depth=1, projector_hidden=8, projector_dim=6)
+encoder = Representation(MoCoV3(config, 16), Transform("per_sample"))
+encoded, encode = [], encoder.encode
+encoder.encode = lambda image: encoded.append(len(image)) or encode(image)
+images = load_images(DigitsConfig(limit=90))[0]
+views = cache.representations(images, encoder, 1, Path(sys.argv[1]), accelerator, "train")
+total = views.rows(range(len(views)), [0] * len(views)).double().sum().item()
+print(f"rank {accelerator.process_index} of {accelerator.num_processes} encoded {sum(encoded)} sum {total:.6f}")
+accelerator.end_training()
+"""
+
+
+def test_two_processes_share_the_shards_of_a_cache(tmp_path):
+    program = tmp_path / "sharing.py"
+    program.write_text(SHARING)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(program), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = sorted(re.findall(r"rank (\d) of (\d) encoded (\d+) sum (-?[\d.]+)", done.stdout))
+    assert [line[:3] for line in told] == [("0", "2", "48"), ("1", "2", "33")]
+    assert told[0][3] == told[1][3], "both read all of it"
 
 
 @pytest.mark.parametrize("kind", ["rep_mlp", "dit"])

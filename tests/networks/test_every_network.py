@@ -1,0 +1,61 @@
+"""What every registered representation network promises."""
+
+import pytest
+import torch
+
+from rcg.contracts import Space
+from rcg.model import build
+from rcg.networks.skip_mlp import SkipMLP, SkipMLPConfig
+from rcg.randomness import Streams
+from rcg.registry import NETWORKS
+
+DATA, LABELS = Space((6,)), Space((), vocab=3)
+
+
+@pytest.fixture(params=NETWORKS.names())
+def network(request):
+    return NETWORKS.get(request.param)
+
+
+def model(network, cond=None, **config):
+    torch.manual_seed(0)
+    condition = {"condition": "class" if cond else "none"}
+    return build(network.Config(width=32, depth=3, **condition | config), network, DATA, cond)
+
+
+@pytest.mark.parametrize("cond", [None, LABELS])
+def test_it_maps_vectors_times_and_conditions_sample_by_sample(network, cond):
+    m = model(network, cond)
+    for p in m.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x, t = torch.randn(5, 6), torch.tensor([0, 10, 500, 900, 999])
+    labels = torch.tensor([0, 1, 2, 3, 0]) if cond else None  # 3 is the null label
+    out = m.network(x, t, labels)
+    assert out.shape == (5, 1, 6)
+    alone = m.network(x[2:3], t[2:3], None if labels is None else labels[2:3])
+    torch.testing.assert_close(alone, out[2:3], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(m.network(x, t.flip(0), labels), out)
+    if cond:
+        assert not torch.allclose(m.network(x, t, labels.roll(1)), out)
+
+
+@pytest.mark.parametrize("process", [{"name": "gaussian"}, {"name": "flow"}])
+def test_it_learns_where_the_data_lies(network, process):
+    m = model(network, process=process, sampler={"name": "ddim", "steps": 20, "eta": 0})
+    optimiser = torch.optim.AdamW(m.parameters(), lr=3e-3)
+    centre = torch.tensor([2.0, -1.0, 0.0, 1.0, 0.5, -2.0])
+    for _ in range(300):
+        loss = sum(m(centre + 0.1 * torch.randn(128, 6), None).values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        drawn = m.eval().sample(None, Streams(0, range(64), "t"))
+    torch.testing.assert_close(drawn.mean(0), centre, atol=0.3, rtol=0)
+    assert drawn.std(0).max() < 0.5
+
+
+def test_the_input_enters_every_layer_of_the_skip_network():
+    network = SkipMLP(SkipMLPConfig(), Space((512,)), None, heads=1)
+    assert [layer.linear.in_features for layer in network.layers] == [512, *[2560] * 8]
+    assert network.output.in_features == 2560
