@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,7 +98,20 @@ def loader(dataset: Any, keys: Sampler[list[Key]], workers: int | None, pin: boo
     if workers is None:
         workers = 0 if dataset.in_memory else min(8, cores())
     collate: Any = _as_is if isinstance(dataset, Vectors) else default_collate
-    return DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate, pin_memory=pin)
+    return DataLoader(
+        dataset,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=_leave_stopping_to_the_loop,
+    )
+
+
+def _leave_stopping_to_the_loop(worker: int) -> None:
+    """Ctrl-C and schedulers signal whole process groups; without its workers the loop could not end its step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rcg.config import GuidanceConfig, ModelConfig
-from rcg.contracts import Net, Noise, Space
+from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
 from rcg.randomness import Scaled
 from rcg.registry import PROCESSES, SAMPLERS
@@ -46,20 +47,38 @@ class GenerativeModel(nn.Module):
         return torch.rand(len(cond), device=cond.device) < self.config.condition_dropout
 
     def sample(
-        self, cond: Tensor | None, noise: Noise, guidance: GuidanceConfig | None = None, steps: int | None = None
+        self,
+        cond: Tensor | None,
+        noise: Noise,
+        guidance: GuidanceConfig | None = None,
+        steps: int | None = None,
+        *,
+        weak: Net | None = None,
+        steer: Callable[[Process], Process] | None = None,
     ) -> Tensor:
-        """Draw `(B, *S)` samples given `cond`; `guidance` and `steps` replace the configured ones."""
+        """Draw `(B, *S)` samples given `cond`.
+
+        Args:
+            cond: `(B, D)` vectors, `(B,)` labels, or None.
+            noise: where the draws come from.
+            guidance: replaces the configured guidance.
+            steps: replaces the configured number of network evaluations.
+            weak: a worse model of the same space to guide away from, instead of from the null condition.
+            steer: changes what the process predicts, `rcg.steering.Steered` for example.
+        """
         sampler_config = self.config.sampler
         if steps is not None:
             sampler_config = sampler_config.model_copy(update={"steps": steps})
         sampler = SAMPLERS.get(sampler_config.name)(sampler_config)
         net: Net = self.network
         guidance = guidance or self.config.guidance
-        if guidance.scale != 1 and cond is not None:
-            net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon)
+        if guidance.scale != 1 and (cond is not None or weak is not None):
+            null = None if cond is None or weak is not None else self.null_like(cond)
+            net = Guided(self.network, null, guidance, self.process.horizon, weak)
         if sampler_config.temperature != 1:
             noise = Scaled(noise, sampler_config.temperature)
-        return sampler(self.process, net, self.data, cond, noise)
+        process = self.process if steer is None else steer(self.process)
+        return sampler(process, net, self.data, cond, noise)
 
     def _blur(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():
@@ -74,25 +93,31 @@ class GenerativeModel(nn.Module):
 
 
 class Guided:
-    """A network guided by its own answer to the null condition, and itself a network: it works for eps, x0, v, logits.
+    """A net that extrapolates from a worse answer to a better one; it is a net itself, whatever is predicted.
 
-    null + scale * (conditional - null) (Ho and Salimans, 2022, eq. 6 with scale = 1 + w), inside an interval of the
-    noise time; outside of it the conditional answer alone (Kynkäänniemi et al., 2024).
+    The worse answer is the same network's without its condition (classifier-free guidance, Ho and Salimans, 2022), or
+    that of a weaker network (autoguidance, Karras et al., NeurIPS 2024), which needs no condition at all.
     """
 
-    def __init__(self, net: Net, null: Tensor, guidance: GuidanceConfig, horizon: float) -> None:
-        """Guide `net` towards its condition and away from `null` `(B, ...)`; times run from 0 to `horizon`."""
-        self.net, self.null, self.scale = net, null, guidance.scale
+    def __init__(
+        self, net: Net, null: Tensor | None, guidance: GuidanceConfig, horizon: float, weak: Net | None = None
+    ) -> None:
+        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`; times run from 0 to `horizon`."""
+        self.net, self.null, self.weak, self.scale = net, null, weak, guidance.scale
         self.low, self.high = (horizon * bound for bound in guidance.interval)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        assert cond is not None
         if not self.low <= float(t[0]) <= self.high:
             return self.net(x, t, cond)
-        both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
-        conditional, null = both.chunk(2)
-        return null + self.scale * (conditional - null)
+        if self.weak is not None:
+            better, worse = self.net(x, t, cond), self.weak(x, t, cond)
+        else:
+            assert cond is not None
+            assert self.null is not None
+            both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
+            better, worse = both.chunk(2)
+        return worse + self.scale * (better - worse)
 
 
 def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | None) -> GenerativeModel:

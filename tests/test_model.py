@@ -31,6 +31,18 @@ def test_guidance_extrapolates_from_the_null():
     assert torch.equal(guided(torch.zeros(2, 1), torch.tensor([10, 10]), cond), torch.full((2, 1, 1), 1 + 2.5 * 2))
 
 
+def test_autoguidance_extrapolates_from_a_weaker_network_without_any_condition():
+    def good(x, t, cond):
+        return (0 * x + 3)[:, None]
+
+    def weak(x, t, cond):
+        return (0 * x + 1)[:, None]
+
+    guided = Guided(good, None, GuidanceConfig(scale=2.5, interval=(0.0, 0.5)), horizon=1000, weak=weak)
+    assert guided(torch.zeros(2, 1), torch.tensor([10, 10]), None).flatten().tolist() == [6, 6]
+    assert guided(torch.zeros(2, 1), torch.tensor([900, 900]), None).flatten().tolist() == [3, 3]
+
+
 @pytest.mark.parametrize(("t", "inside"), [(100, False), (200, True), (500, True), (600, True), (601, False)])
 def test_guidance_acts_inside_its_interval_only(t, inside):
     config = GuidanceConfig(scale=2.0, interval=(0.2, 0.6))

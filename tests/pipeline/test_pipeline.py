@@ -163,5 +163,9 @@ def test_the_summary_names_quality_cost_and_gallery(run, tmp_path):
     done = tool("sample", run, "--generator", "dit", "--num", 2, "--out", run / "gallery")
     assert done.returncode == 0, done.stderr
     done = tool("summary", run)
-    for words in ("10-NN accuracy", "rep-FD", "floor", "images/s", "20 steps in", str(run / "gallery" / "gallery.png")):
+    for words in ("10-NN accuracy", "rep-FD", "floor", "recall", "novelty", "images/s", "20 steps in"):
         assert words in done.stdout
+    for picture in (run / "gallery" / "gallery.png", run / "curves.png"):
+        assert str(picture) in done.stdout
+        with Image.open(picture) as opened:
+            assert opened.width > 100

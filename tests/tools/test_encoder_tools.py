@@ -1,5 +1,7 @@
 """The tools that list, cache and judge encoders."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -105,9 +107,15 @@ def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
     assert alone.returncode == 0
     again = checkpoint.load(out / "representations.safetensors").tensors["z"]
     torch.testing.assert_close(again, part.tensors["z"], atol=1e-4, rtol=1e-4)
-    classes = tool("sample_rdm", toy, "--class", 3)
-    assert classes.returncode == 2
-    assert "the RDM was not trained on classes" in classes.stderr
+    steered = tool("sample_rdm", toy, "--num", 8, "--class", 3, "--probe", 2, "--out", out)
+    assert steered.returncode == 0, steered.stderr
+    assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 8
+    shutil.copytree(toy.parent / "run", toy.parent / "weak")
+    guided = tool("sample_rdm", toy, "--num", 8, "--weak", toy.parent / "weak", "--guidance", 2, "--out", out)
+    assert guided.returncode == 0, guided.stderr
+    torch.testing.assert_close(  # led away from itself, it stays where it is
+        checkpoint.load(out / "representations.safetensors").tensors["z"], part.tensors["z"][:8], atol=1e-3, rtol=1e-3
+    )
     other = tool("sample_rdm", toy, "encoder.input_size=64")
     assert other.returncode == 2
     assert "give the configuration that the RDM was trained with" in other.stderr
@@ -121,7 +129,7 @@ def test_an_rdm_of_classes_draws_the_class_asked_for(toy):
     assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 5
     beyond = tool("sample_rdm", toy, *settings, "--class", 10)
     assert beyond.returncode == 2
-    assert "classes are 0 (0) to 9" in beyond.stderr
+    assert "there is no class 10: classes are 0 (0) to 9" in beyond.stderr
 
 
 def test_an_experiment_may_end_with_its_rdm(tmp_path):

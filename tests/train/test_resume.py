@@ -96,6 +96,21 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(tmp_path):
     assert checkpoint.load(folder / checkpoint.FILE).facts["step"] == stopped + 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(tmp_path, number):
+    changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__workers": 2}
+    path = prepared(tmp_path / "a", "train_encoder", **changes)
+    command = [sys.executable, str(ROOT / "tools" / "train_encoder.py"), str(path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for_state(tmp_path / "a" / "run" / "encoder", process, steps=5)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "--resume goes on from there" in output
+
+
 def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path):
     path = prepared(tmp_path / "a", "train_rdm")
     assert tool("train_rdm", path, "--resume").returncode == 0
