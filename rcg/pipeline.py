@@ -154,12 +154,22 @@ class Pipeline:
         return Samples(indices, images, z, labels)
 
     def batches(
-        self, indices: Sequence[int], batch_size: int, seed: int = 0, progress: bool = False, **how: Any
+        self,
+        indices: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        progress: bool = False,
+        z: Tensor | None = None,
+        **how: Any,
     ) -> Iterator[Samples]:
-        """Draw many samples batch by batch, with a progress bar if asked; see `sample` for the rest."""
+        """Draw many samples batch by batch, with a progress bar if asked; see `sample` for the rest.
+
+        Sample i is painted from row i of `z` `(N, D)`, where that is given.
+        """
         with tqdm(total=len(indices), desc="sampling", unit="image", disable=not progress) as bar:
             for start in range(0, len(indices), batch_size):
-                drawn = self.sample(indices[start : start + batch_size], seed, **how)
+                chosen = list(indices[start : start + batch_size])
+                drawn = self.sample(chosen, seed, z=None if z is None else z[chosen], **how)
                 bar.update(len(drawn.indices))
                 yield drawn
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rcg import cli, parallel
+from rcg import checkpoint, cli, parallel
 from rcg.checkpoint import atomic
+from rcg.contracts import Space
 from rcg.errors import UserError
 from rcg.gallery import save_gallery, save_image
 from rcg.pipeline import Pipeline, Samples
@@ -35,6 +36,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance; 1: none")
     parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator")
     parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations of the RDM")
+    parser.add_argument(
+        "--representations", type=Path, help="file of tools/sample_rdm.py to paint from, row i for sample i"
+    )
     parser.add_argument("--batch-size", type=cli.positive, default=64, help="images drawn at a time [64]")
     parser.add_argument("--save-images", action="store_true", help="also write one PNG per sample, named by its index")
     parser.add_argument("--class", dest="label", type=cli.natural, help="the class, for models trained on classes")
@@ -52,6 +56,7 @@ def sample(arguments: argparse.Namespace) -> None:
     mine = range(accelerator.process_index, arguments.num, accelerator.num_processes)
     how = {"guidance": arguments.guidance, "steps": arguments.steps}
     how |= {"rdm_steps": arguments.rdm_steps, "label": arguments.label}
+    how |= {"z": _representations(arguments, pipeline)}
     start = time.perf_counter()
     shown: list[Samples] = []
     for drawn in pipeline.batches(mine, arguments.batch_size, arguments.seed, accelerator.is_main_process, **how):
@@ -77,6 +82,22 @@ def sample(arguments: argparse.Namespace) -> None:
         with atomic(arguments.out / "samples.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
         tqdm.write(f"{arguments.out / 'gallery.png'}: {arguments.num} images in {seconds:.1f} s")
+
+
+def _representations(arguments: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None:
+    """Return z `(N, D)` of --representations, at least as many as samples are asked for."""
+    path = arguments.representations
+    if path is None:
+        return None
+    part, cond = checkpoint.load(path), pipeline.generator.cond
+    space = Space.from_json(part.facts["space"]) if "space" in part.facts else None
+    if cond is None or space != cond:
+        wanted = "nothing" if cond is None else f"{cond.id or 'labels'} {cond.shape}"
+        raise UserError(f"{path} holds representations of {space and space.id}, but the generator is told {wanted}")
+    z = part.tensors["z"]
+    if len(z) < arguments.num:
+        raise UserError(f"{path} holds {len(z)} representations: --num {arguments.num} is more than that")
+    return z
 
 
 def _collect(shown: list[Samples], pipeline: Pipeline, processes: int) -> tuple[torch.Tensor, list[str]]:

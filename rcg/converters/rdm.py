@@ -67,9 +67,9 @@ class RDM:
         network = NETWORKS.get("rep_mlp")
         labels = Space((), vocab=len(tensors[LABELS]), id="labels") if conditional else None
         model = build(network.Config.model_validate(config), network, space, labels)
-        live = {_ours(key): value for key, value in tensors.items() if key.startswith(NETWORK)}
+        live = {our_name(key): value for key, value in tensors.items() if key.startswith(NETWORK)}
         # The names of the averages are derived from the live ones: without their dots they cannot be taken apart.
-        average = {_ours(key): tensors[_averaged(key)] for key in tensors if key.startswith(NETWORK)}
+        average = {our_name(key): tensors[average_name(key)] for key in tensors if key.startswith(NETWORK)}
         if conditional:  # ours has one more row, the null label, which these models never saw
             table = torch.cat([tensors[LABELS], torch.zeros(1, tensors[LABELS].shape[1])])
             average["network.label.embed.weight"] = table
@@ -105,9 +105,9 @@ class RDM:
         unused = live.pop("table", torch.zeros(1, part.config["label_width"]))
         found = dict(_schedule())
         for key, value in live.items():
-            theirs = _theirs(key)
+            theirs = their_name(key)
             found[theirs] = value
-            found[_averaged(theirs)] = part.tensors[key]
+            found[average_name(theirs)] = part.tensors[key]
         found["model_ema.decay"] = torch.tensor(part.facts.get("ema_decay", 0.9999))
         found["model_ema.num_updates"] = torch.tensor(part.facts.get("ema_updates", 0), dtype=torch.int32)
         found[LABELS] = unused if table is None else table[:-1]
@@ -143,7 +143,8 @@ def _encoder(tensors: Mapping[str, Tensor], path: Path) -> Any:
     return encoder
 
 
-def _ours(key: str) -> str:
+def our_name(key: str) -> str:
+    """Return our name of an original tensor `model.diffusion_model. ...`."""
     name = key.removeprefix(NETWORK)
     if name.startswith("res_blocks."):
         _, index, inner = name.split(".", 2)
@@ -151,7 +152,8 @@ def _ours(key: str) -> str:
     return f"network.{_swap(name, OUTSIDE)}"
 
 
-def _theirs(key: str) -> str:
+def their_name(key: str) -> str:
+    """Return the original name of a tensor of ours, `network. ...`."""
     name = key.removeprefix("network.")
     if name.startswith("blocks."):
         _, index, inner = name.split(".", 2)
@@ -165,7 +167,8 @@ def _swap(name: str, names: Mapping[str, str]) -> str:
     return names[layer] + name.removeprefix(layer)
 
 
-def _averaged(key: str) -> str:
+def average_name(key: str) -> str:
+    """Return the original name of the moving average of an original tensor."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 

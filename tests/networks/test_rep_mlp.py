@@ -4,24 +4,11 @@ import pytest
 import torch
 
 from rcg.contracts import Space
+from rcg.converters.rdm import NETWORK, average_name, our_name
 from rcg.model import build
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.samplers.ddim import DDIM, DDIMConfig
 from tests.parity import normal, recorded, state
-
-RENAMED = {
-    "time_embed": "time",
-    "input_proj": "input",
-    "res_blocks": "blocks",
-    "in_layers.0": "norm_in",
-    "in_layers.2": "linear_in",
-    "emb_layers.1": "time",
-    "context_layers.1": "label",
-    "out_layers.0": "norm_out",
-    "out_layers.3": "linear_out",
-    "out.0": "norm",
-    "out.2": "output",
-}
 
 
 def published(arm, averaged):
@@ -41,14 +28,8 @@ def published(arm, averaged):
     tensors = {}
     weights = state(f"rdm_mlp_{arm}")
     for key, value in weights.items():
-        if key.startswith("model.diffusion_model."):
-            name = key.removeprefix("model.diffusion_model.")
-            for theirs, mine in RENAMED.items():
-                name = name.replace(theirs, mine)
-            shadow = key.removeprefix("model.").replace(".", "")
-            tensors[f"network.{name}"] = (
-                value + 0.02 * normal(f"model_ema.{shadow}", value.shape) if averaged else value
-            )
+        if key.startswith(NETWORK):
+            tensors[our_name(key)] = value + 0.02 * normal(average_name(key), value.shape) if averaged else value
     if conditional:
         table = weights["cond_stage_model.embedding.weight"]
         tensors["network.label.embed.weight"] = torch.cat([table, torch.zeros(1, table.shape[1])])

@@ -64,6 +64,25 @@ def test_the_same_seed_gives_the_same_images_whatever_the_number_of_processes(ru
     assert np.abs(galleries[0] - galleries[1]).max() <= 1
 
 
+def test_images_can_be_painted_from_representations_that_were_drawn_before(run, tmp_path):
+    toy = run.parent / "toy.yaml"
+    drawn = tool("sample_rdm", toy, "--num", 5, "--seed", 4, "--out", tmp_path / "z")
+    assert drawn.returncode == 0, drawn.stderr
+    common = [run, "--generator", "dit", "--num", 5, "--seed", 4, "--save-images"]
+    file = tmp_path / "z" / "representations.safetensors"
+    assert tool("sample", *common, "--out", tmp_path / "one").returncode == 0
+    painted = tool("sample", *common, "--representations", file, "--batch-size", 2, "--out", tmp_path / "two")
+    assert painted.returncode == 0, painted.stderr
+    pairs = zip(images(tmp_path / "one"), images(tmp_path / "two"), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) <= 1
+    more = tool("sample", run, "--generator", "dit", "--num", 6, "--representations", file, "--out", tmp_path / "three")
+    assert more.returncode == 2
+    assert "holds 5 representations: --num 6 is more" in more.stderr
+    foreign = tool("sample", run, "--generator", "dit-class", "--representations", file, "--out", tmp_path / "three")
+    assert foreign.returncode == 2
+    assert "but the generator is told labels" in foreign.stderr
+
+
 def test_a_seed_is_a_universe_of_its_own(run):
     pipeline = Pipeline.from_run(run, "dit")
     first, second = (pipeline.sample([0, 1], seed=seed).images for seed in (0, 1))
