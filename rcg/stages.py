@@ -82,6 +82,8 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     sections: tuple[str, ...] = ("data", "generator")
     if representation:
         sections += REPRESENTATION
+        if not representation.transform.needs_fit:  # else the space is known only once it is fitted
+            _check_rdm(experiment, representation)
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, sections, resume, overwrite)
@@ -93,7 +95,8 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     if representation:
         z = _train_z(images, representation, experiment, accelerator)
         cond = representation.space
-        _check_rdm(experiment, representation)
+        if representation.transform.needs_fit:
+            _check_rdm(experiment, representation)
         held_out_z = _held_out_z(validation, representation, experiment, accelerator)
     train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
     _seed(experiment, "generator")
