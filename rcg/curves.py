@@ -11,7 +11,7 @@ from rcg.checkpoint import atomic
 
 Line = Mapping[str, float]
 NOT_CURVES = {"step", "seconds", "lr"}
-TOGETHER = {"rep_fd_floor": "rep_fd", "rep_recall": "rep_precision"}
+TOGETHER = {"rep_fd_floor": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement"}
 """What is drawn into the panel of something else."""
 COLUMNS = 5
 

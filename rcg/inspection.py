@@ -29,7 +29,7 @@ from rcg.metrics.representation import (
     spectrum,
     uniformity,
 )
-from rcg.representation import Representation, build_encoder, open_representation
+from rcg.representation import Representation, Transform, build_encoder, open_representation
 
 MAPPED = 1000
 """Images in the map."""
@@ -136,7 +136,7 @@ def _beside(
     ]
     torch.manual_seed(0)
     network = build_encoder(experiment.encoder, experiment.data.image_size, load=False)
-    untrained = Representation(network, open_representation(experiment).transform)
+    untrained = Representation(network, Transform(experiment.normalise, experiment.projection))
     if untrained.transform.needs_fit:
         untrained.transform.fit(_encode(untrained, train, len(judged.train), device, "fitting, random weights")[0])
     random = _judge(untrained, train, test, len(judged.train), device, "encoding, random weights")

@@ -70,7 +70,7 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     _seed(experiment, "rdm")
     cond = _label_space(images) if config.condition == "class" else None
     model = build(config, NETWORKS.get(config.name), representation.space, cond)
-    task = RDMTask(model, z, images.labels, held_out, _facts(images))
+    task = RDMTask(model, z, images.labels, held_out, validation.labels, _facts(images))
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 

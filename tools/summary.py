@@ -55,6 +55,8 @@ def _quality(log: dict[str, float]) -> str:
     if "rep_precision" in log:
         words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
         words.append(f"novelty {log['rep_novelty']:.2f}")
+    if "rep_agreement" in log:
+        words.append(f"class agreement {log['rep_agreement']:.1%} (real {log['rep_agreement_real']:.1%})")
     words += [f"{key.replace('_', ' ')} {log[key]:.4g}" for key in log if key.startswith("validation_")]
     return ", ".join(words)
 

@@ -15,12 +15,15 @@ from rcg.metrics.frechet import frechet_distance
 from rcg.metrics.manifold import nearest_distance, precision_recall
 from rcg.model import GenerativeModel
 from rcg.randomness import Streams
+from rcg.steering import Probe
 from rcg.vectors import Views
 
 JUDGED = 5000
 """Most representations that an evaluation generates."""
 COMPARED = 50_000
 """Most training representations among which it looks for the nearest."""
+PROBED = 20_000
+"""Most training representations that the linear probe is fitted to."""
 
 
 class RDMTask:
@@ -31,11 +34,18 @@ class RDMTask:
         z: normalised representations `(N, V, D)` to learn.
         labels: `(N,)`, when the images have them.
         held_out: representations `(M, 1, D)` of images that it never sees.
+        held_out_labels: `(M,)`, when the images have them.
         facts: what the checkpoint says about its neighbours.
     """
 
     def __init__(
-        self, model: GenerativeModel, z: Views, labels: Tensor | None, held_out: Views, facts: dict[str, Any]
+        self,
+        model: GenerativeModel,
+        z: Views,
+        labels: Tensor | None,
+        held_out: Views,
+        held_out_labels: Tensor | None,
+        facts: dict[str, Any],
     ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
         self.facts, self.labels = facts, labels
@@ -48,6 +58,10 @@ class RDMTask:
         positions = torch.arange(self.count)
         self.held_out = held_out.rows(positions, torch.zeros_like(positions))
         self.floor = frechet_distance(self.train[: self.count], self.held_out)
+        self.probe: Probe | None = None
+        if self.conditional and labels is not None and held_out_labels is not None:
+            self.probe = Probe.fit(self.train[:PROBED], labels[order[:PROBED]])
+            self.real_agreement = self._agreement(self.held_out, held_out_labels[: self.count])
         self.novelty = nearest_distance(self.held_out, self.train).median()
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -63,6 +77,8 @@ class RDMTask:
         rep_fd is their Frechet distance, and rep_fd_floor that of as many training z: what a perfect RDM would reach
         with so few. rep_precision and rep_recall say how many are plausible and how much is covered. rep_novelty is the
         median distance of generated z to the nearest training z, over that of held-out z: well below 1, it memorises.
+        With classes, rep_agreement is the share that a linear probe puts into the class asked for, beside that of
+        held-out z put into their own.
         """
         model: Any = models["rdm"]
         device = next(model.parameters()).device
@@ -82,7 +98,14 @@ class RDMTask:
             "rep_recall": recall,
             "rep_novelty": float(nearest_distance(generated, self.train).median() / self.novelty),
         }
+        if self.probe is not None and self.labels is not None:
+            metrics["rep_agreement"] = self._agreement(generated, self.labels[self.chosen])
+            metrics["rep_agreement_real"] = self.real_agreement
         return Report(metrics, {})
+
+    def _agreement(self, z: Tensor, labels: Tensor) -> float:
+        assert self.probe is not None
+        return float((self.probe.log_probability(z).argmax(1) == labels).float().mean())
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Keep the averaged network."""

@@ -20,7 +20,8 @@ def task(cond=None, labels=None):
     )
     model = build(config, RepMLP, Space((5,)), cond)
     z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
-    return RDMTask(model, Views([z]), labels, Views([draw(200, 2)]), {})
+    held_out_labels = None if labels is None else labels[:200]
+    return RDMTask(model, Views([z]), labels, Views([draw(200, 2)]), held_out_labels, {})
 
 
 def judged(monkeypatch, generate):
@@ -72,3 +73,16 @@ def test_batches_take_one_of_the_views():
     batch = t.data.__getitems__([(3, 0), (3, 1), (4, 2)])
     expected = t.data.columns["z"].rows([3, 3, 4], [0, 1, 0])
     assert torch.equal(batch["z"], expected)
+
+
+def test_an_rdm_of_classes_is_judged_by_whether_it_draws_the_class_asked_for(monkeypatch):
+    labels, centres = torch.arange(400) % 4, 3 * torch.eye(4, 5)
+    config = RepMLPConfig(width=16, depth=1, condition="class", sampler={"name": "ddim", "steps": 3})
+    model = build(config, RepMLP, Space((5,)), Space((), vocab=4))
+    z = centres[labels][:, None] + 0.3 * draw(400, 0)
+    t = RDMTask(model, Views([z]), labels, Views([z[:200]]), labels[:200], {})
+    for shift, expected in ((0, 1.0), (1, 0.0)):
+        monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift: centres[(cond + shift) % 4] + 0.6)
+        metrics = t.evaluate(t.modules, 0).metrics
+        assert metrics["rep_agreement"] == pytest.approx(expected, abs=0.05)
+        assert metrics["rep_agreement_real"] > 0.95
