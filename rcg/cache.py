@@ -50,7 +50,7 @@ def representations(
     if missing:
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         total = sum(min(SHARD, len(images) - start) for start, _ in mine) * views
-        representation.to(accelerator.device)
+        representation.encoder.to(accelerator.device)  # its transform works on the CPU, where the rows are read
         with tqdm(total=total, desc=f"encoding {what} images", disable=not accelerator.is_main_process) as bar:
             for start, path in mine:
                 shard = _encode(

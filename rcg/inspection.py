@@ -59,8 +59,6 @@ def inspect(experiment: Experiment, out: Path, count: int) -> dict[str, float]:
     split = load_images(experiment.data)
     if len(split.train) < 2 * SHOWN or len(split.validation) < SHOWN:
         raise UserError(f"{len(split.train)} training and {len(split.validation)} held-out images are too few to judge")
-    if representation.transform.needs_fit:
-        representation.transform.fit(_encode(representation, split.train, count, device, "fitting")[0])
     judged = _judge(representation, split.train, split.validation, count, device, "encoding")
     labels = None
     if split.train.labels is not None and split.validation.labels is not None:
@@ -76,12 +74,15 @@ def inspect(experiment: Experiment, out: Path, count: int) -> dict[str, float]:
 def _judge(
     representation: Representation, train: Images, test: Images, count: int, device: torch.device, what: str
 ) -> Judged:
+    """Encode both parts of a split, and fit what has to be fitted to the first."""
     (known, seconds), (held_out, _) = (_encode(representation, images, count, device, what) for images in (train, test))
     transform = representation.transform
+    if transform.needs_fit:
+        transform.fit(known)
     return Judged(transform(known), transform(held_out), len(known) / seconds)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _encode(
     representation: Representation, images: Images, count: int, device: torch.device, what: str
 ) -> tuple[Tensor, float]:
@@ -89,7 +90,7 @@ def _encode(
     total = min(count, len(images))
     workers = 0 if images.in_memory else min(8, parallel.cores())
     batches: DataLoader[Any] = DataLoader(images, batch_size=128, sampler=range(total), num_workers=workers)
-    representation.to(device)
+    representation.encoder.to(device)  # the transform stays where the vectors are gathered
     found, seconds = [], 0.0
     with tqdm(total=total, desc=what, unit="image") as bar:
         for batch in batches:
@@ -118,7 +119,7 @@ def _metrics(judged: Judged, labels: tuple[Tensor, Tensor] | None) -> dict[str, 
 def _alignment(representation: Representation, images: Images, experiment: Experiment, device: torch.device) -> float:
     pairs = ContrastivePairs(images, experiment.encoder.train.augment)
     views = torch.stack([pairs[(i, 0)]["views"] for i in range(min(PAIRED, len(images)))]).to(device)
-    return alignment(*(representation(view).cpu() for view in views.unbind(1)))
+    return alignment(*(representation.transform(representation.encode(view).cpu()) for view in views.unbind(1)))
 
 
 def _beside(
@@ -137,8 +138,6 @@ def _beside(
     torch.manual_seed(0)
     network = build_encoder(experiment.encoder, experiment.data.image_size, load=False)
     untrained = Representation(network, Transform(experiment.normalise, experiment.projection))
-    if untrained.transform.needs_fit:
-        untrained.transform.fit(_encode(untrained, train, len(judged.train), device, "fitting, random weights")[0])
     random = _judge(untrained, train, test, len(judged.train), device, "encoding, random weights")
     return {
         "the same network with random weights": knn_accuracy(random.train, labels[0], random.test, labels[1]),
