@@ -286,7 +286,9 @@ class RDMConfig(ModelConfig):
     process: Annotated[
         SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
     ] = _unsaid()
+    """How representations are corrupted and what the network predicts; as published: x0, sqrt_linear."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = _unsaid()
+    """How representations are drawn; as published: 250 steps of ddim at eta 1."""
     train: RDMTrain = RDMTrain()
 
 
