@@ -126,13 +126,17 @@ class TrainConfig(Config):
     """Steps between two lines of the log."""
     evaluate_every: PositiveInt | None = None
     """Steps between two evaluations (metrics, sample grid); none: at the end only."""
+    patience: PositiveInt | None = None
+    """Evaluations without a better rep-FD, or validation loss, after which training ends; the best model is kept."""
     save_every: PositiveInt = 1000
     """Steps between two checkpoints."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where accelerate sends the curves; `log.jsonl` is always written."""
 
     # What may change when a run goes on: nothing here alters a step that was already taken.
-    resumable: ClassVar[frozenset[str]] = frozenset({"steps", "log_every", "evaluate_every", "save_every", "tracker"})
+    resumable: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "log_every", "evaluate_every", "patience", "save_every", "tracker"}
+    )
 
 
 class DataConfig(ComponentConfig):

@@ -140,10 +140,14 @@ class Sampler(Protocol):
 
 
 class Report(NamedTuple):
-    """What a task has to say about a half-trained model: numbers for the log, pictures `(3, H, W)` in [0, 1]."""
+    """What a task has to say about a half-trained model: numbers for the log, pictures `(3, H, W)` in [0, 1].
+
+    The score is what early stopping looks at; lower is better.
+    """
 
     metrics: dict[str, float]
     images: dict[str, Tensor]
+    score: float | None = None
 
 
 class Task(Protocol):

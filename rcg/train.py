@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -55,18 +57,32 @@ class EMA:
 
 @dataclass
 class Progress:
-    """How far a run is; part of its checkpoint."""
+    """How far a run is, and how good it was; part of its checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
+    best: float = math.inf
+    """The lowest score of an evaluation."""
+    best_step: int = 0
+    """When that was."""
+    stale: int = 0
+    """Evaluations since then."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the two counters."""
-        return {"step": self.step, "seconds": self.seconds}
+        """Return all of it."""
+        return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the two counters."""
-        self.step, self.seconds = state["step"], state["seconds"]
+        """Restore all of it."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def judge(self, score: float) -> None:
+        """Take note of an evaluation's score."""
+        if score < self.best:
+            self.best, self.best_step, self.stale = score, self.step, 0
+        else:
+            self.stale += 1
 
 
 @dataclass
@@ -117,7 +133,9 @@ def train(
                 bar.set_postfix_str(log.write())
             if _every(config.evaluate_every, run) and run.progress.step < config.steps:
                 log.report(_evaluate(run))
-            if _agreed(run, stop):
+                if config.patience is not None and run.progress.best_step == run.progress.step:
+                    _save(run)
+            if _agreed(run, stop) or _exhausted(run):
                 break
             if _every(config.save_every, run) and run.progress.step < config.steps:
                 _save(run)
@@ -126,7 +144,13 @@ def train(
         if finished:
             log.report(_evaluate(run))
         _save(run)
-    if run.main and not finished:
+    if run.main and _exhausted(run):
+        print(
+            f"stopped at step {run.progress.step} of {config.steps}: {run.progress.stale} evaluations were no better "
+            f"than {run.progress.best:.4g} at step {run.progress.best_step}, whose model is kept",
+            flush=True,
+        )
+    elif run.main and not finished:
         print(f"stopped at step {run.progress.step} of {config.steps}; --resume goes on from there", flush=True)
     return run.progress
 
@@ -221,7 +245,14 @@ def _evaluate(run: Run) -> Report:
         for name, model in models.items():
             model.train(modes[name])
     run.accelerator.wait_for_everyone()
+    if run.config.patience is not None:
+        score = torch.tensor(math.inf if report.score is None else report.score, device=run.accelerator.device)
+        run.progress.judge(float(broadcast(score)))
     return report
+
+
+def _exhausted(run: Run) -> bool:
+    return run.config.patience is not None and run.progress.stale >= run.config.patience
 
 
 def _save(run: Run) -> None:
@@ -240,12 +271,14 @@ def _save(run: Run) -> None:
         for old in states.iterdir():
             if old != target:
                 shutil.rmtree(old)
-        part = run.task.export(run.models())
-        facts = {"step": run.progress.step, "steps": run.config.steps, "seconds": round(run.progress.seconds, 1)}
-        checkpoint.save(
-            run.folder / checkpoint.FILE,
-            checkpoint.Part(part.kind, part.config, {**part.facts, **facts}, part.tensors),
-        )
+        # With early stopping the model of the best evaluation stays.
+        if run.config.patience is None or run.progress.best_step in (0, run.progress.step):
+            part = run.task.export(run.models())
+            facts = {"step": run.progress.step, "steps": run.config.steps, "seconds": round(run.progress.seconds, 1)}
+            checkpoint.save(
+                run.folder / checkpoint.FILE,
+                checkpoint.Part(part.kind, part.config, {**part.facts, **facts}, part.tensors),
+            )
     run.accelerator.wait_for_everyone()
 
 

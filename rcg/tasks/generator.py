@@ -89,13 +89,14 @@ class GeneratorTask:
         batch = {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
         torch.manual_seed(0)  # the same noise at every evaluation; the next training step seeds again
         losses = model(self.autoencoder.encode(batch["image"]), self._cond(batch))
+        score = float(torch.stack(list(losses.values())).sum())
         shown = {name: value[:SHOWN] for name, value in batch.items()}
         streams = Streams(0, range(len(shown["image"])), "generator", device)
         painted = self.autoencoder.decode(model.sample(self._cond(shown), streams).float())
         if self.key is None:
-            return Report(_named(losses), {"samples": grid(painted.cpu(), columns=8)})
+            return Report(_named(losses), {"samples": grid(painted.cpu(), columns=8)}, score)
         pairs = torch.stack([shown["image"], painted], dim=1).flatten(0, 1)
-        return Report(_named(losses), {"samples": grid(pairs.cpu(), columns=8)})
+        return Report(_named(losses), {"samples": grid(pairs.cpu(), columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Keep the averaged network."""

@@ -101,7 +101,7 @@ class RDMTask:
         if self.probe is not None and self.labels is not None:
             metrics["rep_agreement"] = self._agreement(generated, self.labels[self.chosen])
             metrics["rep_agreement_real"] = self.real_agreement
-        return Report(metrics, {})
+        return Report(metrics, {}, score=metrics["rep_fd"])
 
     def _agreement(self, z: Tensor, labels: Tensor) -> float:
         assert self.probe is not None

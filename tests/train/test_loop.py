@@ -103,6 +103,26 @@ def test_the_loop_learns_logs_evaluates_and_leaves_a_checkpoint(tmp_path):
     assert len(list((tmp_path / "samples").glob("grid-*.png"))) == 4
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_training_ends_when_nothing_gets_better_and_keeps_the_best(tmp_path, interrupted, capsys):
+    scores = {20: 3.0, 40: 1.0, 60: 2.0, 80: 1.5, 100: 0.5}
+
+    class Judged(Line):
+        def evaluate(self, models, step):
+            return Report({}, {}, score=scores[step])
+
+        def export(self, models):
+            return Part("line", {}, {}, models["line"].state_dict())
+
+    for steps in (50, 1000) if interrupted else (1000,):
+        config = config_for(evaluate_every=20, patience=2, steps=steps, save_every=10)
+        scores[50] = 9.0  # the end of the interrupted run is an evaluation too
+        progress = train(Judged(), config, tmp_path, parallel.start(config, tmp_path), seed=0, workers=None)
+    assert progress.step == (60 if interrupted else 80)
+    assert checkpoint.load(tmp_path / checkpoint.FILE).facts["step"] == 40
+    assert "evaluations were no better than 1 at step 40, whose model is kept" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = config_for(save_every=50)
     with pytest.raises(UserError, match=r"not finite at step 120.*--resume"):
