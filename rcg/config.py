@@ -173,6 +173,9 @@ class DataConfig(ComponentConfig):
 class AugmentConfig(Config):
     """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
 
+    size: PositiveInt | None = None
+    """Side of the views in pixels; none: that of the images. A ResNet learns faster, and no worse, from views of three
+    quarters of it, because random crops magnify what they show (Touvron et al., NeurIPS 2019)."""
     crop: tuple[Fraction, Fraction] | None = None
     """Range of the crop's share of the area; none: (0.2, 1), from 64 px (0.08, 1)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
