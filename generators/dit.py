@@ -74,7 +74,7 @@ class DiT(nn.Module):
                 f"generator.width is {config.width}; it must be a multiple of 4 and of heads {config.heads}"
             )
         self.patch, self.grid, self.heads = config.patch, side // config.patch, heads
-        self.patches = nn.Linear(channels * config.patch**2, config.width)
+        self.patches = nn.Linear(config.inputs * channels * config.patch**2, config.width)
         self.register_buffer("positions", sincos_positions(self.grid, config.width), persistent=False)
         self.time = nn.Sequential(nn.Linear(256, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
         self.cond = ConditionEmbedding(cond, config.width) if cond else None

@@ -13,6 +13,7 @@ from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
 from rcg.randomness import Scaled
 from rcg.registry import PROCESSES, SAMPLERS
+from rcg.self_conditioning import SelfConditioned
 
 
 class GenerativeModel(nn.Module):
@@ -33,7 +34,7 @@ class GenerativeModel(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self.process.loss(self.network, x, self._drop(self._blur(cond)))
+        return self._walk().loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -77,8 +78,12 @@ class GenerativeModel(nn.Module):
             net = Guided(self.network, null, guidance, self.process.horizon, weak)
         if sampler_config.temperature != 1:
             noise = Scaled(noise, sampler_config.temperature)
-        process = self.process if steer is None else steer(self.process)
+        process = self._walk() if steer is None else steer(self._walk())
         return sampler(process, net, self.data, cond, noise)
+
+    def _walk(self) -> Any:
+        """Return the process of one training step or of one walk from noise to data."""
+        return SelfConditioned(self.process) if self.config.self_condition else self.process
 
     def _blur(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():

@@ -57,7 +57,7 @@ class AffineProcess(nn.Module, ABC):
 
     def corrupt(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t `(B, *S)` of data `x` at times `t` `(B,)`."""
-        alpha, sigma = (_like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
         return alpha * x + sigma * noise
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class AffineProcess(nn.Module, ABC):
 
     def target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return what the network should predict, `(B, *S)`."""
-        alpha, sigma = (_like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
         return {"eps": noise, "x0": x, "v": alpha * noise - sigma * x, "velocity": noise - x}[self.predicts]
 
     def solve(self, output: Tensor, x: Tensor, alpha: Scale, sigma: Scale) -> Prediction:
@@ -89,6 +89,6 @@ class AffineProcess(nn.Module, ABC):
         return Prediction((x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma))
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def like(values: Tensor, x: Tensor) -> Tensor:
     """Shape `(B,)` values so that they broadcast against `x` `(B, *S)`."""
     return values.view(-1, *[1] * (x.ndim - 1))
