@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcg.config import GuidanceConfig, ModelConfig
+from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig
 from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
 from rcg.randomness import Scaled
@@ -54,6 +54,7 @@ class GenerativeModel(nn.Module):
         guidance: GuidanceConfig | None = None,
         steps: int | None = None,
         *,
+        sampler: SamplerConfig | None = None,
         weak: Net | None = None,
         steer: Callable[[Process], Process] | None = None,
     ) -> Tensor:
@@ -64,22 +65,23 @@ class GenerativeModel(nn.Module):
             noise: where the draws come from.
             guidance: replaces the configured guidance.
             steps: replaces the configured number of network evaluations.
+            sampler: replaces the configured sampler.
             weak: a worse model of the same space to guide away from, instead of from the null condition.
             steer: changes what the process predicts, `rcg.steering.Steered` for example.
         """
-        sampler_config = self.config.sampler
+        chosen = sampler or self.config.sampler
         if steps is not None:
-            sampler_config = sampler_config.model_copy(update={"steps": steps})
-        sampler = SAMPLERS.get(sampler_config.name)(sampler_config)
+            chosen = chosen.model_copy(update={"steps": steps})
+        walk = SAMPLERS.get(chosen.name)(chosen)
         net: Net = self.network
         guidance = guidance or self.config.guidance
         if guidance.scale != 1 and (cond is not None or weak is not None):
             null = None if cond is None or weak is not None else self.null_like(cond)
             net = Guided(self.network, null, guidance, self.process.horizon, weak)
-        if sampler_config.temperature != 1:
-            noise = Scaled(noise, sampler_config.temperature)
+        if chosen.temperature != 1:
+            noise = Scaled(noise, chosen.temperature)
         process = self._walk() if steer is None else steer(self._walk())
-        return sampler(process, net, self.data, cond, noise)
+        return walk(process, net, self.data, cond, noise)
 
     def _walk(self) -> Any:
         """Return the process of one training step or of one walk from noise to data."""
