@@ -146,9 +146,9 @@ class Pipeline:
             cond = z
         elif self.generator.config.condition == "none":
             cond = None
-        scale = self.generator.config.guidance
+        scale: GuidanceConfig = self.generator.config.guidance
         if guidance is not None:
-            scale = GuidanceConfig(scale=guidance, interval=scale.interval)
+            scale = scale.model_copy(update={"scale": guidance})
         noise = Streams(seed, indices, "generator", self.device)
         images = self.autoencoder.decode(self.generator.sample(cond, noise, scale, steps))
         return Samples(indices, images, z, labels)
