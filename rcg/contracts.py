@@ -23,7 +23,7 @@ class Space:
     """A set of tensors that two components agree on.
 
     Attributes:
-        shape: shape of one element without the batch: `(D,)` vectors, `(C, h, w)` latents, `(h, w)` tokens, `()` labels.
+        shape: shape of one element without the batch: `(D,)` vectors, `(C, h, w)` latents, `(h, w)` tokens, `()` label.
         vocab: number of symbols when elements are integers, `None` for real-valued elements.
         id: who defines the coordinates; two spaces of equal shape and different id do not fit together.
     """

@@ -163,6 +163,8 @@ def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | No
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
     if config.process.discrete != (data.vocab is not None):
         kind = "real numbers" if data.vocab is None else "tokens"
-        raise UserError(f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives")
+        raise UserError(
+            f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives"
+        )
     process = PROCESSES.get(config.process.name)(config.process)
     return GenerativeModel(config, network(config, data, cond, process.heads), process, data, cond)

@@ -141,6 +141,24 @@ def training_representations(experiment: Experiment, space: Space) -> tuple[Imag
     return images, z.rows(positions, torch.zeros_like(positions))
 
 
+def fitted_representation(experiment: Experiment, space: Space) -> Representation:
+    """Return the map from images to z that the experiment's generator was trained with.
+
+    Raises:
+        UserError: the experiment's representations are not those of `space`.
+    """
+    representation = open_representation(experiment)
+    if representation.transform.needs_fit:
+        accelerator = parallel.start()
+        _train_z(_images(experiment, accelerator).train, representation, experiment, accelerator)
+    if representation.space != space:
+        raise UserError(
+            f"the generator paints from representations of {space.id}, but those of {experiment.run} are now of "
+            f"{representation.space.id}: train the generator again"
+        )
+    return representation
+
+
 def generator_folder(experiment: Experiment) -> Path:
     """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
     config = _generator(experiment)

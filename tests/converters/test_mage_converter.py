@@ -79,7 +79,9 @@ def test_what_was_trained_further_goes_back_too(tmp_path):
     assert tool("convert", "mage", tmp_path / "tiny.pth", tmp_path / "run").returncode == 0
     path = tmp_path / "run" / "mage" / checkpoint.FILE
     part = checkpoint.load(path)
-    checkpoint.save(path, checkpoint.Part(part.kind, part.config, part.facts, {k: v + 1 for k, v in part.tensors.items()}))
+    checkpoint.save(
+        path, checkpoint.Part(part.kind, part.config, part.facts, {k: v + 1 for k, v in part.tensors.items()})
+    )
     assert tool("convert", "mage", tmp_path / "run", tmp_path / "back.pth", "--back").returncode == 0
     back, original = weights.read(tmp_path / "back.pth")["model"], tiny()
     tables = {"token_emb.word_embeddings.weight", "mlm_layer.bias"}  # with rows that ours has not

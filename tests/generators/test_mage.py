@@ -20,7 +20,14 @@ DATA = Space((4, 4), vocab=12, id="tokens")
 def model(cond=None, data=DATA, **config):
     torch.manual_seed(0)
     condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
-    sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "decoder_heads": 2, "autoencoder": "toy_tokenizer"}
+    sizes = {
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "autoencoder": "toy_tokenizer",
+    }
     return build(MAGEConfig(**sizes | condition | config), MAGE, data, cond)
 
 

@@ -45,7 +45,16 @@ def test_every_sample_has_its_own_share_of_masked_tokens():
 def test_the_first_in_order_are_masked_even_if_all_draws_are_equal():
     process = Masked(MaskedConfig())
     x, order = torch.zeros(1, 2, 4, dtype=torch.long), torch.tensor([[[0.9, 0.1, 0.8, 0.2], [0.7, 0.3, 0.6, 0.4]]])
-    assert (process.corrupt(x, Draws(torch.tensor([0.5]), order)) == MASK).flatten().tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert (process.corrupt(x, Draws(torch.tensor([0.5]), order)) == MASK).flatten().tolist() == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]
     assert (process.corrupt(x, Draws(torch.tensor([0.5]), 0 * order)) == MASK).sum() == 4
 
 
