@@ -232,13 +232,6 @@ class ProjectionConfig(Config):
     """Give all components the same variance."""
 
 
-class ProcessConfig(ComponentConfig):
-    """How data is corrupted."""
-
-    discrete: ClassVar[bool] = False
-    """Whether it corrupts tokens."""
-
-
 class SamplerConfig(ComponentConfig):
     """What every walk from noise to data has."""
 
@@ -249,6 +242,13 @@ class SamplerConfig(ComponentConfig):
     """Network evaluations."""
     temperature: PositiveFloat = 1.0
     """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
+
+
+class ProcessConfig(ComponentConfig):
+    """How data is corrupted."""
+
+    discrete: ClassVar[bool] = False
+    """Whether it corrupts tokens."""
 
 
 class GuidanceConfig(Config):

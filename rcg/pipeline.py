@@ -65,7 +65,7 @@ class Pipeline:
         if not folder.is_dir():
             there = [str(p) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
             raise UserError(f"there is no run {folder}; {nearest(str(folder), there)}")
-        painted = _load(folder / cls.choose(folder, generator) / checkpoint.FILE)
+        painted = _load(folder / cls._choose(folder, generator) / checkpoint.FILE)
         rdm, encoder = (folder / name / checkpoint.FILE for name in ("rdm", "encoder"))
         return cls(painted, _load(rdm) if rdm.is_file() else None, _load(encoder) if encoder.is_file() else None)
 
@@ -251,12 +251,7 @@ class Pipeline:
         )
 
     @staticmethod
-    def choose(folder: Path, name: str | None) -> str:
-        """Return the name of a run's generator: the one named, or the only one.
-
-        Raises:
-            UserError: there is none of that name, none at all, or several and none is named.
-        """
+    def _choose(folder: Path, name: str | None) -> str:
         known = [p.parent.name for p in sorted(folder.glob(f"*/{checkpoint.FILE}"))]
         known = [found for found in known if found not in ("encoder", "rdm")]
         if name is not None and name not in known:

@@ -161,9 +161,12 @@ def fitted_representation(experiment: Experiment, space: Space) -> Representatio
 
 def generator_folder(experiment: Experiment) -> Path:
     """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    config = _generator(experiment)
-    suffix = "" if config.condition == "representation" else f"-{config.condition}"
-    return experiment.run / f"{config.name}{suffix}"
+    return experiment.run / arm(_generator(experiment))
+
+
+def arm(config: GeneratorConfig) -> str:
+    """Return the name of a generator's folder in its run."""
+    return config.name if config.condition == "representation" else f"{config.name}-{config.condition}"
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:

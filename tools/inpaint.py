@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcg import cli, config, parallel, stages
-from rcg.config import Experiment
+from rcg import checkpoint, cli, config, parallel, stages
 from rcg.data import resize
 from rcg.datasets.image_folder import decode
 from rcg.editing.inpaint import box, hide, shrink
 from rcg.errors import UserError
 from rcg.gallery import save_gallery
 from rcg.pipeline import Pipeline
+from rcg.representation import Representation, Transform, restore_encoder
 
 
 def main() -> None:
@@ -56,14 +56,13 @@ def main() -> None:
 def paint(arguments: argparse.Namespace) -> None:
     """Write the panel: a row for each image."""
     pipeline = Pipeline.from_run(arguments.run, arguments.generator).to(parallel.start().device)
-    name = Pipeline.choose(arguments.run, arguments.generator)
-    experiment = config.load(arguments.run / name / stages.CONFIG).model_copy(update={"run": arguments.run})
-    size = experiment.data.image_size
+    name = arguments.generator or stages.arm(pipeline.generator.config)
+    size = pipeline.parts["generator"].facts["image_size"]
     original = torch.stack([_square(path, size) for path in arguments.image])
     image, hole = original, _hole(arguments, size).expand(len(original), -1, -1)
     if arguments.uncrop is not None:
         image, hole = shrink(original, arguments.uncrop)
-    z = _represent(original, experiment, pipeline) if arguments.condition == "image" else None
+    z = _represent(original, arguments.run, name, pipeline) if arguments.condition == "image" else None
     painted = [
         pipeline.inpaint(
             row.expand(arguments.num, -1, -1, -1),
@@ -84,12 +83,20 @@ def paint(arguments: argparse.Namespace) -> None:
     print(out)
 
 
-def _represent(image: Tensor, experiment: Experiment, pipeline: Pipeline) -> Tensor | None:
+def _represent(image: Tensor, run: Path, name: str, pipeline: Pipeline) -> Tensor | None:
     """Return z `(B, D)` of images, None where the generator is told something else."""
     space = pipeline.generator.cond
     if space is None or space.vocab is not None:
         return None
-    z: Tensor = stages.fitted_representation(experiment, space).to(pipeline.device)(image.to(pipeline.device))
+    path = run / name / stages.CONFIG
+    if path.is_file():
+        experiment = config.load(path).model_copy(update={"run": run})
+        representation = stages.fitted_representation(experiment, space)
+    else:  # a converted checkpoint
+        representation = Representation(restore_encoder(run / "encoder" / checkpoint.FILE), Transform("per_sample"))
+        if representation.space != space:
+            raise UserError(f"{run / 'encoder'} is not the encoder of {run / name}: use --condition generated")
+    z: Tensor = representation.to(pipeline.device)(image.to(pipeline.device))
     return z
 
 

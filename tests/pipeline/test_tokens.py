@@ -1,12 +1,15 @@
 """A generator of tokens through the tools: trained, sampled, judged, and let complete images."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from rcg import checkpoint
 from rcg.pipeline import Pipeline
 from tests import toy_tokenizer  # noqa: F401  (registers it)
 from tests.toy import tool, write
@@ -28,19 +31,9 @@ GENERATOR = {
 def run(tmp_path_factory):
     """A toy experiment whose MAGE is told representations, with one beside it that is told classes."""
     folder = tmp_path_factory.mktemp("tokens")
-    path = write(
-        folder,
-        generator=GENERATOR,
-        encoder={"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32, "train": {}},
-        data__limit=80,
-        rdm__train__steps=2,
-    )
-    for stage, *more in (
-        ["train_rdm"],
-        ["train_pixel"],
-        ["train_pixel", "generator.condition=class"],
-        ["train_pixel", "generator.condition=none"],
-    ):
+    path = write(folder, generator=GENERATOR, data__limit=80, rdm__train__steps=2)
+    arms = [["train_pixel", *(f"generator.condition={c}" for c in other)] for other in ([], ["class"], ["none"])]
+    for stage, *more in (["train_encoder"], ["train_rdm"], *arms):
         done = tool(stage, path, *more)
         assert done.returncode == 0, done.stderr
     return folder / "run"
@@ -117,6 +110,23 @@ def test_the_panel_shows_original_masked_and_results(run, picture, tmp_path, whe
     panel = Image.open(out)
     assert panel.width >= 5 * 64
     assert 2 * 64 < panel.height < 3 * 64 + 64
+
+
+def test_without_a_configuration_the_encoder_beside_the_generator_is_used(run, picture, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "mage" / "config.yaml").unlink()
+    arguments = ["--generator", "mage", "--image", picture, "--outside", 0.25, 0.25, 0.75, 0.75]
+    for folder in (run, tmp_path / "run"):
+        done = tool("inpaint", folder, *arguments, "--out", folder / "panel.png")
+        assert done.returncode == 0, done.stderr
+    one, other = (np.asarray(Image.open(folder / "panel.png"))[20:] for folder in (run, tmp_path / "run"))
+    assert np.array_equal(one[:, : other.shape[1]], other[:, : one.shape[1]])
+    part = checkpoint.load(tmp_path / "run" / "encoder" / checkpoint.FILE)
+    moved = {key: value + 1 if value.is_floating_point() else value for key, value in part.tensors.items()}
+    checkpoint.save(tmp_path / "run" / "encoder" / checkpoint.FILE, replace(part, tensors=moved))
+    done = tool("inpaint", tmp_path / "run", *arguments, "--out", tmp_path / "panel.png")
+    assert done.returncode == 2
+    assert "is not the encoder of" in done.stderr
 
 
 @pytest.mark.parametrize("generator", ["mage-class", "mage-none"])
