@@ -58,7 +58,7 @@ class DiT(nn.Module):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, heads, C, h, w)`.
 
     Raises:
-        UserError: the patch does not divide the side, or the heads do not divide the width.
+        UserError: the data are tokens, the patch does not divide the side, or the heads do not divide the width.
     """
 
     Config = DiTConfig
@@ -66,6 +66,8 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
+        if data.vocab is not None:
+            raise UserError(f"dit paints with real numbers, but {data.id} gives tokens: choose the autoencoder pixels")
         channels, side, _ = data.shape
         if side % config.patch:
             raise UserError(f"generator.patch is {config.patch}, which does not divide the side {side} of its input")

@@ -88,7 +88,7 @@ def component(registry: Registry, **defaults: Any) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def _unsaid() -> Any:
+def unsaid() -> Any:
     """An empty section: the defaults of its `component` fill it in."""
     return Field(default={})
 
@@ -238,10 +238,20 @@ class ProjectionConfig(Config):
 class SamplerConfig(ComponentConfig):
     """What every walk from noise to data has."""
 
+    discrete: ClassVar[bool] = False
+    """Whether it fills in tokens."""
+
     steps: PositiveInt = 50
     """Network evaluations."""
     temperature: PositiveFloat = 1.0
     """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
+
+
+class ProcessConfig(ComponentConfig):
+    """How data is corrupted."""
+
+    discrete: ClassVar[bool] = False
+    """Whether it corrupts tokens."""
 
 
 class GuidanceConfig(Config):
@@ -251,6 +261,9 @@ class GuidanceConfig(Config):
     """null + scale * (conditional - null); 1: no guidance."""
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Share of the noise time in which guidance acts; 0 is clean data, 1 pure noise."""
+    ramp: Literal["constant", "linear", "cosine"] = "constant"
+    """How guidance grows from none at noise to `scale` at the last step: at once, in a line (RCG's MAGE), or as half a
+    cosine."""
 
 
 class ModelConfig(ComponentConfig):
@@ -265,9 +278,9 @@ class ModelConfig(ComponentConfig):
     shown does not learn it by heart, and forgives an RDM its mistakes."""
     self_condition: bool = False
     """Show the network its previous estimate of the clean data (Analog Bits; Chen, Zhang, Hinton, ICLR 2023)."""
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
+    process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian")] = unsaid()
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = unsaid()
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -282,6 +295,18 @@ class ModelConfig(ComponentConfig):
     def inputs(self) -> int:
         """Tensors that the network sees side by side: x_t, and its previous estimate if it is shown that."""
         return 2 if self.self_condition else 1
+
+    @model_validator(mode="after")
+    def _refuse_what_tokens_cannot(self) -> ModelConfig:
+        if self.process.discrete != self.sampler.discrete:
+            known = [name for name in SAMPLERS.names() if SAMPLERS.get(name).Config.discrete == self.process.discrete]
+            raise ValueError(
+                f"the sampler {self.sampler.name} cannot walk back the process {self.process.name}; those that can: "
+                f"{', '.join(known)}"
+            )
+        if self.process.discrete and self.self_condition:
+            raise ValueError(f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens")
+        return self
 
 
 class RDMTrain(TrainConfig):
@@ -302,10 +327,10 @@ class RDMConfig(ModelConfig):
     """Where condition is vector: a safetensors file with a tensor `vectors` `(N, D)`, one row per image of the data
     set, in its order."""
     process: Annotated[
-        SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
-    ] = _unsaid()
+        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
+    ] = unsaid()
     """How representations are corrupted and what the network predicts; as published: x0, sqrt_linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = unsaid()
     """How representations are drawn; as published: 250 steps of ddim at eta 1."""
     train: RDMTrain = RDMTrain()
 
@@ -320,7 +345,7 @@ class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
-    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = _unsaid()
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
 
 
@@ -339,7 +364,7 @@ class Experiment(Config):
     """Representation -> fewer features, before it is normalised; none: all of them."""
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
-    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = _unsaid()
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
     """z -> image; an experiment may end with its RDM."""

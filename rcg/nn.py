@@ -30,20 +30,21 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     return torch.cat([torch.cat([half.sin(), half.cos()], dim=1) for half in halves], dim=1).float()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of `(B, heads, N, d)` tensors."""
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention of `(B, heads, N, d)` tensors; `dropout` is the share of weights set to zero."""
     if q.device.type == "cpu" and torch.is_grad_enabled():
         # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, `(B, N, width) -> (B, N, width)`."""
+    """Multi-head self-attention, `(B, N, width) -> (B, N, width)`, with dropout of its weights and of its output."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -51,7 +52,9 @@ class Attention(nn.Module):
         """Attend over the tokens of `x`."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(q, k, v, dropout).transpose(1, 2).reshape(batch, tokens, width)
+        return F.dropout(self.proj(mixed), dropout)
 
 
 class ConditionEmbedding(nn.Module):

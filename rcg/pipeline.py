@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rcg import checkpoint
 from rcg.config import GuidanceConfig
 from rcg.contracts import Autoencoder, Space
+from rcg.editing.inpaint import inpaint
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
 from rcg.randomness import Streams
@@ -139,19 +140,38 @@ class Pipeline:
             UserError: a label is given but nothing here takes one, or it is out of range.
         """
         indices = list(indices)
-        labels = self._labels(indices, label)
-        cond = labels
-        if self.generator.config.condition == "representation":
-            z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
-            cond = z
-        elif self.generator.config.condition == "none":
-            cond = None
-        scale = self.generator.config.guidance
-        if guidance is not None:
-            scale = GuidanceConfig(scale=guidance, interval=scale.interval)
+        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
         noise = Streams(seed, indices, "generator", self.device)
-        images = self.autoencoder.decode(self.generator.sample(cond, noise, scale, steps))
+        images = self.autoencoder.decode(self.generator.sample(cond, noise, self._guidance(guidance), steps))
         return Samples(indices, images, z, labels)
+
+    @torch.inference_mode()
+    def inpaint(
+        self,
+        image: Tensor,
+        hole: Tensor,
+        seed: int = 0,
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        rdm_steps: int | None = None,
+        label: int | None = None,
+        z: Tensor | None = None,
+    ) -> Samples:
+        """Paint the holes `(B, H, W)` (booleans) of images `(B, 3, H, W)` in [0, 1] with a generator of tokens.
+
+        Row i depends on (seed, i) and its image alone; `z` `(B, D)` are the images' own representations, or others to
+        paint from instead of generated ones. See `sample` for the rest.
+
+        Raises:
+            UserError: the generator is not one of tokens, or a class is asked for where there are none.
+        """
+        indices = list(range(len(image)))
+        image, hole = image.to(self.device), hole.to(self.device)
+        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
+        noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
+        painted = inpaint(self.generator, self.autoencoder, image, hole, cond, noise, scale, steps)
+        return Samples(indices, painted, z, labels)
 
     def batches(
         self,
@@ -172,6 +192,20 @@ class Pipeline:
                 drawn = self.sample(chosen, seed, z=None if z is None else z[chosen], **how)
                 bar.update(len(drawn.indices))
                 yield drawn
+
+    def _condition(
+        self, indices: list[int], seed: int, rdm_steps: int | None, label: int | None, z: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return what the generator is told of the samples, their representations, and their labels."""
+        labels = self._labels(indices, label)
+        if self.generator.config.condition != "representation":
+            return None if self.generator.config.condition == "none" else labels, z, labels
+        z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
+        return z, z, labels
+
+    def _guidance(self, scale: float | None) -> GuidanceConfig:
+        guidance: GuidanceConfig = self.generator.config.guidance
+        return guidance if scale is None else guidance.model_copy(update={"scale": scale})
 
     def _represent(self, indices: list[int], seed: int, steps: int | None, labels: Tensor | None) -> Tensor:
         assert self.rdm is not None

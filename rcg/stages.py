@@ -156,11 +156,32 @@ def _first_views(z: Views) -> Tensor:
     return z.rows(positions, torch.zeros_like(positions))
 
 
+def fitted_representation(experiment: Experiment, space: Space) -> Representation:
+    """Return the map from images to z that the experiment's generator was trained with.
+
+    Raises:
+        UserError: the experiment's representations are not those of `space`.
+    """
+    representation = open_representation(experiment)
+    if representation.transform.needs_fit:
+        accelerator = parallel.start()
+        _train_z(_images(experiment, accelerator).train, representation, experiment, accelerator)
+    if representation.space != space:
+        raise UserError(
+            f"the generator paints from representations of {space.id}, but those of {experiment.run} are now of "
+            f"{representation.space.id}: train the generator again"
+        )
+    return representation
+
+
 def generator_folder(experiment: Experiment) -> Path:
     """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    config = _generator(experiment)
-    suffix = "" if config.condition == "representation" else f"-{config.condition}"
-    return experiment.run / f"{config.name}{suffix}"
+    return experiment.run / arm(_generator(experiment))
+
+
+def arm(config: GeneratorConfig) -> str:
+    """Return the name of a generator's folder in its run."""
+    return config.name if config.condition == "representation" else f"{config.name}-{config.condition}"
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from rcg import checkpoint, weights
 from rcg.contracts import Space
+from rcg.converters import _encoder
 from rcg.errors import UserError
 from rcg.model import build
 from rcg.processes.gaussian import betas
-from rcg.registry import CONVERTERS, ENCODERS, NETWORKS
-from rcg.representation import Representation, Transform, encoder_part
+from rcg.registry import CONVERTERS, NETWORKS
 
 OUTSIDE = {"time_embed": "time", "input_proj": "input", "out.0": "norm", "out.2": "output"}
 BLOCK = {
@@ -48,12 +47,10 @@ class RDM:
         tensors = weights.state_dict(weights.read(path))
         if f"{NETWORK}input_proj.weight" not in tensors or "model_ema.num_updates" not in tensors:
             raise UserError(f"{path} is not an RDM checkpoint: it has no {NETWORK}input_proj.weight with its average")
-        encoder = _encoder(tensors, path)
+        encoder = _encoder.read(tensors, path)
         width, dim = tensors[f"{NETWORK}input_proj.weight"].shape
         conditional = f"{NETWORK}res_blocks.0.context_layers.1.weight" in tensors
-        space = (
-            Representation(encoder, Transform("per_sample")).space if encoder else Space((dim,), id=f"of {path.name}")
-        )
+        space = _encoder.space(encoder, dim, path)
         config = {
             "name": "rep_mlp",
             "width": width,
@@ -85,8 +82,7 @@ class RDM:
         checkpoint.save(written[0], checkpoint.Part("rdm", model.config.model_dump(mode="json"), facts, average))
         checkpoint.save_tensors(written[1], live | ({} if conditional else {"table": tensors[LABELS]}), {})
         if encoder:
-            written.append(run / "encoder" / checkpoint.FILE)
-            checkpoint.save(written[-1], encoder_part(encoder, 256, {"fingerprint": ""}))
+            written.append(_encoder.save(encoder, run))
         return written
 
     @staticmethod
@@ -111,36 +107,9 @@ class RDM:
         found["model_ema.decay"] = torch.tensor(part.facts.get("ema_decay", 0.9999))
         found["model_ema.num_updates"] = torch.tensor(part.facts.get("ema_updates", 0), dtype=torch.int32)
         found[LABELS] = unused if table is None else table[:-1]
-        encoder = run / "encoder" / checkpoint.FILE
-        if encoder.is_file():
-            frozen = checkpoint.load(encoder).tensors
-            found |= {f"pretrained_encoder.{key.removeprefix('trunk.')}": value for key, value in frozen.items()}
+        found |= _encoder.original(run)
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
-
-
-def _encoder(tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """Rebuild the MoCo v3 encoder that the checkpoint carries; None where it carries none."""
-    prefix = "pretrained_encoder."
-    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if "head.6.weight" not in found:
-        return None
-    width, _, _, patch = found["patch_embed.proj.weight"].shape
-    grid = round((found["pos_embed"].shape[1] - 1) ** 0.5)
-    sizes = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}
-    network = ENCODERS.get("moco_v3")
-    config = network.Config(
-        arch=sizes.get(width, "vit_base"),
-        width=None if width in sizes else width,
-        depth=None if width in sizes else len({key.split(".")[1] for key in found if key.startswith("blocks.")}),
-        patch=patch,
-        input_size=grid * patch,
-        projector_hidden=found["head.0.weight"].shape[0],
-        projector_dim=found["head.6.weight"].shape[0],
-    )
-    encoder = network(config, load=False)
-    weights.fit(encoder, encoder.rename(found), path)
-    return encoder
 
 
 def our_name(key: str) -> str:

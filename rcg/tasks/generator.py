@@ -92,7 +92,8 @@ class GeneratorTask:
         score = float(torch.stack(list(losses.values())).sum())
         shown = {name: value[:SHOWN] for name, value in batch.items()}
         streams = Streams(0, range(len(shown["image"])), "generator", device)
-        painted = self.autoencoder.decode(model.sample(self._cond(shown), streams).float())
+        latent = model.sample(self._cond(shown), streams)
+        painted = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
         if self.key is None:
             return Report(_named(losses), {"samples": grid(painted.cpu(), columns=8)}, score)
         pairs = torch.stack([shown["image"], painted], dim=1).flatten(0, 1)
