@@ -88,8 +88,8 @@ def component(registry: Registry, **defaults: Any) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def _unsaid() -> Any:
-    """An empty section: the defaults of its `component` fill it in."""
+def unsaid() -> Any:
+    """Return the default of a section that the defaults of its `component` fill in."""
     return Field(default={})
 
 
@@ -248,6 +248,8 @@ class GuidanceConfig(Config):
     """null + scale * (conditional - null); 1: no guidance."""
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Share of the noise time in which guidance acts; 0 is clean data, 1 pure noise."""
+    channels: PositiveInt | None = None
+    """Guide only so many channels, the first ones; none: all. The published DiT guides three of four."""
 
 
 class ModelConfig(ComponentConfig):
@@ -260,9 +262,9 @@ class ModelConfig(ComponentConfig):
     condition_noise: Annotated[float, Field(ge=0)] = 0.0
     """Deviation of noise added to representations in training: a generator that is not told exactly which image it is
     shown does not learn it by heart, and forgives an RDM its mistakes."""
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
+    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = unsaid()
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = unsaid()
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -289,19 +291,34 @@ class RDMConfig(ModelConfig):
     condition: Literal["none", "class"] = "none"
     process: Annotated[
         SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
-    ] = _unsaid()
+    ] = unsaid()
     """How representations are corrupted and what the network predicts; as published: x0, sqrt_linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = unsaid()
     """How representations are drawn; as published: 250 steps of ddim at eta 1."""
     train: RDMTrain = RDMTrain()
+
+
+class AlignConfig(Config):
+    """Representation alignment (REPA; Yu et al., ICLR 2025): inner tokens learn the frozen encoder's patch tokens."""
+
+    depth: PositiveInt = 8
+    """Blocks after which the tokens are compared."""
+    weight: PositiveFloat = 0.5
+    """Weight of the loss beside that of the process."""
+    hidden: PositiveInt = 2048
+    """Hidden width of the projection."""
 
 
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
-    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = _unsaid()
+    checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
+
+    portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"checkpoint"}
 
 
 class Experiment(Config):
@@ -319,7 +336,7 @@ class Experiment(Config):
     """Representation -> fewer features, before it is normalised; none: all of them."""
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
-    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = _unsaid()
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
     """z -> image; an experiment may end with its RDM."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rcg import checkpoint
-from rcg.config import GuidanceConfig
 from rcg.contracts import Autoencoder, Space
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
@@ -148,7 +147,7 @@ class Pipeline:
             cond = None
         scale = self.generator.config.guidance
         if guidance is not None:
-            scale = GuidanceConfig(scale=guidance, interval=scale.interval)
+            scale = scale.model_copy(update={"scale": guidance})
         noise = Streams(seed, indices, "generator", self.device)
         images = self.autoencoder.decode(self.generator.sample(cond, noise, scale, steps))
         return Samples(indices, images, z, labels)

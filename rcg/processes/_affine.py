@@ -57,24 +57,33 @@ class AffineProcess(nn.Module, ABC):
 
     def corrupt(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t `(B, *S)` of data `x` at times `t` `(B,)`."""
-        alpha, sigma = (_like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
         return alpha * x + sigma * noise
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Mean error of what the network predicts, at a random time."""
-        t, noise = self.draw(x)
-        output = net(self.corrupt(x, t, noise), t, cond)[:, 0].float()
-        error = output - self.target(x, t, noise)
+        """Return the mean error of what the network predicts, at a random time."""
+        draws = self.draw(x)
+        x_t = self.corrupt(x, *draws)
+        return self.errors(net(x_t, draws.t, cond).float(), x, x_t, draws)
+
+    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Judge an output `(B, heads, *S)` at `x_t` against the data `x` `(B, *S)` that it hides."""
+        error = output[:, 0] - self.target(x, *draws)
         return {"mse": error.square().mean()} if self.measure == "l2" else {"l1": error.abs().mean()}
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
         """Evaluate the network on `x` `(B, *S)` at a level and solve for clean data and noise."""
         times = torch.full((len(x),), level.t, device=x.device)
-        return self.solve(net(x, times, cond)[:, 0].to(x.dtype), x, level.alpha, level.sigma)
+        output = net(x, times, cond).to(x.dtype)
+        return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(variance=self.variance(output))
+
+    def variance(self, output: Tensor) -> Tensor | float:
+        """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
+        return 0.0
 
     def target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return what the network should predict, `(B, *S)`."""
-        alpha, sigma = (_like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
         return {"eps": noise, "x0": x, "v": alpha * noise - sigma * x, "velocity": noise - x}[self.predicts]
 
     def solve(self, output: Tensor, x: Tensor, alpha: Scale, sigma: Scale) -> Prediction:
@@ -89,6 +98,6 @@ class AffineProcess(nn.Module, ABC):
         return Prediction((x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma))
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def like(values: Tensor, x: Tensor) -> Tensor:
     """Shape `(B,)` values so that they broadcast against `x` `(B, *S)`."""
     return values.view(-1, *[1] * (x.ndim - 1))
