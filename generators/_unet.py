@@ -125,11 +125,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.stride = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         """Map `(B, C, h, w)` to `(B, C, h / 2, w / 2)`."""
-        return self.conv(x)
+        return self.stride(x)
 
 
 class Upsample(nn.Module):

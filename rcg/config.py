@@ -320,6 +320,11 @@ class GeneratorConfig(ModelConfig):
 
     portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"checkpoint"}
 
+    @property
+    def arm(self) -> str:
+        """Name of its folder in a run: its own, and its condition where that is not a representation."""
+        return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
+
 
 class Experiment(Config):
     """One experiment: these images, this encoder, this RDM, this generator."""

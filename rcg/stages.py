@@ -147,10 +147,8 @@ def training_representations(experiment: Experiment, space: Space) -> tuple[Imag
 
 
 def generator_folder(experiment: Experiment) -> Path:
-    """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    config = _generator(experiment)
-    suffix = "" if config.condition == "representation" else f"-{config.condition}"
-    return experiment.run / f"{config.name}{suffix}"
+    """Return the folder of the generator's arm."""
+    return experiment.run / _generator(experiment).arm
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:
