@@ -232,9 +232,7 @@ def zero(layer: M) -> M:
     return layer
 
 
-def _down(
-    config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts
-) -> tuple[nn.ModuleList, list[int]]:
+def _down(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts) -> tuple[nn.ModuleList, list[int]]:
     """Build the way down; return the channels of all that is kept for the way up, too."""
     cells, kept = nn.ModuleList(), [config.width]
     for level, width in enumerate(widths):
@@ -248,9 +246,7 @@ def _down(
     return cells, kept
 
 
-def _up(
-    config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts, kept: list[int]
-) -> nn.ModuleList:
+def _up(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts, kept: list[int]) -> nn.ModuleList:
     cells, channels = nn.ModuleList(), widths[-1]
     for level in reversed(range(len(widths))):
         for block in range(config.blocks + 1):

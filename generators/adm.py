@@ -26,7 +26,14 @@ from rcg.contracts import Space
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 from rcg.registry import GENERATORS, PROCESSES, SAMPLERS
 
-PUBLISHED = {256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2), 16: (1, 2, 2), 1: (1, 2)}
+PUBLISHED = {
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+    16: (1, 2, 2),
+    1: (1, 2),
+}
 """Multipliers from a side on: those of ADM, at 32 px of Improved DDPM, below with fewer levels."""
 
 
@@ -41,9 +48,7 @@ class ADMConfig(UNetConfig):
         SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", variance="learned_range")
     ] = unsaid()
     """How data is corrupted and what the network predicts; as published: eps and its variance, linear."""
-    sampler: Annotated[
-        SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddpm", steps=50, spacing="linspace", clip=True)
-    ] = unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddpm", steps=50, clip=True)] = unsaid()
     """How samples are drawn; as published: ddpm with clipping (there with 250 steps)."""
 
 

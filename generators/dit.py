@@ -166,5 +166,5 @@ def _check(config: DiTConfig, side: int, cond: Space | None) -> None:
         raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
     if config.align and config.align.depth > config.depth:
         raise UserError(
-            f"generator.align.depth is {config.align.depth}, but there are {config.depth} blocks: give at most that many"
+            f"generator.align.depth is {config.align.depth}, but there are {config.depth} blocks: choose one of those"
         )

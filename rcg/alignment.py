@@ -1,4 +1,4 @@
-"""Representation alignment (REPA; Yu et al., ICLR 2025): inner tokens of a generator learn a frozen encoder's patches."""
+"""Representation alignment (REPA; Yu et al., ICLR 2025): a generator's inner tokens learn an encoder's patches."""
 
 from __future__ import annotations
 

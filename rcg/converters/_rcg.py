@@ -1,4 +1,4 @@
-"""What the published checkpoints of RCG have in common: the averages, the schedule and the frozen encoder beside them."""
+"""What the published checkpoints of RCG have in common: averages, the schedule and the frozen encoder beside them."""
 
 from __future__ import annotations
 

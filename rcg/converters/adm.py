@@ -46,7 +46,10 @@ class ADM:
         """
         original = read_original(path)
         tensors = original.average
-        if "input_blocks.1.0.in_layers.0.weight" not in tensors or "input_blocks.1.0.emb_layers.1.weight" not in tensors:
+        if (
+            "input_blocks.1.0.in_layers.0.weight" not in tensors
+            or "input_blocks.1.0.emb_layers.1.weight" not in tensors
+        ):
             raise UserError(f"{path} is not an ADM checkpoint: it has no input_blocks.1.0.in_layers.0.weight")
         channels = tensors["input_blocks.0.0.weight"].shape[1]
         side = image_size(tensors, original.args, path)

@@ -87,7 +87,9 @@ class LDM:
         model = build(config, network, Space((channels, SIDE, SIDE), id="vq"), cond)
         found = {f"network.{key}": value for key, value in ours(average).items()}
         if model.null is None:  # ours has one more row, the null label, which these models never saw
-            found["network.cond.embed.embed.weight"] = torch.cat([tensors[LABELS], torch.zeros_like(tensors[LABELS][:1])])
+            found["network.cond.embed.embed.weight"] = torch.cat(
+                [tensors[LABELS], torch.zeros_like(tensors[LABELS][:1])]
+            )
         else:
             found["null"] = torch.zeros_like(model.null)
         outside = (NETWORK, "model_ema.diffusion_model", ENCODER, *schedule())
@@ -125,7 +127,7 @@ def depth_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return original tensors of the U-Net under our names: three projections in one, 1 x 1 convolutions as matrices."""
+    """Return original tensors of the U-Net under our names, projections fused, 1 x 1 convolutions as matrices."""
     found = {}
     for key, value in tensors.items():
         fused = next(((mine, parts) for mine, parts in FUSED.items() if any(part in key for part in parts)), None)
@@ -136,7 +138,9 @@ def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 found[_unet.our_name(key.replace(parts[0], mine), INNER)] = torch.cat(rows)
             continue
         matrix = ".proj_in." in key or ".proj_out." in key
-        found[_unet.our_name(_replace(key, TRANSFORMER), INNER)] = value.flatten(1) if matrix and value.ndim == 4 else value
+        found[_unet.our_name(_replace(key, TRANSFORMER), INNER)] = (
+            value.flatten(1) if matrix and value.ndim == 4 else value
+        )
     return found
 
 

@@ -62,13 +62,13 @@ class AffineProcess(nn.Module, ABC):
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return the mean error of what the network predicts, at a random time."""
-        draws = self.draw(x)
-        x_t = self.corrupt(x, *draws)
-        return self.errors(net(x_t, draws.t, cond).float(), x, x_t, draws)
+        t, noise = self.draw(x)
+        x_t = self.corrupt(x, t, noise)
+        return self.errors(net(x_t, t, cond).float(), x, x_t, t, noise)
 
-    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Judge an output `(B, heads, *S)` at `x_t` against the data `x` `(B, *S)` that it hides."""
-        error = output[:, 0] - self.target(x, *draws)
+        error = output[:, 0] - self.target(x, t, noise)
         return {"mse": error.square().mean()} if self.measure == "l2" else {"l1": error.abs().mean()}
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:

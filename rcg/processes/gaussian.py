@@ -107,15 +107,15 @@ class Gaussian(AffineProcess):
         """Return alpha and sigma `(B,)` at integer times `t` `(B,)`."""
         return self.alpha[t], self.sigma[t]
 
-    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Judge the prediction and, where the variance is learned, the variance: L_hybrid of Nichol and Dhariwal.
 
         The variational term `vb` is in bits per dimension, weighted as in their Section 3.1: 0.001 T, which is 1 for
         the usual 1000 levels. It teaches the variance alone.
         """
-        losses = super().errors(output, x, x_t, draws)
+        losses = super().errors(output, x, x_t, t, noise)
         if self.learned:
-            losses["vb"] = self.steps / 1000 * self._variational(output, x, x_t, draws.t).mean()
+            losses["vb"] = self.steps / 1000 * self._variational(output, x, x_t, t).mean()
         return losses
 
     def variance(self, output: Tensor) -> Tensor | float:
