@@ -73,12 +73,12 @@ def test_alignment_adds_a_loss_and_leaves_the_others_alone():
 def test_a_generator_is_aligned_through_the_tools_and_keeps_no_trace(tmp_path):
     encoder = {"name": "moco_v3", "arch": "vit_small", "width": 24, "depth": 1, "patch": 8, "weights": "none"}
     encoder |= {"projector_hidden": 16, "projector_dim": 8}
-    path = write(tmp_path, encoder=encoder, generator__align={"depth": 1, "hidden": 8}, generator__train__log_every=5)
-    assert tool("train_rdm", path, "rdm.train.steps=1").returncode == 0
-    trained = tool("train_pixel", path)
+    train = {"steps": 5, "batch_size": 4, "log_every": 5, "precision": "no", "tracker": "none"}
+    path = write(tmp_path, encoder=encoder, generator__condition="none", generator__train=train)
+    trained = tool("train_pixel", path, "generator.align={depth: 1, hidden: 8}")
     assert trained.returncode == 0, trained.stderr
-    assert '"align": -' in (tmp_path / "run" / "dit" / "log.jsonl").read_text()
-    part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
+    assert '"align": ' in (tmp_path / "run" / "dit-none" / "log.jsonl").read_text()
+    part = checkpoint.load(tmp_path / "run" / "dit-none" / checkpoint.FILE)
     assert not [key for key in part.tensors if "align" in key]
     sampled = tool("sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "out")
     assert sampled.returncode == 0, sampled.stderr
