@@ -60,11 +60,6 @@ def inverse(names: Mapping[str, str]) -> dict[str, str]:
     return {mine: theirs for theirs, mine in names.items()}
 
 
-def same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    """Whether two state dicts hold the same weights."""
-    return checkpoint.digest(mine) == checkpoint.digest(theirs)
-
-
 def claim(folder: Path) -> None:
     """Refuse a folder that is there already."""
     if folder.exists():

@@ -1,23 +1,13 @@
-"""What the published checkpoints of RCG have in common: averages, the schedule and the frozen encoder beside them."""
+"""What RCG's checkpoints of the RDM and of LDM have in common: names of averages, and tables of the schedule."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rcg import checkpoint, weights
-from rcg.converters._files import same
-from rcg.errors import UserError
 from rcg.processes.gaussian import betas
-from rcg.registry import ENCODERS
-from rcg.representation import encoder_part
 
-ENCODER = "pretrained_encoder."
 LABELS = "cond_stage_model.embedding.weight"
 
 
@@ -27,52 +17,6 @@ def average_name(key: str) -> str:
     Averages are looked up by the names of the live tensors: without their dots they cannot be taken apart.
     """
     return "model_ema." + key.removeprefix("model.").replace(".", "")
-
-
-def frozen_encoder(tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """Rebuild the MoCo v3 encoder that the checkpoint carries; None where it carries none."""
-    found = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
-    if "head.6.weight" not in found:
-        return None
-    width, _, _, patch = found["patch_embed.proj.weight"].shape
-    grid = round((found["pos_embed"].shape[1] - 1) ** 0.5)
-    sizes = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}
-    network = ENCODERS.get("moco_v3")
-    config = network.Config(
-        arch=sizes.get(width, "vit_base"),
-        width=None if width in sizes else width,
-        depth=None if width in sizes else len({key.split(".")[1] for key in found if key.startswith("blocks.")}),
-        patch=patch,
-        input_size=grid * patch,
-        projector_hidden=found["head.0.weight"].shape[0],
-        projector_dim=found["head.6.weight"].shape[0],
-    )
-    encoder = network(config, load=False)
-    weights.fit(encoder, encoder.rename(found), path)
-    return encoder
-
-
-def keep_encoder(run: Path, encoder: Any) -> list[Path]:
-    """Write the encoder into `run`, unless this very one is there already; return what was written.
-
-    Raises:
-        UserError: another encoder is there.
-    """
-    path = run / "encoder" / checkpoint.FILE
-    if not path.is_file():
-        checkpoint.save(path, encoder_part(encoder, 256, {"fingerprint": ""}))
-        return [path]
-    if not same(checkpoint.load(path).tensors, encoder.state_dict()):
-        raise UserError(f"{path} holds another encoder than the checkpoint: choose another folder")
-    return []
-
-
-def their_encoder(run: Path) -> dict[str, Tensor]:
-    """Return the tensors of the run's encoder under their original names; none where there is none."""
-    path = run / "encoder" / checkpoint.FILE
-    if not path.is_file():
-        return {}
-    return {ENCODER + key.removeprefix("trunk."): value for key, value in checkpoint.load(path).tensors.items()}
 
 
 def schedule() -> dict[str, Tensor]:

@@ -10,21 +10,12 @@ from torch import Tensor
 
 from rcg import checkpoint, weights
 from rcg.contracts import Space
-from rcg.converters import _unet
+from rcg.converters import _encoder, _unet
 from rcg.converters._files import LIVE, claim, load_generator, save_generator
-from rcg.converters._rcg import (
-    ENCODER,
-    LABELS,
-    average_name,
-    frozen_encoder,
-    keep_encoder,
-    schedule,
-    their_encoder,
-)
+from rcg.converters._rcg import LABELS, average_name, schedule
 from rcg.errors import UserError
 from rcg.model import build
 from rcg.registry import CONVERTERS, GENERATORS
-from rcg.representation import Representation, Transform
 
 NETWORK = "model.diffusion_model."
 INNER = _unet.RESIDUAL | {
@@ -68,11 +59,11 @@ class LDM:
             raise UserError(f"{path} is not an LDM checkpoint: it has no {NETWORK}input_blocks with its average")
         live = {key.removeprefix(NETWORK): value for key, value in tensors.items() if key.startswith(NETWORK)}
         average = {key: tensors[average_name(NETWORK + key)] for key in live}
-        encoder = frozen_encoder(tensors, path)
+        encoder = _encoder.read(tensors, path)
         condition = "representation" if encoder else "class"
         cond = Space((), vocab=len(tensors[LABELS]), id="labels")
         if encoder:
-            cond = Representation(encoder, Transform("per_sample")).space
+            cond = _encoder.space(encoder, encoder.width, path)
         network = GENERATORS.get("ldm")
         config = network.Config(
             **_unet.shape_of(live, SIDE),
@@ -92,11 +83,11 @@ class LDM:
             )
         else:
             found["null"] = torch.zeros_like(model.null)
-        outside = (NETWORK, "model_ema.diffusion_model", ENCODER, *schedule())
+        outside = (NETWORK, "model_ema.diffusion_model", _encoder.PREFIX, *schedule())
         kept = {LIVE + key: value for key, value in live.items()}
         kept |= {key: value for key, value in tensors.items() if not key.startswith(outside)}
         written = save_generator(run, model, found, SIDE * FACTOR, kept, path)
-        return written + (keep_encoder(run, encoder) if encoder else [])
+        return [*written, _encoder.save(encoder, run)] if encoder else written
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
@@ -109,7 +100,7 @@ class LDM:
             raise UserError(f"{run}/ldm-none has no condition, which the original code cannot load")
         average = theirs(part.tensors)
         live = {key.removeprefix(LIVE): value for key, value in kept.items() if key.startswith(LIVE)} or average
-        found = schedule() | their_encoder(run)
+        found = schedule() | _encoder.original(run)
         found |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(0, dtype=torch.int32)}
         for key, value in live.items():
             found[NETWORK + key] = value

@@ -8,12 +8,12 @@ import torch
 
 from rcg import checkpoint, weights
 from rcg.contracts import Space
-from rcg.converters._files import KEPT, claim, inverse, swap
-from rcg.converters._rcg import LABELS, average_name, frozen_encoder, keep_encoder, schedule, their_encoder
+from rcg.converters import _encoder
+from rcg.converters._files import KEPT, inverse, swap
+from rcg.converters._rcg import LABELS, average_name, schedule
 from rcg.errors import UserError
 from rcg.model import build
 from rcg.registry import CONVERTERS, NETWORKS
-from rcg.representation import Representation, Transform
 
 OUTSIDE = {"time_embed": "time", "input_proj": "input", "out.0": "norm", "out.2": "output"}
 BLOCK = {
@@ -42,13 +42,10 @@ class RDM:
         tensors = weights.state_dict(weights.read(path))
         if f"{NETWORK}input_proj.weight" not in tensors or "model_ema.num_updates" not in tensors:
             raise UserError(f"{path} is not an RDM checkpoint: it has no {NETWORK}input_proj.weight with its average")
-        claim(run / "rdm")
-        encoder = frozen_encoder(tensors, path)
+        encoder = _encoder.read(tensors, path)
         width, dim = tensors[f"{NETWORK}input_proj.weight"].shape
         conditional = f"{NETWORK}res_blocks.0.context_layers.1.weight" in tensors
-        space = (
-            Representation(encoder, Transform("per_sample")).space if encoder else Space((dim,), id=f"of {path.name}")
-        )
+        space = _encoder.space(encoder, dim, path)
         config = {
             "name": "rep_mlp",
             "width": width,
@@ -79,7 +76,7 @@ class RDM:
         checkpoint.save(written[0], checkpoint.Part("rdm", model.config.model_dump(mode="json"), facts, average))
         checkpoint.save_tensors(written[1], live | ({} if conditional else {"table": tensors[LABELS]}), {})
         if encoder:
-            written += keep_encoder(run, encoder)
+            written.append(_encoder.save(encoder, run))
         return written
 
     @staticmethod
@@ -96,7 +93,7 @@ class RDM:
             live |= checkpoint.load(run / "rdm" / KEPT).tensors
         table = live.pop("network.label.embed.weight", None)
         unused = live.pop("table", torch.zeros(1, part.config["label_width"]))
-        found = schedule() | their_encoder(run)
+        found = schedule()
         for key, value in live.items():
             theirs = their_name(key)
             found[theirs] = value
@@ -104,6 +101,7 @@ class RDM:
         found["model_ema.decay"] = torch.tensor(part.facts.get("ema_decay", 0.9999))
         found["model_ema.num_updates"] = torch.tensor(part.facts.get("ema_updates", 0), dtype=torch.int32)
         found[LABELS] = unused if table is None else table[:-1]
+        found |= _encoder.original(run)
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
 
