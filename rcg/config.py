@@ -89,7 +89,7 @@ def component(registry: Registry, **defaults: Any) -> BeforeValidator:
 
 
 def unsaid() -> Any:
-    """An empty section: the defaults of its `component` fill it in."""
+    """Return the default of a section that the defaults of its `component` fill in."""
     return Field(default={})
 
 
@@ -264,6 +264,8 @@ class GuidanceConfig(Config):
     ramp: Literal["constant", "linear", "cosine"] = "constant"
     """How guidance grows from none at noise to `scale` at the last step: at once, in a line (RCG's MAGE), or as half a
     cosine."""
+    channels: PositiveInt | None = None
+    """Guide only so many channels, the first ones; none: all. The published DiT guides three of four."""
 
 
 class ModelConfig(ComponentConfig):
@@ -305,7 +307,9 @@ class ModelConfig(ComponentConfig):
                 f"{', '.join(known)}"
             )
         if self.process.discrete and self.self_condition:
-            raise ValueError(f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens")
+            raise ValueError(
+                f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens"
+            )
         return self
 
 
@@ -341,12 +345,32 @@ class RDMConfig(ModelConfig):
         return self
 
 
+class AlignConfig(Config):
+    """Representation alignment (REPA; Yu et al., ICLR 2025): inner tokens learn the frozen encoder's patch tokens."""
+
+    depth: PositiveInt = 8
+    """Blocks after which the tokens are compared."""
+    weight: PositiveFloat = 0.5
+    """Weight of the loss beside that of the process."""
+    hidden: PositiveInt = 2048
+    """Hidden width of the projection."""
+
+
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
+    checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
+
+    portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"checkpoint"}
+
+    @property
+    def arm(self) -> str:
+        """Name of its folder in a run: its own, and its condition where that is not a representation."""
+        return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
 
 
 class Experiment(Config):

@@ -43,10 +43,15 @@ class Space:
 
 
 class Prediction(NamedTuple):
-    """What a Gaussian or flow process reads off a network's output; all `(B, *S)`."""
+    """What a Gaussian or flow process reads off a network's output; tensors are `(B, *S)`.
+
+    The log-variance of a random step back lies between two bounds, which depend on where the step ends; what is known
+    here is the share: 0 is the posterior q(x_s | x_t, x_0)'s variance, 1 is beta (Nichol and Dhariwal, 2021, eq. 15).
+    """
 
     x0: Tensor
     eps: Tensor
+    variance: Tensor | float = 0.0
 
 
 class Encoder(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcg.alignment import Alignment
 from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig
 from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
@@ -23,19 +24,42 @@ class GenerativeModel(nn.Module):
     Attributes:
         data: the space that it generates in.
         cond: the space of its condition, `None` when it has none.
+        alignment: the extra loss of training with an encoder's patch tokens, `None` without.
     """
 
-    def __init__(self, config: ModelConfig, network: nn.Module, process: Any, data: Space, cond: Space | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        network: nn.Module,
+        process: Any,
+        data: Space,
+        cond: Space | None,
+        alignment: Alignment | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.data, self.cond = config, data, cond
-        self.network, self.process = network, process
+        self.network, self.process, self.alignment = network, process, alignment
         self.null: nn.Parameter | None = None
         if cond is not None and cond.vocab is None:
             self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
 
-    def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self._walk().loss(self.network, x, self._drop(self._blur(cond)))
+    def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null.
+
+        With a frozen encoder's `patches` `(B, N, D)` of the same images, `align` is one of them.
+        """
+        cond = self._drop(self._blur(cond))
+        if self.alignment is None or patches is None:
+            return self._walk().loss(self.network, x, cond)
+        inner: list[Tensor] = []
+
+        def net(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            output, tokens = self.network(x, t, cond, inner=True)
+            inner.append(tokens)
+            return output
+
+        losses = self._walk().loss(net, x, cond)
+        return {**losses, "align": self.alignment(inner[-1], patches)}
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -152,19 +176,36 @@ class Guided:
             assert self.null is not None
             both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
             better, worse = both.chunk(2)
-        return worse + self.scale(time) * (better - worse)
+        return self._extrapolate(better, worse, self.scale(time))
 
     def scale(self, time: float) -> float:
         """Return the scale of guidance at a time in [0, horizon]."""
         done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
         return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
 
+    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
+        """Guide what is predicted, the first head of `(B, heads, *S)`; a variance stays the better answer's."""
+        guided = better.clone()
+        chosen = (slice(None), 0, slice(self.guidance.channels))
+        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
+        return guided
 
-def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | None) -> GenerativeModel:
+
+def build(
+    config: ModelConfig, network: type[Any], data: Space, cond: Space | None, patches: Space | None = None
+) -> GenerativeModel:
     """Build the network of `config` between the spaces that its neighbours define.
 
+    Args:
+        config: what a person chose.
+        network: the class that `config` belongs to.
+        data: the space to generate in.
+        cond: the space of the condition.
+        patches: the encoder's patch tokens `(rows, columns, D)`, for a generator that is aligned with them in training.
+
     Raises:
-        UserError: the condition asked for does not exist here, or the process is made for other data.
+        UserError: the condition asked for does not exist here, the process is made for other data, or the network
+            cannot do what is asked of it.
     """
     if (config.condition == "none") != (cond is None):
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
@@ -174,4 +215,11 @@ def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | No
             f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives"
         )
     process = PROCESSES.get(config.process.name)(config.process)
-    return GenerativeModel(config, network(config, data, cond, process.heads), process, data, cond)
+    built = network(config, data, cond, process.heads)
+    if getattr(config, "checkpoint", False) and not hasattr(built, "checkpoint"):
+        raise UserError(f"generator.checkpoint is true, but {config.name} always keeps its activations: leave it out")
+    alignment = None
+    if patches is not None:
+        settings: Any = config
+        alignment = Alignment(settings.align, built.width, patches)
+    return GenerativeModel(config, built, process, data, cond, alignment)

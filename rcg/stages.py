@@ -81,6 +81,9 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     representation = open_representation(experiment) if config.condition == "representation" else None
     folder = generator_folder(experiment)
     sections: tuple[str, ...] = ("data", "generator")
+    encoder, patches = _aligned_with(experiment, representation)
+    if encoder:
+        sections += ("encoder",)
     if representation:
         sections += REPRESENTATION
         if not representation.transform.needs_fit:  # else the space is known only once it is fitted
@@ -102,9 +105,11 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
     _seed(experiment, "generator")
     autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
-    model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
+    model = build(config, GENERATORS.get(config.name), autoencoder.space, cond, patches)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
-    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts)
+    if encoder:
+        encoder.to(accelerator.device)
+    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts, encoder)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
 
 
@@ -175,13 +180,8 @@ def fitted_representation(experiment: Experiment, space: Space) -> Representatio
 
 
 def generator_folder(experiment: Experiment) -> Path:
-    """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    return experiment.run / arm(_generator(experiment))
-
-
-def arm(config: GeneratorConfig) -> str:
-    """Return the name of a generator's folder in its run."""
-    return config.name if config.condition == "representation" else f"{config.name}-{config.condition}"
+    """Return the folder of the generator's arm."""
+    return experiment.run / _generator(experiment).arm
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:
@@ -271,6 +271,22 @@ def _rdm_conditions(config: RDMConfig, images: Images) -> tuple[Space | None, Te
             )
         return Space((vectors.shape[1],), id="vectors"), vectors[images.indices]
     return (_label_space(images), images.labels) if config.condition == "class" else (None, None)
+
+
+def _aligned_with(experiment: Experiment, representation: Representation | None) -> tuple[Any, Space | None]:
+    """Return the encoder that the generator is aligned with and the space `(rows, columns, D)` of its patch tokens."""
+    if getattr(experiment.generator, "align", None) is None:
+        return None, None
+    encoder: Any = (representation or open_representation(experiment)).encoder
+    if encoder.grid is None:
+        raise UserError(
+            f"generator.align needs an encoder with patch tokens, and {experiment.encoder.name} has none: "
+            f"leave generator.align out, or choose a vision transformer"
+        )
+    side = experiment.data.image_size
+    with torch.no_grad():
+        tokens = encoder.tokens(torch.zeros(1, 3, side, side))
+    return encoder, Space((*encoder.grid, tokens.shape[-1]), id=f"patches of {experiment.encoder.name}")
 
 
 def _label_space(images: Images) -> Space:

@@ -173,3 +173,15 @@ def test_folding_is_stable_across_versions():
     assert fold(0, "step", 3) == fold(0, "step", 3)
     assert len({fold(a, b) for a in range(20) for b in range(20)}) == 400
     assert all(0 <= fold(a, "x") < 2**63 for a in range(50))
+
+
+def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
+    def net(x, t, cond):
+        return torch.stack([0 * x + cond[:, :, None, None], 5 * cond[:, :, None, None] + 0 * x], dim=1)
+
+    x, t, cond = torch.zeros(2, 4, 3, 3), torch.tensor([10, 10]), torch.full((2, 1), 3.0)
+    null = torch.full((2, 1), 1.0)
+    guided = Guided(net, null, GuidanceConfig(scale=2.5, channels=3), horizon=1000)(x, t, cond)
+    assert torch.equal(guided[:, 0, :3], torch.full((2, 3, 3, 3), 1 + 2.5 * 2))
+    assert torch.equal(guided[:, 0, 3], torch.full((2, 3, 3), 3.0))
+    assert torch.equal(guided[:, 1], torch.full((2, 4, 3, 3), 15.0))

@@ -2,6 +2,7 @@
 
 python tools/convert.py rdm rdm_mocov3vitb.pth runs/paper          -> runs/paper/rdm and runs/paper/encoder
 python tools/convert.py rdm runs/paper rdm_mocov3vitb.pth --back
+python tools/convert.py dit rcg_dit_xl2.pth runs/paper             -> runs/paper/dit, told what runs/paper/rdm generates
 """
 
 import argparse

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from rcg import checkpoint, weights
 from rcg.contracts import Space
 from rcg.converters import _encoder
+from rcg.converters._files import KEPT, inverse, swap
+from rcg.converters._rcg import LABELS, average_name, schedule
 from rcg.errors import UserError
 from rcg.model import build
-from rcg.processes.gaussian import betas
 from rcg.registry import CONVERTERS, NETWORKS
 
 OUTSIDE = {"time_embed": "time", "input_proj": "input", "out.0": "norm", "out.2": "output"}
@@ -28,9 +26,6 @@ BLOCK = {
 }
 """The original names of layers, outside of the residual blocks and in them, and ours."""
 NETWORK = "model.diffusion_model."
-LABELS = "cond_stage_model.embedding.weight"
-LIVE = "live.safetensors"
-"""What only the original format needs: the live network, and the unused table of an unconditional RDM."""
 
 
 @CONVERTERS.register
@@ -65,7 +60,6 @@ class RDM:
         labels = Space((), vocab=len(tensors[LABELS]), id="labels") if conditional else None
         model = build(network.Config.model_validate(config), network, space, labels)
         live = {our_name(key): value for key, value in tensors.items() if key.startswith(NETWORK)}
-        # The names of the averages are derived from the live ones: without their dots they cannot be taken apart.
         average = {our_name(key): tensors[average_name(key)] for key in tensors if key.startswith(NETWORK)}
         if conditional:  # ours has one more row, the null label, which these models never saw
             table = torch.cat([tensors[LABELS], torch.zeros(1, tensors[LABELS].shape[1])])
@@ -78,7 +72,7 @@ class RDM:
             "ema_updates": int(tensors["model_ema.num_updates"]),
             "ema_decay": float(tensors["model_ema.decay"]),
         }
-        written = [run / "rdm" / checkpoint.FILE, run / "rdm" / LIVE]
+        written = [run / "rdm" / checkpoint.FILE, run / "rdm" / KEPT]
         checkpoint.save(written[0], checkpoint.Part("rdm", model.config.model_dump(mode="json"), facts, average))
         checkpoint.save_tensors(written[1], live | ({} if conditional else {"table": tensors[LABELS]}), {})
         if encoder:
@@ -95,11 +89,11 @@ class RDM:
         if part.kind != "rdm" or part.config["name"] != "rep_mlp":
             raise UserError(f"{run / 'rdm'} holds no network that the original code could load")
         live = dict(part.tensors)
-        if (run / "rdm" / LIVE).is_file():
-            live |= checkpoint.load(run / "rdm" / LIVE).tensors
+        if (run / "rdm" / KEPT).is_file():
+            live |= checkpoint.load(run / "rdm" / KEPT).tensors
         table = live.pop("network.label.embed.weight", None)
         unused = live.pop("table", torch.zeros(1, part.config["label_width"]))
-        found = dict(_schedule())
+        found = schedule()
         for key, value in live.items():
             theirs = their_name(key)
             found[theirs] = value
@@ -117,8 +111,8 @@ def our_name(key: str) -> str:
     name = key.removeprefix(NETWORK)
     if name.startswith("res_blocks."):
         _, index, inner = name.split(".", 2)
-        return f"network.blocks.{index}.{_swap(inner, BLOCK)}"
-    return f"network.{_swap(name, OUTSIDE)}"
+        return f"network.blocks.{index}.{swap(inner, BLOCK)}"
+    return f"network.{swap(name, OUTSIDE)}"
 
 
 def their_name(key: str) -> str:
@@ -126,39 +120,5 @@ def their_name(key: str) -> str:
     name = key.removeprefix("network.")
     if name.startswith("blocks."):
         _, index, inner = name.split(".", 2)
-        return f"{NETWORK}res_blocks.{index}.{_swap(inner, {mine: theirs for theirs, mine in BLOCK.items()})}"
-    return NETWORK + _swap(name, {mine: theirs for theirs, mine in OUTSIDE.items()})
-
-
-def _swap(name: str, names: Mapping[str, str]) -> str:
-    """Exchange the layer that `name` starts with."""
-    layer = next(layer for layer in names if name.startswith(f"{layer}."))
-    return names[layer] + name.removeprefix(layer)
-
-
-def average_name(key: str) -> str:
-    """Return the original name of the moving average of an original tensor."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
-
-
-def _schedule() -> dict[str, Tensor]:
-    """Return the tables of the sqrt-linear schedule that the original module keeps, `(1000,)` each."""
-    beta = betas("sqrt_linear", 1000)
-    bar = np.cumprod(1 - beta)
-    before = np.append(1.0, bar[:-1])
-    posterior = beta * (1 - before) / (1 - bar)
-    tables = {
-        "betas": beta,
-        "alphas_cumprod": bar,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": np.sqrt(bar),
-        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
-        "log_one_minus_alphas_cumprod": np.log(1 - bar),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
-        "posterior_variance": posterior,
-        "posterior_log_variance_clipped": np.log(np.maximum(posterior, 1e-20)),
-        "posterior_mean_coef1": beta * np.sqrt(before) / (1 - bar),
-        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - beta) / (1 - bar),
-    }
-    return {name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}
+        return f"{NETWORK}res_blocks.{index}.{swap(inner, inverse(BLOCK))}"
+    return NETWORK + swap(name, inverse(OUTSIDE))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rcg.checkpoint import Part
-from rcg.contracts import Autoencoder, Report
+from rcg.contracts import Autoencoder, Encoder, Report
 from rcg.data import Images
 from rcg.gallery import grid
 from rcg.loader import Key
@@ -57,6 +57,7 @@ class GeneratorTask:
         train: images and conditions to learn from.
         held_out: images and conditions for the loss and the pictures of evaluations.
         facts: what the checkpoint says about its neighbours.
+        encoder: the frozen encoder, for a generator that is aligned with its patch tokens.
     """
 
     def __init__(
@@ -66,16 +67,19 @@ class GeneratorTask:
         train: Conditioned,
         held_out: Conditioned,
         facts: dict[str, Any],
+        encoder: Encoder | None = None,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"generator": model}
         self.autoencoder, self.data, self.held_out, self.facts = autoencoder, train, held_out, facts
+        self.encoder = encoder
         self.key = {"none": None, "class": "label", "representation": "z"}[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch."""
         with torch.no_grad():
             latent = self.autoencoder.encode(batch["image"])
-        yield "generator", self.modules["generator"](latent, self._cond(batch))
+            patches = None if self.encoder is None else self.encoder.tokens(batch["image"])
+        yield "generator", self.modules["generator"](latent, self._cond(batch), patches)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""
