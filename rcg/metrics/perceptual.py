@@ -50,12 +50,12 @@ class VGGDistance(nn.Module):
         """
         super().__init__()
         file = Path(path) if path else vgg_file()
-        network = vgg16()
         if not file.is_file():
             raise UserError(
                 f"the perceptual loss asks for VGG-16, but there is no {file}: download {VGG16_Weights.DEFAULT.url} "
                 f"and name it as generator.autoencoder.train.vgg, or set perceptual to encoder or none"
             )
+        network = vgg16()
         weights.fit(network, weights.state_dict(weights.read(file)), file)
         self.layers = network.features[: VGG_LAYERS[-1] + 1].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))

@@ -12,7 +12,6 @@ from tests.parity import DATA, recorded, state
 from tests.toy import tool
 
 
-
 def converted(kind, tensors, folder, size):
     """Write `tensors` as a published file, convert it by the tool, and restore what it wrote."""
     torch.save({"state_dict": tensors}, folder / "theirs.ckpt")
@@ -29,11 +28,11 @@ def test_mages_tokenizer_equals_the_published_one(tmp_path):
     torch.testing.assert_close(tokenizer.analyse(image), tensors["out/encoder_out"], atol=1e-5, rtol=1e-5)
     assert torch.equal(tokenizer.encode(image), indices)
     stride, expected = about["flat_stride_in_min"]["out/decoded_from_indices"], tensors["out/decoded_from_indices"]
-    painted = tokenizer.synthesise(tokenizer.quantise.lookup(indices).movedim(-1, 1)).flatten()[::stride]
+    tokenizer.double()  # rounding alone makes 3e-5 of a single-precision decoder at this size
+    painted = tokenizer.synthesise(tokenizer.quantise.lookup(indices).movedim(-1, 1)).flatten()[::stride].float()
     torch.testing.assert_close(painted, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        tokenizer.decode(indices).flatten()[::stride], expected.clamp(0, 1), atol=1e-5, rtol=1e-5
-    )
+    decoded = tokenizer.decode(indices).flatten()[::stride].float()
+    torch.testing.assert_close(decoded, expected.clamp(0, 1), atol=1e-5, rtol=1e-5)
     assert tokenizer.space.shape == (16, 16)
     assert tokenizer.space.vocab == 48
 

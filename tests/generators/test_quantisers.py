@@ -125,7 +125,7 @@ def test_finite_scalar_quantisation_is_bounded_keeps_zero_and_passes_gradients()
 def test_channels_follow_the_levels():
     assert VQGANConfig(quantiser={"name": "fsq", "levels": [8, 8, 5]}).channels == 3
     assert VQGANConfig(quantiser={"codes": 7}).quantiser.codes == 7
-    with pytest.raises(ValidationError, match="channels is 4, but quantiser.levels has 3"):
+    with pytest.raises(ValidationError, match=r"channels is 4, but quantiser\.levels has 3"):
         VQGANConfig(channels=4, quantiser={"name": "fsq", "levels": [8, 8, 5]})
 
 
