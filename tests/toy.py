@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,7 +57,7 @@ def write(folder, **changes):
         *path, key = dotted.split("__")
         for part in path:
             section = section.setdefault(part, {})
-        section[key] = value
+        section[key] = deepcopy(value)
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
