@@ -202,6 +202,8 @@ def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
         assert f"processes {processes}" in done.stdout
         found.append(checkpoint.load(tmp_path / processes / checkpoint.FILE).tensors)
     one, two = found
+    # With one channel in a group, the norm after it takes this bias away again: Adam makes steps of rounding errors.
+    del one["decoder.up.1.upsample.conv.bias"]
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=name)
     assert two["quantise.counts"].sum() > 16
