@@ -28,22 +28,29 @@ def open_autoencoder(config: ComponentConfig, image_size: int, run: Path | None)
     """
     autoencoder = build_autoencoder(config, image_size)
     if isinstance(config, AutoencoderConfig):
-        path = _trained(run) if config.weights is None else Path(config.weights)
-        if checkpoint.is_part(path):
-            part = checkpoint.load(path)
-            ours = config.model_dump(mode="json", exclude=CHOICES)
-            theirs = {key: value for key, value in part.config.items() if key not in CHOICES}
-            changed = list(differences(theirs, ours, "generator.autoencoder"))
-            if changed:
-                raise UserError(
-                    f"{path} holds another autoencoder ({'; '.join(changed[:3])}): "
-                    f"train it again or choose another run="
-                )
-            tensors = part.tensors
-        else:
-            tensors = autoencoder.rename(weights.state_dict(weights.read(path)))
-        weights.fit(autoencoder, tensors, path)
+        fill(autoencoder, _trained(run) if config.weights is None else Path(config.weights))
     return frozen(autoencoder)
+
+
+def fill(autoencoder: Any, path: Path) -> None:
+    """Load the weights of a file of ours, or of a published one.
+
+    Raises:
+        UserError: the file is missing, or holds another autoencoder.
+    """
+    if checkpoint.is_part(path):
+        part = checkpoint.load(path)
+        mine = autoencoder.config.model_dump(mode="json", exclude=CHOICES)
+        theirs = {key: value for key, value in part.config.items() if key not in CHOICES}
+        changed = list(differences(theirs, mine, "generator.autoencoder"))
+        if changed:
+            raise UserError(
+                f"{path} holds another autoencoder ({'; '.join(changed[:3])}): train it again or choose another run="
+            )
+        tensors = part.tensors
+    else:
+        tensors = autoencoder.rename(weights.state_dict(weights.read(path)))
+    weights.fit(autoencoder, tensors, path)
 
 
 def build_autoencoder(config: ComponentConfig, image_size: int) -> Any:

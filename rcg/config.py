@@ -240,6 +240,8 @@ class TokenizerTrain(TrainConfig):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     pixel: Literal["l1", "l2"] = "l1"
     """Distance of pixels."""
+    start: str | None = None
+    """File of weights to start from, ours or as published; none: random ones."""
     perceptual: Literal["encoder", "vgg", "none"] = "encoder"
     """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
     perceptual_weight: PositiveFloat = 1.0

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rcg import autoencoder, cache, checkpoint, parallel
-from rcg.autoencoder import build_autoencoder, check_space, has_weights, open_autoencoder
+from rcg.autoencoder import build_autoencoder, check_space, fill, has_weights, open_autoencoder
 from rcg.config import AutoencoderConfig, Experiment, GeneratorConfig, TrainConfig, differences
 from rcg.contracts import Space, Task
 from rcg.data import Images, Split, load_images
@@ -71,6 +71,8 @@ def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> No
     _refuse_foreign(folder, experiment, sections, resume, overwrite)
     _seed(experiment, "tokenizer")
     model = build_autoencoder(config, experiment.data.image_size)
+    if config.train.start:
+        fill(model, Path(config.train.start))
     perceptual: torch.nn.Module | None = None
     judges = []
     if encoder:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from rcg.autoencoder import autoencoder_part
 from rcg.checkpoint import Part
@@ -58,11 +59,9 @@ class TokenizerTask:
         judges: list[Judge],
         facts: dict[str, Any],
     ) -> None:
-        # Convolutions on the CPU, and in half precision everywhere, are faster with channels last.
-        self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder.to(memory_format=torch.channels_last)}
+        self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
         if config.adversarial:
-            critic = PatchDiscriminator(config.discriminator_width, train.config.image_size)
-            self.modules["discriminator"] = critic.to(memory_format=torch.channels_last)
+            self.modules["discriminator"] = PatchDiscriminator(config.discriminator_width, train.config.image_size)
         self.data = Conditioned(train, train.config.kept_views, None)
         self.train, self.held_out, self.config, self.facts = train, held_out, config, facts
         self.perceptual, self.judges = perceptual, judges
@@ -97,21 +96,29 @@ class TokenizerTask:
         """
         model: Any = models["autoencoder"]
         torch.manual_seed(0)  # the same draws at every evaluation; the next training step seeds again
-        images = _stack(self.held_out, JUDGED).to(next(model.parameters()).device)
-        made = [model(part) for part in images.split(BATCH)]
-        painted = torch.cat([part.image.float() for part in made])
-        losses = self._mean_losses(made, images)
-        shown = painted.clamp(0, 1)
-        metrics = {f"validation_{name}": value for name, value in losses.items()}
-        metrics |= {"psnr": float(psnr(shown, images).mean()), "ssim": float(ssim(shown, images).mean())}
-        if made[0].codes is not None:
-            codes = torch.cat([part.codes.flatten() for part in made])
-            counts = torch.bincount(codes, minlength=model.quantise.vocab)
-            metrics |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
-        for judge in self.judges if len(images) > 1 else ():
-            metrics[judge.name] = frechet_distance(*(_features(judge.features, x) for x in (images, shown)))
-        pairs = torch.stack([images[:SHOWN], shown[:SHOWN]], dim=1).flatten(0, 1)
-        return Report(metrics, {"reconstructions": grid(pairs.cpu(), columns=8)}, score=sum(losses.values()))
+        count = min(JUDGED, len(self.held_out))
+        means: dict[str, float] = {}
+        codes: list[Tensor] = []
+        pairs: list[Tensor] = []
+        features: dict[str, list[tuple[Tensor, Tensor]]] = {judge.name: [] for judge in self.judges}
+        for real in _batches(self.held_out, count, model):
+            made = model(real)
+            image = made.image.float().clamp(0, 1)
+            for name, value in self._judged(made, image, real).items():
+                means[name] = means.get(name, 0.0) + float(value) * len(real) / count
+            if made.codes is not None:
+                codes.append(made.codes.flatten())
+            for judge in self.judges:
+                features[judge.name].append((judge.features(real).float().cpu(), judge.features(image).float().cpu()))
+            if len(pairs) * BATCH < SHOWN:
+                pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
+        score = sum(value for name, value in means.items() if name.startswith("validation_"))
+        if codes:
+            counts = torch.bincount(torch.cat(codes), minlength=model.quantise.vocab)
+            means |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
+        if count > 1:
+            means |= {name: frechet_distance(*map(torch.cat, zip(*found))) for name, found in features.items()}
+        return Report(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Keep the averaged autoencoder; the mean and deviation of continuous latents are measured and kept with it."""
@@ -121,9 +128,9 @@ class TokenizerTask:
             return part
         torch.manual_seed(0)  # what a run leaves does not depend on where it was interrupted
         with torch.no_grad():
-            images = _stack(self.train, MEASURED).to(next(model.parameters()).device)
-            drawn = torch.cat([model.draw(model.posterior(part)) for part in images.split(BATCH)])
-        latents = model.standardise.undo(drawn)
+            count = min(MEASURED, len(self.train))
+            drawn = [model.draw(model.posterior(real)) for real in _batches(self.train, count, model)]
+        latents = model.standardise.undo(torch.cat(drawn))
         mean, std = latents.mean(), latents.std()
         measured = {"standardise.mean": mean, "standardise.std": std}
         facts = {"latent_mean": float(mean), "latent_std": float(std)}
@@ -137,22 +144,19 @@ class TokenizerTask:
             losses["perceptual"] = self.config.perceptual_weight * self.perceptual(image, real)
         return losses
 
-    def _mean_losses(self, made: list[Reconstruction], images: Tensor) -> dict[str, float]:
-        """Average the losses over batches, each weighing as many images as it has."""
-        means: dict[str, float] = {}
-        for part, real in zip(made, images.split(BATCH), strict=True):
-            for name, loss in {**self._faithfulness(part.image, real), **part.losses}.items():
-                means[name] = means.get(name, 0.0) + float(loss) * len(real) / len(images)
-        return means
+    def _judged(self, made: Reconstruction, image: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Return the mean losses and similarities of a batch."""
+        losses = {**self._faithfulness(made.image.float(), real), **made.losses}
+        similarities = {"psnr": psnr(image, real).mean(), "ssim": ssim(image, real).mean()}
+        return {f"validation_{name}": loss for name, loss in losses.items()} | similarities
 
 
-def _stack(images: Images, most: int) -> Tensor:
-    """Return the first views of up to `most` images, `(N, 3, S, S)`."""
-    return torch.stack([images[i]["image"] for i in range(min(most, len(images)))])
-
-
-def _features(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(part).float().cpu() for part in images.split(BATCH)])
+def _batches(images: Images, count: int, model: nn.Module) -> Iterator[Tensor]:
+    """Yield the first views of the first `count` images, `(B, 3, S, S)`, where the model is."""
+    device = next(model.parameters()).device
+    loader: DataLoader[Any] = DataLoader(images, batch_size=BATCH, sampler=range(count))
+    for batch in loader:
+        yield batch["image"].to(device)
 
 
 def _bare(module: Any) -> Any:

@@ -44,7 +44,7 @@ def learn(t, steps):
             torch.stack(list(losses.values())).sum().backward()
             optimisers[name].step()
             if name == "autoencoder":
-                found.append(float(losses["l1"]))
+                found.append(float(losses["l1"].detach()))
     return found
 
 

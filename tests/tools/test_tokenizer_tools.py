@@ -94,6 +94,23 @@ def test_an_autoencoder_may_come_from_another_runs_file(trained, tmp_path):
     assert "so there is nothing to train" in nothing.stderr
 
 
+def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(trained, tmp_path):
+    file = tmp_path / "published.ckpt"
+    assert tool("convert", "kl", trained.parent / "run", file, "--back").returncode == 0
+    used = toy(tmp_path, generator__autoencoder__weights=str(file), generator__condition="none")
+    done = tool("train_pixel", used)
+    assert done.returncode == 0, done.stderr
+    assert Pipeline.from_run(tmp_path / "run").parts["tokenizer"].tensors["standardise.std"] == pytest.approx(
+        1 / 0.18215
+    )
+    started = toy(tmp_path, generator__autoencoder__train__start=str(file), generator__autoencoder__train__lr=1e-12)
+    done = tool("train_tokenizer", started)
+    assert done.returncode == 0, done.stderr
+    parts = [checkpoint.load(run / "tokenizer" / checkpoint.FILE) for run in (trained.parent / "run", tmp_path / "run")]
+    for name, value in parts[0].tensors.items():
+        torch.testing.assert_close(parts[1].tensors[name], value, atol=1e-5, rtol=1e-2)
+
+
 def refused(name, *arguments):
     done = tool(name, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
