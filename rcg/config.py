@@ -235,6 +235,43 @@ class ProjectionConfig(Config):
     """Give all components the same variance."""
 
 
+class TokenizerTrain(TrainConfig):
+    """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
+
+    lr: PositiveFloat = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    pixel: Literal["l1", "l2"] = "l1"
+    """Distance of pixels."""
+    start: str | None = None
+    """File of weights to start from, ours or as published; none: random ones."""
+    perceptual: Literal["encoder", "vgg", "none"] = "encoder"
+    """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
+    perceptual_weight: PositiveFloat = 1.0
+    """Weight of the perceptual loss."""
+    vgg: str | None = None
+    """File of VGG-16's weights; none: the one in torch's cache."""
+    adversarial: Annotated[float, Field(ge=0)] = 0.8
+    """Weight of the patch discriminator's verdict, before it is adapted (VQGAN, eq. 7); 0: no discriminator."""
+    adversarial_start: NonNegativeInt = 20_000
+    """Step at which the discriminator comes in."""
+    discriminator_width: PositiveInt = 64
+    """Channels of the discriminator's first layer."""
+    inception: str | None = None
+    """File of torch-fidelity's InceptionV3 for the rFID of evaluations; none: rFID is not reported."""
+    inception_tap: Literal["64", "192", "768", "2048"] = "2048"
+    """Which of its layers; only 2048 is comparable with published figures."""
+
+
+class AutoencoderConfig(ComponentConfig):
+    """Which frozen first stage defines the space of the generator."""
+
+    weights: str | None = None
+    """File of its weights, ours or as published; none: trained by tools/train_tokenizer.py into this run."""
+    train: TokenizerTrain = TokenizerTrain()
+    """Training of autoencoders without weights."""
+
+
 class SamplerConfig(ComponentConfig):
     """What every walk from noise to data has."""
 
@@ -496,6 +533,8 @@ def describe() -> str:
         "rdm": RDMConfig,
         "rdm.train": RDMTrain,
         "generator": GeneratorConfig,
+        "generator.autoencoder": AutoencoderConfig,
+        "generator.autoencoder.train": TokenizerTrain,
         "generator.guidance": GuidanceConfig,
         "generator.train": TrainConfig,
     }
@@ -503,7 +542,7 @@ def describe() -> str:
         lines.append(f"\n{section or 'experiment'}: {(schema.__doc__ or '').splitlines()[0]}")
         for key, field in schema.model_fields.items():
             default = "" if field.is_required() or isinstance(field.default, Config | dict) else f" [{field.default}]"
-            names = known.get(section) if key == "name" else known.get(key)
+            names = known.get(section.split(".")[-1]) if key == "name" else known.get(key)
             choices = f" One of: {', '.join(names.names())}." if names else ""
             lines.append(f"  {key:18} {field.description or ''}{choices}{default}")
     lines.append("\nEach component adds keys of its own; its file documents them.")

@@ -101,6 +101,38 @@ class Autoencoder(Protocol):
         ...
 
 
+class LearnedAutoencoder(Autoencoder, Protocol):
+    """An autoencoder with weights: what it says of an image is worth keeping, `encode(image) = draw(posterior(image))`.
+
+    Attributes:
+        config: its section, an `rcg.config.ComponentConfig`.
+    """
+
+    config: Any
+
+    def posterior(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to tokens `(B, h, w)`, or to what latents are drawn from.
+
+        That is `(B, 2C, h, w)`, means and deviations, or without randomness the latents `(B, C, h, w)` themselves.
+        """
+        ...
+
+    def draw(self, posterior: Tensor) -> Tensor:
+        """Draw latents `(B, *S)` from what `posterior` returned; tokens stay as they are."""
+        ...
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder in training makes of a batch."""
+
+    image: Tensor
+    """`(B, 3, H, W)`, nominally in [0, 1], not cut off."""
+    losses: dict[str, Tensor]
+    """Named scalar losses of its bottleneck."""
+    codes: Tensor | None
+    """The codes used, int64 `(B, h, w)`; None for a continuous bottleneck."""
+
+
 class Noise(Protocol):
     """A source of random draws for a batch; `rcg.randomness.Streams` gives each sample its own."""
 

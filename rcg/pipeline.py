@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg import checkpoint
-from rcg.config import GuidanceConfig
+from rcg import autoencoder, checkpoint
+from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
+from rcg.config import AutoencoderConfig, GuidanceConfig
 from rcg.contracts import Autoencoder, Space
 from rcg.editing.inpaint import inpaint
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
 from rcg.randomness import Streams
 from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
+
+NEIGHBOURS = ("rdm", "encoder", autoencoder.FOLDER)
+"""The folders of a run, and the parts of a pipeline, that are not its generator."""
 
 
 class Samples(NamedTuple):
@@ -36,20 +40,33 @@ class Pipeline:
         generator: the checkpoint part of a pixel generator.
         rdm: the part of an RDM, needed when the generator is conditioned on a representation.
         encoder: the part of the encoder, kept for those who encode their own images.
+        tokenizer: the part of the autoencoder, needed when it was trained here.
 
     Raises:
-        UserError: the RDM generates other representations than the generator was trained on.
+        UserError: the RDM generates other representations than the generator was trained on, or the autoencoder is not
+            the one in whose space it was trained.
     """
 
     def __init__(
-        self, generator: checkpoint.Part, rdm: checkpoint.Part | None = None, encoder: checkpoint.Part | None = None
+        self,
+        generator: checkpoint.Part,
+        rdm: checkpoint.Part | None = None,
+        encoder: checkpoint.Part | None = None,
+        tokenizer: checkpoint.Part | None = None,
     ) -> None:
         self.parts = {part.kind: part for part in (generator, rdm, encoder) if part is not None}
         self.generator = restore(generator, GENERATORS)
         self.rdm = None if rdm is None else restore(rdm, NETWORKS)
         config: Any = self.generator.config
-        autoencoder = AUTOENCODERS.get(config.autoencoder.name)
-        self.autoencoder: Autoencoder = autoencoder(config.autoencoder, generator.facts["image_size"])
+        size = generator.facts["image_size"]
+        self.autoencoder: Autoencoder = (
+            open_autoencoder(config.autoencoder, size, None)
+            if tokenizer is None
+            else restore_autoencoder(tokenizer, size)
+        )
+        check_space(self.autoencoder, self.generator.data, "the generator")
+        if has_weights(self.autoencoder):
+            self.parts[autoencoder.FOLDER] = tokenizer or autoencoder_part(self.autoencoder, {"image_size": size})
         self.classes: list[str] = generator.facts["classes"]
         if config.condition == "representation":
             self._check_condition()
@@ -66,8 +83,12 @@ class Pipeline:
             there = [str(p) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
             raise UserError(f"there is no run {folder}; {nearest(str(folder), there)}")
         painted = _load(folder / cls._choose(folder, generator) / checkpoint.FILE)
-        rdm, encoder = (folder / name / checkpoint.FILE for name in ("rdm", "encoder"))
-        return cls(painted, _load(rdm) if rdm.is_file() else None, _load(encoder) if encoder.is_file() else None)
+        names = ["rdm", "encoder"]
+        section = painted.config["autoencoder"]
+        if issubclass(AUTOENCODERS.get(section["name"]).Config, AutoencoderConfig) and section["weights"] is None:
+            names.append(autoencoder.FOLDER)  # another generator of the run may be the one that it was trained for
+        found = {name: folder / name / checkpoint.FILE for name in names}
+        return cls(painted, **{name: _load(path) for name, path in found.items() if path.is_file()})
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Pipeline:
@@ -75,7 +96,7 @@ class Pipeline:
         folder = Path(name)
         if not folder.is_dir():
             folder = _download(str(name), revision)
-        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", "rdm", "encoder")}
+        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *NEIGHBOURS)}
         if not found["generator"].is_file():
             raise UserError(f"{folder} holds no generator.safetensors: it was not written by save_pretrained")
         return cls(**{kind: _load(path) for kind, path in found.items() if path.is_file()})
@@ -258,7 +279,7 @@ class Pipeline:
     @staticmethod
     def _choose(folder: Path, name: str | None) -> str:
         known = [p.parent.name for p in sorted(folder.glob(f"*/{checkpoint.FILE}"))]
-        known = [found for found in known if found not in ("encoder", "rdm")]
+        known = [found for found in known if found not in NEIGHBOURS]
         if name is not None and name not in known:
             raise UserError(f"{folder} holds no generator {name!r}; {nearest(name, known)}")
         if not known:
