@@ -89,7 +89,7 @@ def component(registry: Registry, **defaults: Any) -> BeforeValidator:
 
 
 def unsaid() -> Any:
-    """An empty section: the defaults of its `component` fill it in."""
+    """Return the default of a section that the defaults of its `component` fill in."""
     return Field(default={})
 
 
@@ -325,6 +325,11 @@ class GeneratorConfig(ModelConfig):
     condition: Literal["none", "class", "representation"] = "representation"
     autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
+
+    @property
+    def arm(self) -> str:
+        """Name of its folder in a run: its own, and its condition where that is not a representation."""
+        return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
 
 
 class Experiment(Config):

@@ -160,13 +160,8 @@ def fitted_representation(experiment: Experiment, space: Space) -> Representatio
 
 
 def generator_folder(experiment: Experiment) -> Path:
-    """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    return experiment.run / arm(_generator(experiment))
-
-
-def arm(config: GeneratorConfig) -> str:
-    """Return the name of a generator's folder in its run."""
-    return config.name if config.condition == "representation" else f"{config.name}-{config.condition}"
+    """Return the folder of the generator's arm."""
+    return experiment.run / _generator(experiment).arm
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:

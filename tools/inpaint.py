@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ def main() -> None:
 def paint(arguments: argparse.Namespace) -> None:
     """Write the panel: a row for each image."""
     pipeline = Pipeline.from_run(arguments.run, arguments.generator).to(parallel.start().device)
-    name = arguments.generator or stages.arm(pipeline.generator.config)
+    settings: Any = pipeline.generator.config
+    name = arguments.generator or settings.arm
     size = pipeline.parts["generator"].facts["image_size"]
     original = torch.stack([_square(path, size) for path in arguments.image])
     image, hole = original, _hole(arguments, size).expand(len(original), -1, -1)
