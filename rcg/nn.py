@@ -44,12 +44,13 @@ def rotary_positions(grid: int, width: int, prefix: int = 0) -> Tensor:
     return torch.cat([still, table])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of `(B, heads, N, d)` tensors."""
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention of `(B, heads, N, d)` tensors; `dropout` is the share of weights set to zero."""
     if q.device.type == "cpu" and torch.is_grad_enabled():
         # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 class Attention(nn.Module):
@@ -58,16 +59,24 @@ class Attention(nn.Module):
     Args:
         width: channels of a token.
         heads: attention heads, a divisor of `width`.
+        dropout: share of attention weights, and of what comes out, dropped in training.
         context: channels of a context's tokens; None: the tokens attend to each other.
         bias: whether queries, keys and values have one.
         qk_norm: normalise queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
     """
 
     def __init__(
-        self, width: int, heads: int, *, context: int | None = None, bias: bool = True, qk_norm: bool = False
+        self,
+        width: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        context: int | None = None,
+        bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         if context is None:
             self.qkv = nn.Linear(width, 3 * width, bias=bias)
         else:
@@ -91,7 +100,9 @@ class Attention(nn.Module):
         q, k = self.norm_q(q), self.norm_k(k)
         if rotation is not None:
             q, k = apply_rot_embed_cat(q, rotation), apply_rot_embed_cat(k, rotation)
-        return self.proj(attend(q.to(v.dtype), k.to(v.dtype), v).transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, dropout).transpose(1, 2).flatten(2)
+        return F.dropout(self.proj(mixed), dropout)
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
         """Cut `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""
