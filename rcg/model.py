@@ -41,7 +41,9 @@ class GenerativeModel(nn.Module):
         self.network, self.process, self.alignment = network, process, alignment
         self.null: nn.Parameter | None = None
         if cond is not None and cond.vocab is None:
-            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
+            # Without dropout nothing would ever reach it, for which several processes would wait.
+            used = config.condition_dropout > 0
+            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape), requires_grad=used)
 
     def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor | None = None) -> dict[str, Tensor]:
         """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null.

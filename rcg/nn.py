@@ -59,6 +59,7 @@ class Attention(nn.Module):
     Args:
         width: channels of a token.
         heads: attention heads, a divisor of `width`.
+        dropout: share of attention weights, and of what comes out, dropped in training.
         context: channels of a context's tokens; None: the tokens attend to each other.
         bias: whether queries, keys and values have one.
         qk_norm: normalise queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.

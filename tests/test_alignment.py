@@ -50,6 +50,8 @@ def model(**config):
 
 def test_the_tokens_compared_are_those_after_the_chosen_block():
     m = model(align={"depth": 2, "hidden": 8})
+    for p in m.network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
     seen = []
     m.network.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
     output, inner = m.network(torch.randn(2, 3, 16, 16), torch.tensor([1, 5]), inner=True)

@@ -185,3 +185,9 @@ def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
     assert torch.equal(guided[:, 0, :3], torch.full((2, 3, 3, 3), 1 + 2.5 * 2))
     assert torch.equal(guided[:, 0, 3], torch.full((2, 3, 3), 3.0))
     assert torch.equal(guided[:, 1], torch.full((2, 4, 3, 3), 15.0))
+
+
+def test_without_condition_dropout_every_trained_parameter_is_reached():
+    m = model(Space((4,)), condition_dropout=0.0)
+    m(torch.randn(3, 3, 8, 8), torch.randn(3, 4))["mse"].backward()
+    assert all(p.grad is not None for p in m.parameters() if p.requires_grad)

@@ -87,19 +87,21 @@ OPTIONS = [{}, {"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"rotary":
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options), "plain"))
 def test_recomputed_activations_change_nothing(options):
-    outputs, gradients = [], []
+    outputs, gradients, calls = [], [], []
     for checkpoint in (False, True):
         torch.manual_seed(0)
         config = DiTConfig(width=16, depth=2, heads=2, patch=4, checkpoint=checkpoint, **options)
         network = DiT(config, Space((3, 8, 8)), Space((6,)), heads=1)
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.2)
+        network.blocks[1].register_forward_pre_hook(lambda *_, checkpoint=checkpoint: calls.append(checkpoint))
         outputs.append(network(torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.randn(2, 6)))
         outputs[-1].square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(*gradients)
     assert all(g.abs().sum() > 0 for g in gradients[1])
+    assert calls == [False, True, True]
 
 
 def test_a_gated_mlp_has_about_as_many_parameters():

@@ -115,3 +115,12 @@ def test_a_network_that_cannot_recompute_says_so():
     config = GENERATORS.get("dit").Config(condition="none", checkpoint=True)
     with pytest.raises(UserError, match="dit always keeps its activations"):
         build(config, Plain, PIXELS, None)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_it_compiles_into_one_graph(name):
+    m = awake(model(name, checkpoint=True))
+    x, t, cond = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
+    compiled = torch.compile(m.network, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x, t, cond), m.network(x, t, cond))
