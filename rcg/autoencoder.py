@@ -73,7 +73,7 @@ def autoencoder_part(autoencoder: Any, facts: dict[str, Any]) -> checkpoint.Part
 
 def has_weights(autoencoder: Any) -> bool:
     """Whether an autoencoder has weights: without, encoding costs nothing, and there is nothing to keep."""
-    return next(autoencoder.parameters(), None) is not None
+    return isinstance(autoencoder, nn.Module) and next(autoencoder.parameters(), None) is not None
 
 
 def check_space(autoencoder: Autoencoder, space: Space, whose: str) -> None:
@@ -101,8 +101,8 @@ def frozen(autoencoder: Any) -> Any:
 
 
 def _trained(run: Path | None) -> Path:
-    path = Path(FOLDER, checkpoint.FILE) if run is None else run / FOLDER / checkpoint.FILE
-    if not path.is_file():
+    path = (run or Path()) / FOLDER / checkpoint.FILE
+    if run is None or not path.is_file():
         raise UserError(
             f"{path.parent} holds no trained autoencoder and generator.autoencoder.weights names none: "
             f"run tools/train_tokenizer.py with the same configuration first, or set generator.autoencoder.weights"

@@ -238,6 +238,7 @@ class ProjectionConfig(Config):
 class TokenizerTrain(TrainConfig):
     """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
 
+    steps: NonNegativeInt = 100_000
     lr: PositiveFloat = 2e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999

@@ -20,8 +20,6 @@ from rcg.contracts import Space, Task
 from rcg.data import Images, Split, load_images
 from rcg.errors import UserError
 from rcg.loader import StepKeys
-from rcg.metrics.inception import Inception
-from rcg.metrics.perceptual import EncoderDistance, VGGDistance
 from rcg.model import build
 from rcg.randomness import fold
 from rcg.registry import GENERATORS, NETWORKS
@@ -29,7 +27,7 @@ from rcg.representation import Representation, build_encoder, open_representatio
 from rcg.tasks.encoder import EncoderTask
 from rcg.tasks.generator import Conditioned, GeneratorTask
 from rcg.tasks.rdm import RDMTask
-from rcg.tasks.tokenizer import Judge, TokenizerTask
+from rcg.tasks.tokenizer import TokenizerTask, compare
 from rcg.train import latest_state, train
 from rcg.vectors import Views
 
@@ -73,22 +71,13 @@ def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> No
     model = build_autoencoder(config, experiment.data.image_size)
     if config.train.start:
         fill(model, Path(config.train.start))
-    perceptual: torch.nn.Module | None = None
-    judges = []
-    if encoder:
-        perceptual = EncoderDistance(encoder).to(accelerator.device)
-        judges.append(Judge("encoder_fd", encoder))
-    elif config.train.perceptual == "vgg":
-        perceptual = VGGDistance(config.train.vgg).to(accelerator.device)
-    if config.train.inception:
-        tap = config.train.inception_tap
-        judges.append(Judge(f"rfid_{tap}", Inception(config.train.inception, tap).to(accelerator.device)))
-    elif accelerator.is_main_process:
+    comparisons = compare(config.train, encoder, accelerator.device)
+    if accelerator.is_main_process and config.train.inception is None:
         instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"
         print(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}", flush=True)
     images, validation = _images(experiment, accelerator)
     facts = {"image_size": experiment.data.image_size, "fingerprint": images.fingerprint}
-    task = TokenizerTask(model, images, validation, config.train, perceptual, judges, facts)
+    task = TokenizerTask(model, images, validation, config.train, comparisons, facts)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 

@@ -18,6 +18,8 @@ from rcg.data import Images
 from rcg.gallery import grid
 from rcg.metrics.frechet import frechet_distance
 from rcg.metrics.image import code_usage, perplexity, psnr, ssim
+from rcg.metrics.inception import Inception
+from rcg.metrics.perceptual import EncoderDistance, VGGDistance
 from rcg.tasks._adversary import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
 from rcg.tasks.generator import Conditioned
 
@@ -29,11 +31,33 @@ SHOWN = 32
 BATCH = 50
 
 
-class Judge(NamedTuple):
-    """A map from images `(B, 3, H, W)` in [0, 1] to features `(B, D)`, and what the distance in them is called."""
+class Comparisons(NamedTuple):
+    """The feature spaces in which reconstructions are compared with images.
 
-    name: str
-    features: nn.Module
+    Attributes:
+        perceptual: a distance of images `(B, 3, H, W)` in [0, 1] to learn from, or None.
+        judges: maps from images to features `(B, D)`, by the name of the Frechet distance that evaluations report.
+    """
+
+    perceptual: nn.Module | None
+    judges: dict[str, nn.Module]
+
+
+def compare(config: TokenizerTrain, encoder: nn.Module | None, device: torch.device) -> Comparisons:
+    """Build the comparisons that `config` asks for; `encoder` is the experiment's, if the perceptual loss uses it.
+
+    Raises:
+        UserError: a file of weights is missing, or does not fit.
+    """
+    perceptual: nn.Module | None = None
+    judges: dict[str, nn.Module] = {}
+    if encoder is not None:
+        perceptual, judges["encoder_fd"] = EncoderDistance(encoder).to(device), encoder
+    elif config.perceptual == "vgg":
+        perceptual = VGGDistance(config.vgg).to(device)
+    if config.inception:
+        judges[f"rfid_{config.inception_tap}"] = Inception(config.inception, config.inception_tap).to(device)
+    return Comparisons(perceptual, judges)
 
 
 class TokenizerTask:
@@ -44,8 +68,7 @@ class TokenizerTask:
         train: images to learn from, in all kept views.
         held_out: images for the metrics.
         config: losses and their weights.
-        perceptual: a distance of images `(B, 3, H, W)` in [0, 1], or None.
-        judges: feature spaces in which held-out images are compared with their reconstructions.
+        comparisons: feature spaces for the loss and for evaluations.
         facts: what the checkpoint says about its neighbours.
     """
 
@@ -55,8 +78,7 @@ class TokenizerTask:
         train: Images,
         held_out: Images,
         config: TokenizerTrain,
-        perceptual: nn.Module | None,
-        judges: list[Judge],
+        comparisons: Comparisons,
         facts: dict[str, Any],
     ) -> None:
         self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
@@ -64,7 +86,7 @@ class TokenizerTask:
             self.modules["discriminator"] = PatchDiscriminator(config.discriminator_width, train.config.image_size)
         self.data = Conditioned(train, train.config.kept_views, None)
         self.train, self.held_out, self.config, self.facts = train, held_out, config, facts
-        self.perceptual, self.judges = perceptual, judges
+        self.perceptual, self.judges = comparisons
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the autoencoder's losses, then, once it has come in, the discriminator's."""
@@ -100,7 +122,7 @@ class TokenizerTask:
         means: dict[str, float] = {}
         codes: list[Tensor] = []
         pairs: list[Tensor] = []
-        features: dict[str, list[tuple[Tensor, Tensor]]] = {judge.name: [] for judge in self.judges}
+        features: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.judges}
         for real in _batches(self.held_out, count, model):
             made = model(real)
             image = made.image.float().clamp(0, 1)
@@ -108,8 +130,8 @@ class TokenizerTask:
                 means[name] = means.get(name, 0.0) + float(value) * len(real) / count
             if made.codes is not None:
                 codes.append(made.codes.flatten())
-            for judge in self.judges:
-                features[judge.name].append((judge.features(real).float().cpu(), judge.features(image).float().cpu()))
+            for name, judge in self.judges.items():
+                features[name].append((judge(real).float().cpu(), judge(image).float().cpu()))
             if len(pairs) * BATCH < SHOWN:
                 pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
         score = sum(value for name, value in means.items() if name.startswith("validation_"))

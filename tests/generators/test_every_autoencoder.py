@@ -56,8 +56,7 @@ def test_its_latents_are_drawn_from_what_a_cache_keeps(autoencoder):
 
 def test_its_space_names_its_weights_and_survives_a_file(autoencoder):
     if not has_weights(autoencoder):
-        assert autoencoder.space.id == "pixels"
-        return
+        pytest.skip("there is nothing to identify")
     part = autoencoder_part(autoencoder, {})
     assert restore_autoencoder(part, 16).space == autoencoder.space
     changed = {name: value + 1 if value.is_floating_point() else value for name, value in part.tensors.items()}

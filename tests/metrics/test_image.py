@@ -111,6 +111,21 @@ def test_a_missing_vgg_says_where_it_comes_from(tmp_path, monkeypatch):
         VGGDistance(None)
 
 
+def test_inception_is_shown_bytes(tmp_path, monkeypatch):
+    shown = []
+
+    class Network(torch.nn.Module):
+        def forward(self, image):
+            shown.append(image)
+            return (image.float(),)
+
+    torch.save({}, tmp_path / "weights.pth")
+    monkeypatch.setattr("rcg.metrics.inception.FeatureExtractorInceptionV3", lambda *_, **__: Network())
+    assert Inception(tmp_path / "weights.pth", "2048")(torch.tensor([0.0, 0.5, 2.0]).view(1, 3, 1, 1)).shape == (1, 3)
+    assert shown[0].dtype == torch.uint8
+    assert shown[0].flatten().tolist() == [0, 128, 255]
+
+
 def test_a_file_that_is_no_inception_network_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="does not fit torch-fidelity's InceptionV3"):

@@ -1,5 +1,7 @@
 """Tokenizer training: the losses, the discriminator's weight, what an evaluation says and what is kept."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from rcg.data import load_images
 from rcg.datasets.digits import DigitsConfig
 from rcg.registry import AUTOENCODERS
 from rcg.tasks._adversary import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
-from rcg.tasks.tokenizer import Judge, TokenizerTask
+from rcg.tasks.tokenizer import Comparisons, TokenizerTask
 
 SMALL = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": []}
 BOTTLENECKS = {
@@ -20,13 +22,13 @@ BOTTLENECKS = {
 }
 
 
-def task(name="vqgan", judges=(), perceptual=None, **train):
+def task(name="vqgan", judges=None, **train):
     torch.manual_seed(0)
     build = AUTOENCODERS.get(name)
     autoencoder = build(build.Config(**SMALL, **BOTTLENECKS[name]), 16)
     images, held_out = load_images(DigitsConfig(image_size=16, limit=150))
     config = TokenizerTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
-    return TokenizerTask(autoencoder, images, held_out, config, perceptual, list(judges), {"image_size": 16})
+    return TokenizerTask(autoencoder, images, held_out, config, Comparisons(None, judges or {}), {"image_size": 16})
 
 
 def batch(t, count=16):
@@ -136,10 +138,18 @@ def test_the_scale_of_continuous_latents_is_measured_and_kept():
 
 
 def test_judges_compare_held_out_images_with_their_reconstructions():
-    t = task(judges=[Judge("fd", nn.Flatten())], adversarial=0)
+    t = task(judges={"fd": nn.Flatten()}, adversarial=0)
     assert judged(t).metrics["fd"] > 0
-    same = task(judges=[Judge("fd", nn.Flatten())], adversarial=0)
+    same = task(judges={"fd": nn.Flatten()}, adversarial=0)
     model = same.modules["autoencoder"]
     forward = model.forward
     model.forward = lambda image: forward(image)._replace(image=image)
     assert judged(same).metrics["fd"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_divergence_has_its_closed_form():
+    t = task("kl", adversarial=0)
+    kl, (m, s) = t.modules["autoencoder"], (0.7, 0.3)
+    kl.moments = lambda image: torch.cat([torch.full((2, 4, 8, 8), m), torch.full((2, 4, 8, 8), s)], dim=1)
+    expected = 0.5 * (m**2 + s**2 - 1 - 2 * math.log(s)) * 4 * 8 * 8 / (3 * 16 * 16)
+    assert kl(torch.rand(2, 3, 16, 16)).losses["kl"].item() == pytest.approx(1e-6 * expected, rel=1e-5)

@@ -61,6 +61,28 @@ def test_training_says_how_faithful_it_is_and_what_it_does_not_report(tmp_path):
     assert "code usage" in summary.stdout
 
 
+def test_the_rfid_names_the_layer_that_it_was_measured_with(tmp_path, monkeypatch):
+    asked = []
+
+    class Inception(torch.nn.Module):
+        def __init__(self, path, tap):
+            super().__init__()
+            asked.append((path, tap))
+
+        def forward(self, image):
+            return image.flatten(1)[:, :4]
+
+    monkeypatch.setattr("rcg.tasks.tokenizer.Inception", Inception)
+    train = {"inception": "inception.pth", "inception_tap": "768", "perceptual": "none"}
+    done = tool(
+        "train_tokenizer", toy(tmp_path, **{f"generator__autoencoder__train__{k}": v for k, v in train.items()})
+    )
+    assert done.returncode == 0, done.stderr
+    assert asked == [("inception.pth", "768")]
+    assert log(tmp_path / "toy.yaml")["rfid_768"] >= 0
+    assert "is not reported" not in done.stdout
+
+
 def test_a_generator_learns_in_the_latents_of_its_run_and_paints_images(trained, tmp_path):
     pipeline = Pipeline.from_run(trained.parent / "run")
     assert pipeline.generator.data.shape == (4, 8, 8)

@@ -166,7 +166,7 @@ from rcg.contracts import Report
 from rcg.data import load_images
 from rcg.datasets.digits import DigitsConfig
 from rcg.registry import AUTOENCODERS
-from rcg.tasks.tokenizer import TokenizerTask
+from rcg.tasks.tokenizer import Comparisons, TokenizerTask
 from rcg.train import train
 
 folder = Path(sys.argv[1])
@@ -180,7 +180,7 @@ images, held_out = load_images(DigitsConfig(image_size=16, limit=100))
 config = TokenizerTrain(steps=8, batch_size=8, accumulate=2, lr=1e-3, ema=0.9, perceptual="none", adversarial_start=2,
                         discriminator_width=8, precision="no", tracker="none")
 accelerator = parallel.start(config, folder)
-task = TokenizerTask(model, images, held_out, config, None, [], {})
+task = TokenizerTask(model, images, held_out, config, Comparisons(None, {}), {})
 train(task, config, folder, accelerator, seed=3, workers=0)
 if accelerator.is_main_process:
     print("processes", accelerator.num_processes)
