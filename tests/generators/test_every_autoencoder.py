@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from generators.autoencoders._latents import draw
 from rcg import cache
 from rcg.autoencoder import autoencoder_part, build_autoencoder, frozen, has_weights, restore_autoencoder
 from rcg.contracts import Reconstruction
@@ -74,6 +75,13 @@ def test_one_that_can_be_trained_reconstructs_with_gradients(autoencoder):
     assert made.image.shape == (3, 3, 16, 16)
     (made.image.sum() + sum(made.losses.values())).backward()
     assert all(p.grad is not None for p in autoencoder.parameters())
+
+
+def test_latents_are_drawn_with_the_mean_and_deviation_that_are_kept():
+    torch.manual_seed(0)
+    drawn = draw(torch.cat([torch.full((1, 4, 64, 64), 2.0), torch.full((1, 4, 64, 64), 0.5)], dim=1))
+    assert drawn.mean().item() == pytest.approx(2, abs=0.02)
+    assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["vqgan", "vq", "kl"])
