@@ -132,9 +132,13 @@ class PublishedEncoder(nn.Module, ABC):
         return features.mean((2, 3)) if features.ndim == 4 else features[:, 0]
 
     def _prepare(self, image: Tensor) -> Tensor:
-        """Normalise, then resize without antialiasing, as RCG's representations were computed."""
+        """Normalise, then resize without antialiasing, as RCG's representations were computed.
+
+        Convolutions in training take views of any size as they are.
+        """
         x = (image - self.mean) / self.std
-        if x.shape[-2:] != (self.side, self.side):
+        as_is = self.training and not hasattr(self.trunk, "patch_embed")
+        if x.shape[-2:] != (self.side, self.side) and not as_is:
             x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False)
         return x
 

@@ -59,6 +59,11 @@ class MoCoV3(PublishedEncoder):
     def __init__(self, config: MoCoV3Config, image_size: int | None = None, load: bool = True) -> None:
         own = image_size if config.weights is None else None
         side = config.input_size or own or 224
+        if config.arch in MOCO_VITS and config.train.augment.size not in (None, side):
+            raise UserError(
+                f"encoder.train.augment.size is {config.train.augment.size}, but {config.arch} needs views of its own "
+                f"{side} px: leave it out, or choose encoder.arch=resnet18"
+            )
         trunk = _vit(config, side) if config.arch in MOCO_VITS else _resnet(config, side)
         head = _projector(trunk.num_features, config.projector_hidden, config.projector_dim)
         super().__init__(config, trunk, head, config.projector_dim, side)

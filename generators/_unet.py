@@ -172,7 +172,7 @@ class UNet(nn.Module):
                 f"generator.multipliers has {len(multipliers)} levels, but a side of {side} cannot be halved that often"
             )
         self.heads, self.checkpoint = heads, config.checkpoint
-        self.input = nn.Conv2d(channels, config.width, 3, padding=1)
+        self.input = nn.Conv2d(config.inputs * channels, config.width, 3, padding=1)
         widths = [config.width * multiplier for multiplier in multipliers]
         sides = [side // 2**level for level in range(len(multipliers))]
         attends = [side in config.attention for side in sides]

@@ -92,7 +92,7 @@ class DiT(nn.Module):
         self.patch, self.grid, self.heads, self.width = config.patch, side // config.patch, heads, config.width
         self.prefix, self.checkpoint = config.context_tokens, config.checkpoint
         self.align_depth = config.align.depth if config.align else None
-        self.patches = nn.Linear(channels * config.patch**2, config.width)
+        self.patches = nn.Linear(config.inputs * channels * config.patch**2, config.width)
         self.register_buffer("positions", sincos_positions(self.grid, config.width), persistent=False)
         rotation = rotary_positions(self.grid, config.width // config.heads, self.prefix) if config.rotary else None
         self.register_buffer("rotation", rotation, persistent=False)

@@ -173,6 +173,9 @@ class DataConfig(ComponentConfig):
 class AugmentConfig(Config):
     """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
 
+    size: PositiveInt | None = None
+    """Side of the views in pixels; none: that of the images. A ResNet learns faster, and no worse, from views of three
+    quarters of it, because random crops magnify what they show (Touvron et al., NeurIPS 2019)."""
     crop: tuple[Fraction, Fraction] | None = None
     """Range of the crop's share of the area; none: (0.2, 1), from 64 px (0.08, 1)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
@@ -255,13 +258,15 @@ class GuidanceConfig(Config):
 class ModelConfig(ComponentConfig):
     """A network times a process, given a condition."""
 
-    condition: Literal["none", "class", "representation"] = "none"
+    condition: Literal["none", "class", "vector", "representation"] = "none"
     """What the model is told."""
     condition_dropout: Fraction = 0.1
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
     condition_noise: Annotated[float, Field(ge=0)] = 0.0
     """Deviation of noise added to representations in training: a generator that is not told exactly which image it is
     shown does not learn it by heart, and forgives an RDM its mistakes."""
+    self_condition: bool = False
+    """Show the network its previous estimate of the clean data (Analog Bits; Chen, Zhang, Hinton, ICLR 2023)."""
     process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = unsaid()
     """How data is corrupted and what the network predicts."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = unsaid()
@@ -272,8 +277,13 @@ class ModelConfig(ComponentConfig):
     """Training."""
 
     portable: ClassVar[frozenset[str]] = frozenset(
-        {"name", "condition", "condition_dropout", "condition_noise", "train"}
+        {"name", "condition", "condition_dropout", "condition_noise", "self_condition", "train"}
     )
+
+    @property
+    def inputs(self) -> int:
+        """Tensors that the network sees side by side: x_t, and its previous estimate if it is shown that."""
+        return 2 if self.self_condition else 1
 
 
 class RDMTrain(TrainConfig):
@@ -288,7 +298,11 @@ class RDMTrain(TrainConfig):
 class RDMConfig(ModelConfig):
     """The representation diffusion model; x0 prediction on the sqrt-linear schedule by default, as published."""
 
-    condition: Literal["none", "class"] = "none"
+    condition: Literal["none", "class", "vector"] = "none"
+    """What the RDM is told: nothing, the label, or a vector that was computed elsewhere (a text embedding, say)."""
+    vectors: Path | None = None
+    """Where condition is vector: a safetensors file with a tensor `vectors` `(N, D)`, one row per image of the data
+    set, in its order."""
     process: Annotated[
         SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
     ] = unsaid()
@@ -296,6 +310,12 @@ class RDMConfig(ModelConfig):
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = unsaid()
     """How representations are drawn; as published: 250 steps of ddim at eta 1."""
     train: RDMTrain = RDMTrain()
+
+    @model_validator(mode="after")
+    def _vectors_for_their_condition_alone(self) -> RDMConfig:
+        if (self.condition == "vector") != (self.vectors is not None):
+            raise ValueError("vectors names the file for condition: vector; give both of them, or neither")
+        return self
 
 
 class AlignConfig(Config):

@@ -182,14 +182,14 @@ class ContrastivePairs(Dataset[Pair]):
     """Pairs of random views; a pair depends on nothing but the image's index in the source and the draw."""
 
     def __init__(self, images: Images, augment: AugmentConfig) -> None:
-        """Draw views of `images` at their own size.
+        """Draw views of `images`, at their own size unless `augment` names another.
 
         Raises:
             UserError: a range of `augment` falls instead of rising.
         """
         self.images = images
         self.in_memory = images.in_memory
-        self._augmentation = augmentation(augment, images.config.image_size)
+        self._augmentation = augmentation(augment, augment.size or images.config.image_size)
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from rcg.alignment import Alignment
-from rcg.config import GuidanceConfig, ModelConfig
+from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig
 from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
 from rcg.randomness import Scaled
 from rcg.registry import PROCESSES, SAMPLERS
+from rcg.self_conditioning import SelfConditioned
 
 
 class GenerativeModel(nn.Module):
@@ -50,7 +51,7 @@ class GenerativeModel(nn.Module):
         """
         cond = self._drop(self._blur(cond))
         if self.alignment is None or patches is None:
-            return self.process.loss(self.network, x, cond)
+            return self._walk().loss(self.network, x, cond)
         inner: list[Tensor] = []
 
         def net(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
@@ -58,8 +59,9 @@ class GenerativeModel(nn.Module):
             inner.append(tokens)
             return output
 
-        losses = self.process.loss(net, x, cond)
-        return {**losses, "align": self.alignment(inner[0], patches)}
+        losses = self._walk().loss(net, x, cond)
+        # The last evaluation is the one with gradients: self-conditioning asks for an estimate first.
+        return {**losses, "align": self.alignment(inner[-1], patches)}
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -79,6 +81,7 @@ class GenerativeModel(nn.Module):
         guidance: GuidanceConfig | None = None,
         steps: int | None = None,
         *,
+        sampler: SamplerConfig | None = None,
         weak: Net | None = None,
         steer: Callable[[Process], Process] | None = None,
     ) -> Tensor:
@@ -89,22 +92,27 @@ class GenerativeModel(nn.Module):
             noise: where the draws come from.
             guidance: replaces the configured guidance.
             steps: replaces the configured number of network evaluations.
+            sampler: replaces the configured sampler.
             weak: a worse model of the same space to guide away from, instead of from the null condition.
             steer: changes what the process predicts, `rcg.steering.Steered` for example.
         """
-        sampler_config = self.config.sampler
+        chosen = sampler or self.config.sampler
         if steps is not None:
-            sampler_config = sampler_config.model_copy(update={"steps": steps})
-        sampler = SAMPLERS.get(sampler_config.name)(sampler_config)
+            chosen = chosen.model_copy(update={"steps": steps})
+        walk = SAMPLERS.get(chosen.name)(chosen)
         net: Net = self.network
         guidance = guidance or self.config.guidance
         if guidance.scale != 1 and (cond is not None or weak is not None):
             null = None if cond is None or weak is not None else self.null_like(cond)
             net = Guided(self.network, null, guidance, self.process.horizon, weak)
-        if sampler_config.temperature != 1:
-            noise = Scaled(noise, sampler_config.temperature)
-        process = self.process if steer is None else steer(self.process)
-        return sampler(process, net, self.data, cond, noise)
+        if chosen.temperature != 1:
+            noise = Scaled(noise, chosen.temperature)
+        process = self._walk() if steer is None else steer(self._walk())
+        return walk(process, net, self.data, cond, noise)
+
+    def _walk(self) -> Any:
+        """Return the process of one training step or of one walk from noise to data."""
+        return SelfConditioned(self.process) if self.config.self_condition else self.process
 
     def _blur(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():

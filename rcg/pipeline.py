@@ -174,12 +174,17 @@ class Pipeline:
 
     def _represent(self, indices: list[int], seed: int, steps: int | None, labels: Tensor | None) -> Tensor:
         assert self.rdm is not None
+        if self.rdm.cond is not None and self.rdm.cond.vocab is None:
+            raise UserError(
+                "the RDM is told a vector: draw with tools/sample_rdm.py CONFIG --vectors FILE, then paint with "
+                "tools/sample.py RUN --representations FILE"
+            )
         cond = labels if self.rdm.cond is not None else None
         return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps)
 
     def _labels(self, indices: list[int], label: int | None) -> Tensor | None:
         takes = self.generator.config.condition == "class"
-        takes |= self.rdm is not None and self.rdm.cond is not None
+        takes |= self.rdm is not None and self.rdm.cond is not None and self.rdm.cond.vocab is not None
         if not takes:
             if label is not None:
                 raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")

@@ -6,15 +6,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg import cache, checkpoint, parallel
-from rcg.config import Experiment, GeneratorConfig, TrainConfig, differences
+from rcg import cache, checkpoint, conditions, parallel
+from rcg.config import Experiment, GeneratorConfig, RDMConfig, TrainConfig, differences
 from rcg.contracts import Space, Task
 from rcg.data import Images, Split, load_images
 from rcg.errors import UserError
@@ -68,9 +68,10 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     z = _train_z(images, representation, experiment, accelerator)
     held_out = _held_out_z(validation, representation, experiment, accelerator)
     _seed(experiment, "rdm")
-    cond = _label_space(images) if config.condition == "class" else None
+    cond, told = _rdm_conditions(config, images)
     model = build(config, NETWORKS.get(config.name), representation.space, cond)
-    task = RDMTask(model, z, images.labels, held_out, validation.labels, _facts(images))
+    labels = validation.labels if config.condition == "class" else None
+    task = RDMTask(model, z, told, held_out, labels, _facts(images))
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 
@@ -127,23 +128,37 @@ def cache_representations(experiment: Experiment) -> None:
         )
 
 
-def training_representations(experiment: Experiment, space: Space) -> tuple[Images, Tensor]:
-    """Return the training images and z `(N, D)` of their first views, for those who look for the nearest.
+class Real(NamedTuple):
+    """What generated representations are compared with: images and z of their first views."""
+
+    train: Images
+    z: Tensor  # (N, D)
+    held_out: Images
+    held_out_z: Tensor  # (M, D)
+
+
+def real_representations(experiment: Experiment, space: Space) -> Real:
+    """Return the real images of an experiment with their representations.
 
     Raises:
         UserError: the experiment's representations are not those of `space`.
     """
     representation = open_representation(experiment)
     accelerator = parallel.start()
-    images, _ = _images(experiment, accelerator)
+    images, validation = _images(experiment, accelerator)
     z = _train_z(images, representation, experiment, accelerator)
     if representation.space != space:
         raise UserError(
             f"{experiment.run / 'rdm'} generates representations of {space.id}, but the experiment's are those of "
             f"{representation.space.id}: give the configuration that the RDM was trained with"
         )
+    held_out = _held_out_z(validation, representation, experiment, accelerator)
+    return Real(images, _first_views(z), validation, _first_views(held_out))
+
+
+def _first_views(z: Views) -> Tensor:
     positions = torch.arange(len(z))
-    return images, z.rows(positions, torch.zeros_like(positions))
+    return z.rows(positions, torch.zeros_like(positions))
 
 
 def generator_folder(experiment: Experiment) -> Path:
@@ -241,6 +256,19 @@ def _aligned_with(experiment: Experiment, representation: Representation | None)
     with torch.no_grad():
         tokens = encoder.tokens(torch.zeros(1, 3, side, side))
     return encoder, Space((*encoder.grid, tokens.shape[-1]), id=f"patches of {experiment.encoder.name}")
+
+
+def _rdm_conditions(config: RDMConfig, images: Images) -> tuple[Space | None, Tensor | None]:
+    """Return the space of what the RDM is told of each training image, and these labels `(N,)` or vectors `(N, D)`."""
+    if config.vectors is not None:
+        vectors = conditions.read(config.vectors)
+        if len(vectors) != len(images.source):
+            raise UserError(
+                f"{config.vectors} holds {len(vectors)} vectors, but the data set has {len(images.source)} images: "
+                f"one row per image is needed, in the order of the data set"
+            )
+        return Space((vectors.shape[1],), id="vectors"), vectors[images.indices]
+    return (_label_space(images), images.labels) if config.condition == "class" else (None, None)
 
 
 def _label_space(images: Images) -> Space:

@@ -62,7 +62,7 @@ class RepMLP(nn.Module):
         self.width, self.heads = config.width, heads
         self.time = nn.Sequential(nn.Linear(config.width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
         self.label = ConditionEmbedding(cond, config.label_width) if cond else None
-        self.input = nn.Linear(dim, config.width)
+        self.input = nn.Linear(config.inputs * dim, config.width)
         self.blocks = nn.ModuleList(ResidualBlock(config.width, time_width, label_width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.output = nn.Linear(config.width, heads * dim)

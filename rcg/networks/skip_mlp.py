@@ -63,9 +63,10 @@ class SkipMLP(nn.Module):
             nn.Linear(config.time_width, config.time_width),
         )
         self.cond = ConditionEmbedding(cond, config.time_width) if cond else None
-        widths = [dim, *[config.width + dim] * (config.depth - 2)]
+        seen = config.inputs * dim
+        widths = [seen, *[config.width + seen] * (config.depth - 2)]
         self.layers = nn.ModuleList(ModulatedLayer(width, config.width, config.time_width) for width in widths)
-        self.output = nn.Linear(config.width + dim, heads * dim)
+        self.output = nn.Linear(config.width + seen, heads * dim)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, heads, D)`."""

@@ -32,9 +32,9 @@ class RDMTask:
     Args:
         model: the RDM.
         z: normalised representations `(N, V, D)` to learn.
-        labels: `(N,)`, when the images have them.
+        conditions: what the RDM is told of each image, labels `(N,)` or vectors `(N, C)`; None: nothing.
         held_out: representations `(M, 1, D)` of images that it never sees.
-        held_out_labels: `(M,)`, when the images have them.
+        held_out_labels: `(M,)`, for an RDM that is told labels.
         facts: what the checkpoint says about its neighbours.
     """
 
@@ -42,15 +42,14 @@ class RDMTask:
         self,
         model: GenerativeModel,
         z: Views,
-        labels: Tensor | None,
+        conditions: Tensor | None,
         held_out: Views,
         held_out_labels: Tensor | None,
         facts: dict[str, Any],
     ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
-        self.facts, self.labels = facts, labels
-        self.conditional = model.cond is not None
-        self.data = Vectors({"z": z} | ({} if labels is None else {"label": labels}))
+        self.facts, self.conditions = facts, conditions
+        self.data = Vectors({"z": z} | ({} if conditions is None else {"cond": conditions}))
         order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:COMPARED]
         self.count = min(JUDGED, len(held_out), len(z))
         self.chosen = order[: self.count]
@@ -59,14 +58,14 @@ class RDMTask:
         self.held_out = held_out.rows(positions, torch.zeros_like(positions))
         self.floor = frechet_distance(self.train[: self.count], self.held_out)
         self.probe: Probe | None = None
-        if self.conditional and labels is not None and held_out_labels is not None:
-            self.probe = Probe.fit(self.train[:PROBED], labels[order[:PROBED]])
+        if conditions is not None and held_out_labels is not None:
+            self.probe = Probe.fit(self.train[:PROBED], conditions[order[:PROBED]])
             self.real_agreement = self._agreement(self.held_out, held_out_labels[: self.count])
         self.novelty = nearest_distance(self.held_out, self.train).median()
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch."""
-        yield "rdm", self.modules["rdm"](batch["z"], batch["label"] if self.conditional else None)
+        yield "rdm", self.modules["rdm"](batch["z"], batch.get("cond"))
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""
@@ -86,8 +85,8 @@ class RDMTask:
         for start in range(0, self.count, 1000):
             indices = range(start, min(start + 1000, self.count))
             cond = None
-            if self.conditional and self.labels is not None:
-                cond = self.labels[self.chosen[list(indices)]].to(device)
+            if self.conditions is not None:
+                cond = self.conditions[self.chosen[list(indices)]].to(device)
             found.append(model.sample(cond, Streams(0, indices, "rdm", device)).float().cpu())
         generated = torch.cat(found)
         precision, recall = precision_recall(self.held_out, generated)
@@ -98,8 +97,8 @@ class RDMTask:
             "rep_recall": recall,
             "rep_novelty": float(nearest_distance(generated, self.train).median() / self.novelty),
         }
-        if self.probe is not None and self.labels is not None:
-            metrics["rep_agreement"] = self._agreement(generated, self.labels[self.chosen])
+        if self.probe is not None and self.conditions is not None:
+            metrics["rep_agreement"] = self._agreement(generated, self.conditions[self.chosen])
             metrics["rep_agreement_real"] = self.real_agreement
         return Report(metrics, {}, score=metrics["rep_fd"])
 

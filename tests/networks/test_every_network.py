@@ -40,8 +40,9 @@ def test_it_maps_vectors_times_and_conditions_sample_by_sample(network, cond):
 
 
 @pytest.mark.parametrize("process", [{"name": "gaussian"}, {"name": "flow"}])
-def test_it_learns_where_the_data_lies(network, process):
-    m = model(network, process=process, sampler={"name": "ddim", "steps": 20, "eta": 0})
+@pytest.mark.parametrize("itself", [False, True])
+def test_it_learns_where_the_data_lies(network, process, itself):
+    m = model(network, process=process, sampler={"name": "ddim", "steps": 20, "eta": 0}, self_condition=itself)
     optimiser = torch.optim.AdamW(m.parameters(), lr=3e-3)
     centre = torch.tensor([2.0, -1.0, 0.0, 1.0, 0.5, -2.0])
     for _ in range(300):

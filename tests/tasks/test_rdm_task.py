@@ -14,14 +14,18 @@ def draw(count, seed):
     return torch.randn(count, 1, 5, generator=torch.Generator().manual_seed(seed)) + 2
 
 
-def task(cond=None, labels=None):
+def task(cond=None, told=None):
     config = RepMLPConfig(
-        width=16, depth=1, condition="class" if cond else "none", sampler={"name": "ddim", "steps": 3}
+        width=16,
+        depth=1,
+        condition="none" if cond is None else "class" if cond.vocab else "vector",
+        vectors="told.safetensors" if cond is not None and not cond.vocab else None,
+        sampler={"name": "ddim", "steps": 3},
     )
     model = build(config, RepMLP, Space((5,)), cond)
     z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
-    held_out_labels = None if labels is None else labels[:200]
-    return RDMTask(model, Views([z]), labels, Views([draw(200, 2)]), held_out_labels, {})
+    held_out_labels = told[:200] if cond is not None and cond.vocab else None
+    return RDMTask(model, Views([z]), told, Views([draw(200, 2)]), held_out_labels, {})
 
 
 def judged(monkeypatch, generate):
@@ -66,6 +70,17 @@ def test_a_class_conditional_rdm_is_judged_with_the_labels_of_the_data():
     t.modules["rdm"].network.register_forward_pre_hook(lambda module, args: asked.append(args[2]))
     t.evaluate(t.modules, 0)
     assert torch.equal(asked[0], labels[t.chosen])
+
+
+def test_an_rdm_of_vectors_is_trained_and_judged_with_those_of_the_images():
+    vectors = torch.randn(400, 3)
+    t = task(Space((3,)), vectors)
+    assert torch.equal(t.data.__getitems__([(7, 0), (2, 1)])["cond"], vectors[[7, 2]])
+    asked = []
+    t.modules["rdm"].network.register_forward_pre_hook(lambda module, args: asked.append(args[2]))
+    metrics = t.evaluate(t.modules, 0).metrics
+    assert torch.equal(asked[0], vectors[t.chosen])
+    assert "rep_agreement" not in metrics
 
 
 def test_batches_take_one_of_the_views():

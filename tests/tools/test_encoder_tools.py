@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from rcg import cache, checkpoint
 from tests.toy import process, tool, write
@@ -127,9 +128,40 @@ def test_an_rdm_of_classes_draws_the_class_asked_for(toy):
     settings = ["rdm.condition=class", "--num", 5, "--out", out]
     assert tool("sample_rdm", toy, *settings, "--class", 3, "--guidance", 2).returncode == 0
     assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 5
+    table = (out / "classes.md").read_text().splitlines()
+    assert table[0] == "| class | generated | probe agrees | on real z | rep-FD | floor |"
+    assert table[2].startswith("| 3 | 5 | ")
     beyond = tool("sample_rdm", toy, *settings, "--class", 10)
     assert beyond.returncode == 2
     assert "there is no class 10: classes are 0 (0) to 9" in beyond.stderr
+
+
+def test_an_rdm_is_told_vectors_from_a_file(toy):
+    vectors = toy.parent / "vectors.safetensors"
+    told = ["rdm.condition=vector", f"rdm.vectors={vectors}"]
+    save_file({"vectors": torch.randn(80, 6)}, vectors)
+    short = tool("train_rdm", toy, *told)
+    assert short.returncode == 2
+    assert "holds 80 vectors, but the data set has 1797 images: one row per image" in short.stderr
+    save_file({"embedding": torch.randn(1797, 6)}, vectors)
+    assert (
+        "must hold a tensor 'vectors' of shape (N, D); it holds embedding (1797, 6)"
+        in tool("train_rdm", toy, *told).stderr
+    )
+    save_file({"vectors": torch.randn(1797, 6)}, vectors)
+    trained = tool("train_rdm", toy, *told, "rdm.train.steps=2")
+    assert trained.returncode == 0, trained.stderr
+    out = toy.parent / "drawn"
+    silent = tool("sample_rdm", toy, *told, "--num", 5, "--out", out)
+    assert silent.returncode == 2
+    assert "the RDM is told vectors of 6 numbers: give some with --vectors FILE" in silent.stderr
+    drawn = tool("sample_rdm", toy, *told, "--num", 5, "--out", out, "--vectors", vectors, "--guidance", 2)
+    assert drawn.returncode == 0, drawn.stderr
+    part = checkpoint.load(out / "representations.safetensors")
+    assert torch.equal(part.tensors["vector"], load_file(vectors)["vectors"][:5])
+    missing = tool("train_rdm", toy, "rdm.condition=vector")
+    assert missing.returncode == 2
+    assert "vectors names the file for condition: vector" in missing.stderr
 
 
 def test_an_experiment_may_end_with_its_rdm(tmp_path):
