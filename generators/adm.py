@@ -21,7 +21,7 @@ from generators._unet import (
     tokens_of,
     zero,
 )
-from rcg.config import ComponentConfig, SamplerConfig, component, unsaid
+from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
 from rcg.contracts import Space
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 from rcg.registry import GENERATORS, PROCESSES, SAMPLERS
@@ -45,7 +45,7 @@ class ADMConfig(UNetConfig):
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
     process: Annotated[
-        SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", variance="learned_range")
+        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", variance="learned_range")
     ] = unsaid()
     """How data is corrupted and what the network predicts; as published: eps and its variance, linear."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddpm", steps=50, clip=True)] = unsaid()

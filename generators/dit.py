@@ -77,8 +77,8 @@ class DiT(nn.Module):
         width: channels of a token.
 
     Raises:
-        UserError: the patch does not divide the side, the heads do not divide the width, or an option needs what is
-            not there.
+        UserError: the data are tokens, the patch does not divide the side, the heads do not divide the width, or an
+            option needs what is not there.
     """
 
     Config = DiTConfig
@@ -87,6 +87,8 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
+        if data.vocab is not None:
+            raise UserError(f"dit paints with real numbers, but {data.id} gives tokens: choose the autoencoder pixels")
         channels, side, _ = data.shape
         _check(config, side, cond)
         self.patch, self.grid, self.heads, self.width = config.patch, side // config.patch, heads, config.width

@@ -24,7 +24,7 @@ from generators._unet import (
     tokens_of,
     zero,
 )
-from rcg.config import ComponentConfig, SamplerConfig, component, unsaid
+from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
 from rcg.contracts import Space
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 from rcg.registry import GENERATORS, PROCESSES, SAMPLERS
@@ -43,9 +43,9 @@ class LDMConfig(UNetConfig):
     """Blocks of a spatial transformer."""
     context_tokens: PositiveInt = 1
     """Tokens made from the condition; the one token of a representation is the representation itself."""
-    process: Annotated[
-        SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear")
-    ] = unsaid()
+    process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear")] = (
+        unsaid()
+    )
     """How data is corrupted and what the network predicts; as published: eps, sqrt_linear."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=50, eta=1.0)] = unsaid()
     """How samples are drawn; as published: ddim at eta 1 (there with 200 steps)."""

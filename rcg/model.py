@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,7 @@ class GenerativeModel(nn.Module):
         sampler: SamplerConfig | None = None,
         weak: Net | None = None,
         steer: Callable[[Process], Process] | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Draw `(B, *S)` samples given `cond`.
 
@@ -95,8 +97,14 @@ class GenerativeModel(nn.Module):
             sampler: replaces the configured sampler.
             weak: a worse model of the same space to guide away from, instead of from the null condition.
             steer: changes what the process predicts, `rcg.steering.Steered` for example.
+            known: tokens `(B, *S)` to keep, `rcg.contracts.MASK` where they are to be generated.
+
+        Raises:
+            UserError: tokens are given to a model that does not generate tokens.
         """
         chosen = sampler or self.config.sampler
+        if known is not None and not chosen.discrete:
+            raise UserError(f"{self.config.name} cannot keep parts of an image: use a generator of tokens, mage")
         if steps is not None:
             chosen = chosen.model_copy(update={"steps": steps})
         walk = SAMPLERS.get(chosen.name)(chosen)
@@ -104,11 +112,12 @@ class GenerativeModel(nn.Module):
         guidance = guidance or self.config.guidance
         if guidance.scale != 1 and (cond is not None or weak is not None):
             null = None if cond is None or weak is not None else self.null_like(cond)
-            net = Guided(self.network, null, guidance, self.process.horizon, weak)
+            net = Guided(self.network, null, guidance, self.process.horizon, weak, chosen.steps)
         if chosen.temperature != 1:
             noise = Scaled(noise, chosen.temperature)
         process = self._walk() if steer is None else steer(self._walk())
-        return walk(process, net, self.data, cond, noise)
+        kept = {} if known is None else {"known": known}
+        return walk(process, net, self.data, cond, noise, **kept)
 
     def _walk(self) -> Any:
         """Return the process of one training step or of one walk from noise to data."""
@@ -126,6 +135,14 @@ class GenerativeModel(nn.Module):
         return torch.where(dropped, self.null_like(cond), cond)
 
 
+RAMPS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+}
+"""Strength of guidance as a function of the share of the walk that is done when a step ends."""
+
+
 class Guided:
     """A net that extrapolates from a worse answer to a better one; it is a net itself, whatever is predicted.
 
@@ -134,16 +151,26 @@ class Guided:
     """
 
     def __init__(
-        self, net: Net, null: Tensor | None, guidance: GuidanceConfig, horizon: float, weak: Net | None = None
+        self,
+        net: Net,
+        null: Tensor | None,
+        guidance: GuidanceConfig,
+        horizon: float,
+        weak: Net | None = None,
+        steps: float = math.inf,
     ) -> None:
-        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`; times run from 0 to `horizon`."""
-        self.net, self.null, self.weak, self.scale = net, null, weak, guidance.scale
-        self.channels = guidance.channels
+        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`.
+
+        Times run from 0 to `horizon`; a ramp is at its top in the last of the walk's `steps`.
+        """
+        self.net, self.null, self.weak, self.guidance = net, null, weak, guidance
+        self.horizon, self.steps = horizon, steps
         self.low, self.high = (horizon * bound for bound in guidance.interval)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        if not self.low <= float(t[0]) <= self.high:
+        time = float(t[0])
+        if not self.low <= time <= self.high:
             return self.net(x, t, cond)
         if self.weak is not None:
             better, worse = self.net(x, t, cond), self.weak(x, t, cond)
@@ -152,13 +179,18 @@ class Guided:
             assert self.null is not None
             both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
             better, worse = both.chunk(2)
-        return self._extrapolate(better, worse)
+        return self._extrapolate(better, worse, self.scale(time))
 
-    def _extrapolate(self, better: Tensor, worse: Tensor) -> Tensor:
+    def scale(self, time: float) -> float:
+        """Return the scale of guidance at a time in [0, horizon]."""
+        done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
+        return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
+
+    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
         """Guide what is predicted, the first head of `(B, heads, *S)`; a variance stays the better answer's."""
         guided = better.clone()
-        chosen = (slice(None), 0, slice(self.channels))
-        guided[chosen] = worse[chosen] + self.scale * (better[chosen] - worse[chosen])
+        chosen = (slice(None), 0, slice(self.guidance.channels))
+        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
         return guided
 
 
@@ -175,10 +207,16 @@ def build(
         patches: the encoder's patch tokens `(rows, columns, D)`, for a generator that is aligned with them in training.
 
     Raises:
-        UserError: the condition asked for does not exist here, or the network cannot do what is asked of it.
+        UserError: the condition asked for does not exist here, the process is made for other data, or the network
+            cannot do what is asked of it.
     """
     if (config.condition == "none") != (cond is None):
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
+    if config.process.discrete != (data.vocab is not None):
+        kind = "real numbers" if data.vocab is None else "tokens"
+        raise UserError(
+            f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives"
+        )
     process = PROCESSES.get(config.process.name)(config.process)
     built = network(config, data, cond, process.heads)
     if getattr(config, "checkpoint", False) and not hasattr(built, "checkpoint"):

@@ -63,6 +63,7 @@ class Attention(nn.Module):
         context: channels of a context's tokens; None: the tokens attend to each other.
         bias: whether queries, keys and values have one.
         qk_norm: normalise queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
+        dropout: share of attention weights, and of outputs, that are set to zero in training.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         *,
-        dropout: float = 0.0,
         context: int | None = None,
         bias: bool = True,
         qk_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout

@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rcg.config import ComponentConfig
+from rcg.config import ProcessConfig
 from rcg.contracts import Level, Net, Prediction
 
 Scale = TypeVar("Scale", float, Tensor)
 
 
-class AffineConfig(ComponentConfig):
+class AffineConfig(ProcessConfig):
     """How the error of a network is measured."""
 
     loss: Literal["l2", "l1"] = "l2"

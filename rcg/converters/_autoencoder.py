@@ -1,0 +1,48 @@
+"""What the converters of published autoencoders share: they differ in the name of ours alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcg import checkpoint, weights
+from rcg.autoencoder import FOLDER, autoencoder_part, build_autoencoder
+from rcg.converters._taming import architecture, ours, theirs
+from rcg.errors import UserError
+from rcg.registry import AUTOENCODERS
+
+SIDE = 256
+"""The side of the images that these files were trained on; other sizes fit them as well."""
+
+
+def read(name: str, path: Path, run: Path) -> list[Path]:
+    """Turn a published file into `run`/tokenizer, an autoencoder called `name`, and return what was written.
+
+    Raises:
+        UserError: the file holds no such autoencoder, or its tensors do not fit the network that their shapes tell of.
+    """
+    found = weights.state_dict(weights.read(path))
+    tensors = ours(found)
+    if "encoder.conv_in.weight" not in tensors or ("quantise.codebook" in tensors) == (name == "kl"):
+        holds = "encoder.conv_in.weight" + ("" if name == "kl" else " with quantize.embedding.weight")
+        raise UserError(f"{path} is not a {name} autoencoder: it has no {holds}, or more than that")
+    config: dict[str, Any] = architecture(tensors)
+    if name != "kl":
+        config["quantiser"] = {"codes": len(tensors["quantise.codebook"])}
+        config["lineage"] = "taming" if "encoder.conv_in.bias" in tensors else "maskgit"
+    autoencoder = build_autoencoder(AUTOENCODERS.get(name).Config.model_validate(config), SIDE)
+    weights.fit(autoencoder, autoencoder.rename(found), path)
+    written = run / FOLDER / checkpoint.FILE
+    checkpoint.save(written, autoencoder_part(autoencoder, {"image_size": SIDE, "fingerprint": ""}))
+    return [written]
+
+
+def write(name: str, run: Path, path: Path) -> None:
+    """Turn `run`/tokenizer into a file that the original code loads."""
+    part = checkpoint.load(run / FOLDER / checkpoint.FILE)
+    if part.config["name"] != name or ("quantise.codebook" not in part.tensors and name != "kl"):
+        raise UserError(f"{run / FOLDER} holds no {name} autoencoder that the original code could load")
+    with checkpoint.atomic(path) as temporary:
+        torch.save({"state_dict": theirs(part.tensors)}, temporary)
