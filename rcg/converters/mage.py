@@ -54,7 +54,9 @@ class MAGE:
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/mage and `run`/encoder, and return what was written.
+        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none) and `run`/encoder.
+
+        Returns what was written.
 
         Raises:
             UserError: the file is not a MAGE's, its size was never published, or its tensors do not fit.
@@ -73,8 +75,12 @@ class MAGE:
             "classes": [str(i) for i in range(classes)],
             "image_size": 16 * model.data.shape[0],
         }
-        written = [run / "mage" / checkpoint.FILE, run / "mage" / ORIGINAL]
-        checkpoint.save(written[0], checkpoint.Part("generator", model.config.model_dump(mode="json"), facts, found))
+        config: Any = model.config
+        folder = run / config.arm
+        if folder.exists():
+            raise UserError(f"{folder} is there already: choose another folder")
+        written = [folder / checkpoint.FILE, folder / ORIGINAL]
+        checkpoint.save(written[0], checkpoint.Part("generator", config.model_dump(mode="json"), facts, found))
         kept = {key for key in tensors if _our_name(key)} | {DECODER_POSITIONS, CLASSES}
         kept |= {key for key in tensors if encoder and key.startswith(_encoder.PREFIX)}
         checkpoint.save_tensors(written[1], {key: value for key, value in tensors.items() if key not in kept}, {})
@@ -84,17 +90,18 @@ class MAGE:
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
-        """Turn `run`/mage, as `read` wrote it or trained further, into an original checkpoint.
+        """Turn a converted `run`/mage (or mage-class, mage-none), trained further or not, into an original checkpoint.
 
         Raises:
             UserError: there is no MAGE in `run`, or none that came from an original checkpoint.
         """
-        part = checkpoint.load(run / "mage" / checkpoint.FILE)
-        if not (run / "mage" / ORIGINAL).is_file():
+        arms = [run / arm for arm in ("mage", "mage-class", "mage-none") if (run / arm / ORIGINAL).is_file()]
+        if len(arms) != 1:
             raise UserError(
-                f"{run / 'mage'} holds no {ORIGINAL}: only what was converted from the original format can go back"
+                f"{run} must hold one mage with its {ORIGINAL}, and holds {len(arms)}: only what was converted from "
+                f"the original format can go back"
             )
-        rest = checkpoint.load(run / "mage" / ORIGINAL).tensors
+        part, rest = checkpoint.load(arms[0] / checkpoint.FILE), checkpoint.load(arms[0] / ORIGINAL).tensors
         found = {**rest, **_theirs(part.tensors, rest), **_encoder.original(run)}
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)

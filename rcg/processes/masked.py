@@ -6,11 +6,12 @@ At time t in [0, 1] the share sin(pi t / 2) of all tokens is masked, which is Ma
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rcg.config import Fraction, ProcessConfig
@@ -58,9 +59,11 @@ class Masked:
 
     def draw(self, x: Tensor) -> Draws:
         """Draw a share and an order for each sample of `x` `(B, *S)`."""
-        config = self.config
-        share = torch.empty(len(x), device=x.device)
-        nn.init.trunc_normal_(share, config.ratio_mean, config.ratio_std, config.ratio_min, 1.0)
+        mean, std, least = self.config.ratio_mean, self.config.ratio_std, self.config.ratio_min
+        low, high = (NormalDist(mean, std).cdf(bound) for bound in (least, 1.0))
+        # By the inverse of the distribution function: trunc_normal_ rejects draws, for which it waits for the device.
+        quantile = low + (high - low) * torch.rand(len(x), device=x.device)
+        share = (mean + std * torch.special.ndtri(quantile)).clamp(least, 1.0)
         return Draws(share, torch.rand(x.shape, device=x.device))
 
     def corrupt(self, x: Tensor, draws: Draws) -> Tensor:

@@ -45,7 +45,8 @@ def _converted(condition):
         path = save(tiny(condition), Path(folder) / "tiny.pth")
         done = tool("convert", "mage", path, Path(folder) / "run")
         assert done.returncode == 0, done.stderr
-        return checkpoint.load(Path(folder) / "run" / "mage" / checkpoint.FILE)
+        arm = "mage" if condition == "representation" else f"mage-{condition}"
+        return checkpoint.load(Path(folder) / "run" / arm / checkpoint.FILE)
 
 
 def published(condition="representation"):
@@ -72,6 +73,16 @@ def test_there_and_back_gives_every_tensor(condition, tmp_path):
     for key, value in original.items():
         assert value.dtype == found[key].dtype, key
         assert torch.equal(value, found[key]), key
+
+
+def test_a_mage_that_was_not_converted_has_nothing_to_go_back_to(tmp_path):
+    save(tiny(), tmp_path / "tiny.pth")
+    assert tool("convert", "mage", tmp_path / "tiny.pth", tmp_path / "run").returncode == 0
+    (tmp_path / "run" / "mage" / "original.safetensors").unlink()
+    said = tool("convert", "mage", tmp_path / "run", tmp_path / "back.pth", "--back")
+    assert said.returncode == 2
+    assert "only what was converted" in said.stderr
+    assert not (tmp_path / "back.pth").exists()
 
 
 def test_what_was_trained_further_goes_back_too(tmp_path):
@@ -111,6 +122,9 @@ def test_mistakes_touch_nothing(tmp_path):
     said = tool("convert", "mage", save({"a": torch.zeros(1)}, tmp_path / "other.pth"), tmp_path / "run")
     assert "is not a MAGE checkpoint" in said.stderr
     assert not (tmp_path / "run").exists()
+    path = save(tiny("class"), tmp_path / "class.pth")
+    assert tool("convert", "mage", path, tmp_path / "run").returncode == 0
+    assert "mage-class is there already" in tool("convert", "mage", path, tmp_path / "run").stderr
 
 
 @pytest.mark.shared

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from generators.mage import MAGE, MAGEConfig
 from rcg.config import GuidanceConfig
@@ -181,3 +182,13 @@ def test_data_of_another_kind_is_refused():
         build(DiTConfig(condition="none", process="masked", sampler="maskgit"), DiT, DATA, None)
     with pytest.raises(UserError, match="must be a multiple of decoder_heads"):
         model(decoder_heads=3)
+
+
+@pytest.mark.parametrize("cond", [Space((3,)), Space((), vocab=5)])
+def test_a_training_step_never_asks_the_device_for_a_value(cond):
+    # Fake tensors have shapes but no values: item(), nonzero() and boolean indices raise.
+    with FakeTensorMode():
+        m = model(cond).train()
+        given = torch.randn(6, 3) if cond.vocab is None else torch.zeros(6, dtype=torch.long)
+        m(torch.zeros(6, 4, 4, dtype=torch.long), given)["cross_entropy"].backward()
+        assert m.network.words.weight.grad.shape == (14, 16)

@@ -58,7 +58,7 @@ def test_the_first_in_order_are_masked_even_if_all_draws_are_equal():
     assert (process.corrupt(x, Draws(torch.tensor([0.5]), 0 * order)) == MASK).sum() == 4
 
 
-@pytest.mark.parametrize("tokens", [16, 20, 49, 256])
+@pytest.mark.parametrize("tokens", [16, 49, 100, 256])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.55, 0.7])
 def test_never_fewer_tokens_are_masked_than_a_network_may_drop(tokens, ratio):
     config = MaskedConfig(ratio_min=ratio)
