@@ -12,10 +12,9 @@ from rcg import checkpoint, weights
 from rcg.converters.mage import SIZES, Size
 from rcg.pipeline import restore
 from rcg.registry import GENERATORS
-from tests.parity import state
+from tests.parity import DATA, state
 from tests.toy import tool
 
-KEYS = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
 SIZES[32] = Size(4, 2, 6.0)  # the recorded network
 
 
@@ -123,13 +122,11 @@ def test_mistakes_touch_nothing(tmp_path):
     assert "mage-class is there already" in tool("convert", "mage", path, tmp_path / "run").stderr
 
 
-@pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not KEYS.is_dir(), reason="lists of the published files' keys are not here")
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_full_size_files_convert_and_back(size, tmp_path):
     listed = {}
-    for line in (KEYS / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
+    for line in (DATA / "keys" / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
         if not line.startswith("#"):
             key, shape, dtype = line.split("\t")
             sizes = [int(n) for n in shape.strip("()").split(",") if n.strip()]
@@ -139,6 +136,8 @@ def test_full_size_files_convert_and_back(size, tmp_path):
     part = checkpoint.load(tmp_path / "run" / "mage" / checkpoint.FILE)
     assert part.facts["cond"]["id"].startswith("moco_v3:")
     assert tool("convert", "mage", tmp_path / "run", tmp_path / "back.pth", "--back").returncode == 0
+    tokens = checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE)
+    assert tokens.config["quantiser"]["codes"] == part.facts["data"]["vocab"] == 1024
     back = weights.read(tmp_path / "back.pth")["model"]
     assert {key: (value.shape, value.dtype) for key, value in back.items()} == {
         key: (value.shape, value.dtype) for key, value in listed.items()
