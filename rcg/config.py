@@ -410,6 +410,15 @@ class GeneratorConfig(ModelConfig):
         """Name of its folder in a run: its own, and its condition where that is not a representation."""
         return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
 
+    @model_validator(mode="after")
+    def _clip_pixels_alone(self) -> GeneratorConfig:
+        if getattr(self.sampler, "clip", False) and self.autoencoder.name != "pixels":
+            raise ValueError(
+                f"sampler.clip keeps clean data in [-1, 1], which the latents of {self.autoencoder.name} leave: "
+                f"set sampler.clip to false"
+            )
+        return self
+
 
 class Experiment(Config):
     """One experiment: these images, this encoder, this RDM, this generator."""

@@ -61,6 +61,7 @@ class GenerativeModel(nn.Module):
             return output
 
         losses = self._walk().loss(net, x, cond)
+        # The last evaluation is the one with gradients: self-conditioning asks for an estimate first.
         return {**losses, "align": self.alignment(inner[-1], patches)}
 
     def null_like(self, cond: Tensor) -> Tensor:

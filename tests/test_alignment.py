@@ -92,3 +92,9 @@ def test_an_encoder_without_patches_is_refused(tmp_path, monkeypatch):
     refused = tool("train_pixel", path)
     assert refused.returncode == 2
     assert "generator.align needs an encoder with patch tokens, and moco_v3 has none" in refused.stderr
+
+
+def test_the_tokens_compared_are_those_of_the_pass_with_gradients():
+    m = model(align={"depth": 2, "hidden": 8}, self_condition=True)
+    m(torch.randn(4, 3, 16, 16), None, torch.randn(4, 16, 6))["align"].backward()
+    assert m.network.patches.weight.grad.abs().sum() > 0

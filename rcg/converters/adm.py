@@ -88,7 +88,7 @@ class ADM:
 
         Without the live weights of a converted file the averaged ones stand in for them.
         """
-        part, live = load_generator(run, "adm", {"condition_path": "time"})
+        part, live = load_generator(run, "adm", {"condition_path": "time", "self_condition": False})
         average = theirs(part.tensors, part.config["condition"], part.config["head_width"])
         live = {key.removeprefix(LIVE): value for key, value in live.items()}
         if part.config["condition"] == "representation":

@@ -39,7 +39,14 @@ POSITIONS = "pos_embed"
 NULL = "fake_latent"
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published widths; the weights do not tell."""
-FOREIGN = {"mlp": "gelu", "norm": "layer", "qk_norm": False, "rotary": False, "context_tokens": 0}
+FOREIGN = {
+    "mlp": "gelu",
+    "norm": "layer",
+    "qk_norm": False,
+    "rotary": False,
+    "context_tokens": 0,
+    "self_condition": False,
+}
 """Settings that the original code does not have, and where they change nothing."""
 
 

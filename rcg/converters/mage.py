@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from rcg import checkpoint, weights
+from rcg.autoencoder import FOLDER
 from rcg.contracts import Space
-from rcg.converters import _encoder
+from rcg.converters import _autoencoder, _encoder
+from rcg.converters._files import KEPT, cond_space, inverse, load_generator, save_generator
+from rcg.converters._taming import theirs
 from rcg.errors import UserError
 from rcg.model import GenerativeModel, build
 from rcg.registry import CONVERTERS, GENERATORS
@@ -31,9 +34,9 @@ NAMES = {
 }
 """The original names of layers, and ours; what else both have, in another shape, `_ours` and `_theirs` take apart."""
 WORDS, BIAS, CLASSES, NULL = "token_emb.word_embeddings.weight", "mlm_layer.bias", "class_emb.weight", "fake_latent"
-DECODER_POSITIONS = "decoder_pos_embed_learned"
-ORIGINAL = "original.safetensors"
-"""What only the original format needs: tensors that no computation uses, unused rows of tables, and the VQGAN."""
+DECODER_POSITIONS, TOKENIZER = "decoder_pos_embed_learned", "vqgan."
+OURS = (*(f"{layer}." for layer in NAMES), DECODER_POSITIONS, CLASSES)
+"""The original tensors that are wholly ours; of the others something is kept for the way back."""
 
 
 class Size(NamedTuple):
@@ -54,7 +57,7 @@ class MAGE:
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none) and `run`/encoder.
+        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none), `run`/encoder and `run`/tokenizer.
 
         Returns what was written.
 
@@ -64,29 +67,13 @@ class MAGE:
         tensors = weights.state_dict(weights.read(path))
         if WORDS not in tensors or BIAS not in tensors:
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
-        encoder = _encoder.read(tensors, path)
-        model = _build(tensors, encoder, path)
-        found = _ours(tensors)
-        weights.fit(model, found, path)
-        classes = len(tensors[CLASSES]) if CLASSES in tensors else 0
-        facts = {
-            "data": model.data.to_json(),
-            "cond": model.cond.to_json() if model.cond else None,
-            "classes": [str(i) for i in range(classes)],
-            "image_size": 16 * model.data.shape[0],
-        }
-        config: Any = model.config
-        folder = run / config.arm
-        if folder.exists():
-            raise UserError(f"{folder} is there already: choose another folder")
-        written = [folder / checkpoint.FILE, folder / ORIGINAL]
-        checkpoint.save(written[0], checkpoint.Part("generator", config.model_dump(mode="json"), facts, found))
-        kept = {key for key in tensors if _our_name(key)} | {DECODER_POSITIONS, CLASSES}
-        kept |= {key for key in tensors if encoder and key.startswith(_encoder.PREFIX)}
-        checkpoint.save_tensors(written[1], {key: value for key, value in tensors.items() if key not in kept}, {})
-        if encoder:
-            written.append(_encoder.save(encoder, run))
-        return written
+        encoder, tokenizer = _encoder.read(tensors, path), _tokenizer(tensors, path)
+        model = _build(tensors, encoder, tokenizer, run, path)
+        elsewhere = (*OURS, *([_encoder.PREFIX] if encoder else []), *([TOKENIZER] if tokenizer else []))
+        kept = {key: value for key, value in tensors.items() if not key.startswith(elsewhere)}
+        written = save_generator(run, model, _ours(tensors), 16 * model.data.shape[0], kept, path)
+        written += [_encoder.save(encoder, run)] if encoder else []
+        return written + (_autoencoder.save(tokenizer, run) if tokenizer else [])
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
@@ -95,19 +82,24 @@ class MAGE:
         Raises:
             UserError: there is no MAGE in `run`, or none that came from an original checkpoint.
         """
-        arms = [run / arm for arm in ("mage", "mage-class", "mage-none") if (run / arm / ORIGINAL).is_file()]
-        if len(arms) != 1:
-            raise UserError(
-                f"{run} must hold one mage with its {ORIGINAL}, and holds {len(arms)}: only what was converted from "
-                f"the original format can go back"
-            )
-        part, rest = checkpoint.load(arms[0] / checkpoint.FILE), checkpoint.load(arms[0] / ORIGINAL).tensors
-        found = {**rest, **_theirs(part.tensors, rest), **_encoder.original(run)}
+        part, kept = load_generator(run, "mage", {})
+        if WORDS not in kept:
+            raise UserError(f"{run} holds no {KEPT}: only what was converted from the original format can go back")
+        found = {**kept, **_theirs(part.tensors, kept), **_encoder.original(run)}
+        if (run / FOLDER / checkpoint.FILE).is_file():
+            tokenizer = checkpoint.load(run / FOLDER / checkpoint.FILE)
+            found |= {TOKENIZER + key: value for key, value in theirs(tokenizer.tensors).items()}
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
 
 
-def _build(tensors: Mapping[str, Tensor], encoder: Any, path: Path) -> GenerativeModel:
+def _tokenizer(tensors: Mapping[str, Tensor], path: Path) -> Any:
+    """Rebuild the VQGAN that the checkpoint carries; None where it carries none."""
+    found = {key.removeprefix(TOKENIZER): value for key, value in tensors.items() if key.startswith(TOKENIZER)}
+    return _autoencoder.rebuild("vqgan", found, path) if found else None
+
+
+def _build(tensors: Mapping[str, Tensor], encoder: Any, tokenizer: Any, run: Path, path: Path) -> GenerativeModel:
     """Build the network that the tensors belong to."""
     words, width = tensors[WORDS].shape
     size = SIZES.get(width)
@@ -118,7 +110,8 @@ def _build(tensors: Mapping[str, Tensor], encoder: Any, path: Path) -> Generativ
     if CLASSES in tensors:
         cond = Space((), vocab=len(tensors[CLASSES]), id="labels")
     elif "latent_prior_proj.weight" in tensors:
-        cond = _encoder.space(encoder, tensors["latent_prior_proj.weight"].shape[1], path)
+        dim = tensors["latent_prior_proj.weight"].shape[1]
+        cond = _encoder.space(encoder, dim, path) if encoder else cond_space(run, dim, path)
     config = {
         "width": width,
         "depth": _count(tensors, "blocks."),
@@ -128,8 +121,10 @@ def _build(tensors: Mapping[str, Tensor], encoder: Any, path: Path) -> Generativ
         "condition": "none" if cond is None else "class" if cond.vocab else "representation",
         "sampler": {"name": "maskgit", "choice_temperature": size.choice_temperature},
     }
-    network = GENERATORS.get("mage")
     data = Space((side, side), vocab=_vocab(words), id=f"of {path.name}")
+    if tokenizer:
+        config["autoencoder"], data = tokenizer.config, tokenizer.space
+    network = GENERATORS.get("mage")
     return build(network.Config.model_validate(config), network, data, cond)
 
 
@@ -150,13 +145,12 @@ def _ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _theirs(tensors: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our tensors under the original names; `rest` has the rows of tables that we have not."""
-    inverse = {ours: theirs for theirs, ours in NAMES.items()}
-    found = {}
+    names, found = inverse(NAMES), {}
     for key, value in tensors.items():
         name = key.removeprefix("network.")
-        layer = next((layer for layer in inverse if name.startswith(f"{layer}.")), None)
+        layer = next((layer for layer in names if name.startswith(f"{layer}.")), None)
         if layer and name != "cond.embed.weight":
-            found[inverse[layer] + name.removeprefix(layer)] = value
+            found[names[layer] + name.removeprefix(layer)] = value
     embed = tensors.get("network.cond.embed.weight")
     if embed is not None and "null" in tensors:
         found["latent_prior_proj.weight"], found[NULL] = embed, tensors["null"]

@@ -11,15 +11,11 @@ import torch
 from rcg import checkpoint, weights
 from rcg.converters.mage import SIZES, Size
 from rcg.pipeline import restore
-from rcg.registry import AUTOENCODERS, GENERATORS
-from tests.parity import state
+from rcg.registry import GENERATORS
+from tests.parity import DATA, state
 from tests.toy import tool
-from tests.toy_tokenizer import ToyTokenizer
 
-KEYS = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
 SIZES[32] = Size(4, 2, 6.0)  # the recorded network
-if "vqgan" not in AUTOENCODERS.names():
-    AUTOENCODERS._classes["vqgan"] = ToyTokenizer
 
 
 def tiny(condition="representation"):
@@ -30,8 +26,7 @@ def tiny(condition="representation"):
             del found[f"latent_prior_proj.{name}"]
     if condition == "class":
         found["class_emb.weight"] = torch.arange(32000.0).view(1000, 32)
-    found["vqgan.quantize.embedding.weight"] = torch.arange(768.0).view(48, 16)
-    return found
+    return found | {f"vqgan.{key}": value for key, value in state("mage_vqgan_tiny").items()}
 
 
 def save(tensors, path):
@@ -40,19 +35,19 @@ def save(tensors, path):
 
 
 @cache
-def _converted(condition):
+def converted(condition="representation"):
+    """Return the parts of the recorded checkpoint: mage and its tokenizer."""
     with TemporaryDirectory() as folder:
         path = save(tiny(condition), Path(folder) / "tiny.pth")
         done = tool("convert", "mage", path, Path(folder) / "run")
         assert done.returncode == 0, done.stderr
         arm = "mage" if condition == "representation" else f"mage-{condition}"
-        return checkpoint.load(Path(folder) / "run" / arm / checkpoint.FILE)
+        return tuple(checkpoint.load(Path(folder) / "run" / name / checkpoint.FILE) for name in (arm, "tokenizer"))
 
 
 def published(condition="representation"):
     """Return the recorded MAGE, converted, without dropout."""
-    part = _converted(condition)
-    model = restore(part, GENERATORS)
+    model = restore(converted(condition)[0], GENERATORS)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -127,13 +122,11 @@ def test_mistakes_touch_nothing(tmp_path):
     assert "mage-class is there already" in tool("convert", "mage", path, tmp_path / "run").stderr
 
 
-@pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not KEYS.is_dir(), reason="lists of the published files' keys are not here")
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_full_size_files_convert_and_back(size, tmp_path):
     listed = {}
-    for line in (KEYS / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
+    for line in (DATA / "keys" / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
         if not line.startswith("#"):
             key, shape, dtype = line.split("\t")
             sizes = [int(n) for n in shape.strip("()").split(",") if n.strip()]
@@ -143,6 +136,8 @@ def test_full_size_files_convert_and_back(size, tmp_path):
     part = checkpoint.load(tmp_path / "run" / "mage" / checkpoint.FILE)
     assert part.facts["cond"]["id"].startswith("moco_v3:")
     assert tool("convert", "mage", tmp_path / "run", tmp_path / "back.pth", "--back").returncode == 0
+    tokens = checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE)
+    assert tokens.config["quantiser"]["codes"] == part.facts["data"]["vocab"] == 1024
     back = weights.read(tmp_path / "back.pth")["model"]
     assert {key: (value.shape, value.dtype) for key, value in back.items()} == {
         key: (value.shape, value.dtype) for key, value in listed.items()

@@ -124,3 +124,12 @@ def test_it_compiles_into_one_graph(name):
     compiled = torch.compile(m.network, backend="eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(compiled(x, t, cond), m.network(x, t, cond))
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_it_can_be_shown_its_last_estimate(name):
+    m = awake(model(name, self_condition=True, sampler={"name": "ddpm", "steps": 2}))
+    sum(m(torch.randn(4, 3, 16, 16), torch.randn(4, 6)).values()).backward()
+    with torch.no_grad():
+        drawn = m.eval().sample(torch.randn(2, 6), Streams(0, range(2), "t"))
+    assert drawn.shape == (2, 3, 16, 16)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from generators._unet import Condition, Residual
 from generators.adm import ADM, ADMConfig
 from generators.ldm import LDM, LDMConfig
+from rcg.config import ComponentConfig
 from rcg.contracts import Space
 from rcg.errors import UserError
+from rcg.registry import AUTOENCODERS
 
 PIXELS, REP, LABELS = Space((3, 16, 16)), Space((6,)), Space((), vocab=4)
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 8}
@@ -90,3 +93,14 @@ def test_the_published_sizes_have_their_number_of_parameters():
         ldm = LDM(LDMConfig(width=256), Space((4, 32, 32)), Space((256,)), heads=1)
     assert sum(p.numel() for p in adm.parameters()) == pytest.approx(553.1e6, rel=1e-3)
     assert sum(p.numel() for p in ldm.parameters()) == pytest.approx(389.9e6, rel=1e-3)
+
+
+def test_latents_are_not_clipped(monkeypatch):
+    class Config(ComponentConfig):
+        name: str = "latents"
+
+    monkeypatch.setitem(AUTOENCODERS._classes, "latents", type("Latents", (), {"Config": Config}))
+    assert ADMConfig().sampler.clip
+    assert ADMConfig(autoencoder="latents", sampler={"clip": False}).sampler.name == "ddpm"
+    with pytest.raises(ValidationError, match="latents leave: set sampler"):
+        ADMConfig(autoencoder="latents")

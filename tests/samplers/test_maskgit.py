@@ -1,11 +1,11 @@
 """Parallel decoding: against recorded draws, the published rule written out, and known distributions."""
 
 import math
-from zlib import crc32
 
 import pytest
 import torch
 
+from rcg.autoencoder import restore_autoencoder
 from rcg.config import GuidanceConfig
 from rcg.contracts import MASK, Space
 from rcg.processes.masked import Masked, MaskedConfig
@@ -13,13 +13,11 @@ from rcg.randomness import Streams
 from rcg.registry import SAMPLERS
 from rcg.samplers import maskgit
 from rcg.samplers.maskgit import MaskGIT, MaskGITConfig, again, draw, gumbel
-from tests.converters.test_mage_converter import published
+from tests.converters.test_mage_converter import converted, published
 from tests.parity import recorded
 
 SPACE = Space((4, 4), vocab=5)
 PROCESS = Masked(MaskedConfig())
-CHECKED = {"cfg0": 1966126326, "cfg6": 538528788}
-"""Of the tokens that the published decoder turns into the recorded images, to 4e-5."""
 FILLERS = [name for name in SAMPLERS.names() if SAMPLERS.get(name).Config.discrete]
 
 
@@ -59,7 +57,10 @@ def test_decoding_equals_the_published_one(arm, monkeypatch):
     masks = [(x == MASK).flatten(1).sum(1).tolist() for x in seen]
     halves = 1 if config["cfg"] == 0 else 2
     assert masks == [[math.floor(256 * math.cos(math.pi / 2 * s / 8))] * 2 * halves for s in range(8)]
-    assert crc32(drawn.numpy().tobytes()) == CHECKED[arm]
+    with torch.no_grad():
+        image = restore_autoencoder(converted()[1], 256).decode(drawn)
+    recorded_image = tensors["out/image"].clamp(0, 1)
+    torch.testing.assert_close(image.flatten()[::14], recorded_image, atol=1e-4, rtol=1e-4)
 
 
 def by_the_published_rule(net, draws, steps, temperature):
