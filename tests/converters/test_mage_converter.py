@@ -12,11 +12,10 @@ from rcg import checkpoint, weights
 from rcg.converters.mage import SIZES, Size
 from rcg.pipeline import restore
 from rcg.registry import AUTOENCODERS, GENERATORS
-from tests.parity import state
+from tests.parity import DATA, state
 from tests.toy import tool
 from tests.toy_tokenizer import ToyTokenizer
 
-KEYS = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
 SIZES[32] = Size(4, 2, 6.0)  # the recorded network
 if "vqgan" not in AUTOENCODERS.names():
     AUTOENCODERS._classes["vqgan"] = ToyTokenizer
@@ -112,6 +111,8 @@ def test_the_condition_is_read_off_the_tensors(condition, space):
     assert (None if model.cond is None else model.cond.shape) == space
     assert model.data.shape == (16, 16)
     assert model.data.vocab == 48
+    if condition == "class":  # the null label, which was never trained, says nothing
+        assert model.network.cond.embed.weight.abs().amax(1).tolist()[998:] == [998 * 32 + 31, 999 * 32 + 31, 0]
 
 
 def test_mistakes_touch_nothing(tmp_path):
@@ -127,13 +128,11 @@ def test_mistakes_touch_nothing(tmp_path):
     assert "mage-class is there already" in tool("convert", "mage", path, tmp_path / "run").stderr
 
 
-@pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not KEYS.is_dir(), reason="lists of the published files' keys are not here")
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_full_size_files_convert_and_back(size, tmp_path):
     listed = {}
-    for line in (KEYS / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
+    for line in (DATA / "keys" / f"mage_vit_{size}_patch16.txt").read_text().splitlines():
         if not line.startswith("#"):
             key, shape, dtype = line.split("\t")
             sizes = [int(n) for n in shape.strip("()").split(",") if n.strip()]
