@@ -39,8 +39,8 @@ class Wide(ToyTokenizer):
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, Wide(ToyTokenizerConfig(), 16)])
 def test_what_is_in_the_hole_has_no_influence(tokenizer):
-    m, hole = mage(), holes((0.1, 0.2, 0.6, 0.5)).expand(3, -1, -1)
-    other = torch.where(hole[:, None], 1 - IMAGE, IMAGE)
+    m, hole = mage(), holes((0.1, 0.2, 0.75, 0.5)).expand(3, -1, -1)
+    other = torch.where(hole[:, None], 1.0, IMAGE)
     z = torch.randn(3, 5)
     with torch.no_grad():
         one, two = (inpaint(m, tokenizer, x, hole, z, Streams(0, range(3), "t"), steps=3) for x in (IMAGE, other))
