@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from einops import rearrange
-from pydantic import PositiveInt
-from timm.layers import GELUTanh, Mlp
+from pydantic import NonNegativeInt, PositiveInt
+from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
-from rcg.config import GeneratorConfig
+from rcg.config import AlignConfig, GeneratorConfig
 from rcg.contracts import Space
 from rcg.errors import UserError
-from rcg.nn import Attention, ConditionEmbedding, sincos_positions, timestep_embedding
+from rcg.nn import Attention, ConditionEmbedding, recomputed, rotary_positions, sincos_positions, timestep_embedding
 from rcg.registry import GENERATORS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
@@ -30,8 +31,20 @@ class DiTConfig(GeneratorConfig):
     """Attention heads."""
     patch: PositiveInt = 2
     """Side of a patch."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """A block's MLP: four times as wide, or gated (Shazeer, 2020) with as many parameters."""
     gelu: Literal["tanh", "exact"] = "tanh"
-    """The MLP's activation: DiT's approximation, or RCG's exact one."""
+    """The GELU: DiT's approximation, or RCG's exact one."""
+    norm: Literal["layer", "rms"] = "layer"
+    """What is modulated by the condition: layer norm, or root mean square norm (Zhang and Sennrich, 2019)."""
+    qk_norm: bool = False
+    """Normalise queries and keys: stable training in low precision."""
+    rotary: bool = False
+    """Turn queries and keys with their position, besides the positions that are added to the tokens."""
+    context_tokens: NonNegativeInt = 0
+    """Tokens made from the condition that the patches can attend to, besides modulation."""
+    align: AlignConfig | None = None
+    """Representation alignment in training; none: without."""
 
 
 class Block(nn.Module):
@@ -40,16 +53,19 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width = config.width
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, config.heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
+        self.norm1, self.norm2 = _norm(config), _norm(config)
+        self.attn = Attention(width, config.heads, qk_norm=config.qk_norm)
+        self.mlp: nn.Module
+        if config.mlp == "gelu":
+            self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
+        else:
+            self.mlp = SwiGLU(width, -(-8 * width // 24) * 8)  # 8 / 3 of the width, in multiples of 8
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
         """Map tokens `x` `(B, N, width)` under the condition `c` `(B, width)`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotation=rotation)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
@@ -57,47 +73,65 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, heads, C, h, w)`.
 
+    Attributes:
+        width: channels of a token.
+
     Raises:
-        UserError: the patch does not divide the side, or the heads do not divide the width.
+        UserError: the data are tokens, the patch does not divide the side, the heads do not divide the width, or an
+            option needs what is not there.
     """
 
     Config = DiTConfig
     positions: Tensor
+    rotation: Tensor | None
 
     def __init__(self, config: DiTConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
+        if data.vocab is not None:
+            raise UserError(f"dit paints with real numbers, but {data.id} gives tokens: choose the autoencoder pixels")
         channels, side, _ = data.shape
-        if side % config.patch:
-            raise UserError(f"generator.patch is {config.patch}, which does not divide the side {side} of its input")
-        if config.width % config.heads or config.width % 4:
-            raise UserError(
-                f"generator.width is {config.width}; it must be a multiple of 4 and of heads {config.heads}"
-            )
-        self.patch, self.grid, self.heads = config.patch, side // config.patch, heads
+        _check(config, side, cond)
+        self.patch, self.grid, self.heads, self.width = config.patch, side // config.patch, heads, config.width
+        self.prefix, self.checkpoint = config.context_tokens, config.checkpoint
+        self.align_depth = config.align.depth if config.align else None
         self.patches = nn.Linear(config.inputs * channels * config.patch**2, config.width)
         self.register_buffer("positions", sincos_positions(self.grid, config.width), persistent=False)
+        rotation = rotary_positions(self.grid, config.width // config.heads, self.prefix) if config.rotary else None
+        self.register_buffer("rotation", rotation, persistent=False)
         self.time = nn.Sequential(nn.Linear(256, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
         self.cond = ConditionEmbedding(cond, config.width) if cond else None
+        self.context = ConditionEmbedding(cond, self.prefix * config.width) if cond and self.prefix else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
+        self.norm = _norm(config)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
         self.output = nn.Linear(config.width, heads * channels * config.patch**2)
         self._initialise()
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, heads, C, h, w)`."""
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, inner: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map noisy `x` `(B, C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, heads, C, h, w)`.
+
+        With `inner`, the patches' tokens `(B, N, width)` after `align.depth` blocks come with it.
+        """
         tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         h = self.patches(tokens) + self.positions  # (B, N, width)
         c = self.time(timestep_embedding(t, 256))
         if self.cond is not None and cond is not None:
             c = c + self.cond(cond)
-        for block in self.blocks:
-            h = block(h, c)
+        if self.context is not None and cond is not None:
+            h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
+        seen = h
+        for depth, block in enumerate(self.blocks, 1):
+            h = recomputed(block, h, c, self.rotation, enabled=self.checkpoint)
+            if depth == self.align_depth:
+                seen = h
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
-        h = self.output(self.norm(h) * (1 + scale) + shift)
-        return rearrange(
+        h = self.output(self.norm(h[:, self.prefix :]) * (1 + scale) + shift)
+        output = rearrange(
             h, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.heads
         )
+        return (output, seen[:, self.prefix :]) if inner else output
 
     def _initialise(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
@@ -112,3 +146,27 @@ class DiT(nn.Module):
         for zero in (*(block.modulation[1] for block in blocks), self.modulation[1], self.output):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
+
+
+def _norm(config: DiTConfig) -> nn.Module:
+    if config.norm == "rms":
+        return RmsNorm(config.width, eps=1e-6, affine=False)
+    return nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
+
+
+def _check(config: DiTConfig, side: int, cond: Space | None) -> None:
+    if side % config.patch:
+        raise UserError(f"generator.patch is {config.patch}, which does not divide the side {side} of its input")
+    if config.width % config.heads or config.width % 4:
+        raise UserError(f"generator.width is {config.width}; it must be a multiple of 4 and of heads {config.heads}")
+    if config.rotary and config.width // config.heads % 4:
+        raise UserError(
+            f"generator.rotary needs heads whose width is a multiple of 4, not {config.width // config.heads}: "
+            f"choose another generator.heads"
+        )
+    if config.context_tokens and cond is None:
+        raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
+    if config.align and config.align.depth > config.depth:
+        raise UserError(
+            f"generator.align.depth is {config.align.depth}, but there are {config.depth} blocks: choose one of those"
+        )

@@ -27,7 +27,7 @@ class Part:
     """A trained component.
 
     Attributes:
-        kind: `encoder`, `rdm` or `generator`.
+        kind: `encoder`, `tokenizer`, `rdm` or `generator`.
         config: what a person chose, as the component's dumped config (its `name` finds the class).
         facts: what neighbours are (spaces, image size, class names) and how the part came about (step, seconds).
         tensors: the weights.
@@ -74,6 +74,17 @@ def save(path: Path, part: Part) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write named tensors with some facts, atomically."""
     save(path, Part("tensors", {}, dict(facts), dict(tensors)))
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a safetensors file that describes itself, as ours do."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def load(path: Path | str, device: str = "cpu") -> Part:

@@ -88,8 +88,8 @@ def component(registry: Registry, **defaults: Any) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def _unsaid() -> Any:
-    """An empty section: the defaults of its `component` fill it in."""
+def unsaid() -> Any:
+    """Return the default of a section that the defaults of its `component` fill in."""
     return Field(default={})
 
 
@@ -235,13 +235,61 @@ class ProjectionConfig(Config):
     """Give all components the same variance."""
 
 
+class TokenizerTrain(TrainConfig):
+    """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
+
+    steps: NonNegativeInt = 100_000
+    lr: PositiveFloat = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    pixel: Literal["l1", "l2"] = "l1"
+    """Distance of pixels."""
+    start: str | None = None
+    """File of weights to start from, ours or as published; none: random ones."""
+    perceptual: Literal["encoder", "vgg", "none"] = "encoder"
+    """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
+    perceptual_weight: PositiveFloat = 1.0
+    """Weight of the perceptual loss."""
+    vgg: str | None = None
+    """File of VGG-16's weights; none: the one in torch's cache."""
+    adversarial: Annotated[float, Field(ge=0)] = 0.8
+    """Weight of the patch discriminator's verdict, before it is adapted (VQGAN, eq. 7); 0: no discriminator."""
+    adversarial_start: NonNegativeInt = 20_000
+    """Step at which the discriminator comes in."""
+    discriminator_width: PositiveInt = 64
+    """Channels of the discriminator's first layer."""
+    inception: str | None = None
+    """File of torch-fidelity's InceptionV3 for the rFID of evaluations; none: rFID is not reported."""
+    inception_tap: Literal["64", "192", "768", "2048"] = "2048"
+    """Which of its layers; only 2048 is comparable with published figures."""
+
+
+class AutoencoderConfig(ComponentConfig):
+    """Which frozen first stage defines the space of the generator."""
+
+    weights: str | None = None
+    """File of its weights, ours or as published; none: trained by tools/train_tokenizer.py into this run."""
+    train: TokenizerTrain = TokenizerTrain()
+    """Training of autoencoders without weights."""
+
+
 class SamplerConfig(ComponentConfig):
     """What every walk from noise to data has."""
+
+    discrete: ClassVar[bool] = False
+    """Whether it fills in tokens."""
 
     steps: PositiveInt = 50
     """Network evaluations."""
     temperature: PositiveFloat = 1.0
     """Scale of all noise that is drawn; below 1 samples are more typical and less diverse."""
+
+
+class ProcessConfig(ComponentConfig):
+    """How data is corrupted."""
+
+    discrete: ClassVar[bool] = False
+    """Whether it corrupts tokens."""
 
 
 class GuidanceConfig(Config):
@@ -251,6 +299,11 @@ class GuidanceConfig(Config):
     """null + scale * (conditional - null); 1: no guidance."""
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Share of the noise time in which guidance acts; 0 is clean data, 1 pure noise."""
+    ramp: Literal["constant", "linear", "cosine"] = "constant"
+    """How guidance grows from none at noise to `scale` at the last step: at once, in a line (RCG's MAGE), or as half a
+    cosine."""
+    channels: PositiveInt | None = None
+    """Guide only so many channels, the first ones; none: all. The published DiT guides three of four."""
 
 
 class ModelConfig(ComponentConfig):
@@ -265,9 +318,9 @@ class ModelConfig(ComponentConfig):
     shown does not learn it by heart, and forgives an RDM its mistakes."""
     self_condition: bool = False
     """Show the network its previous estimate of the clean data (Analog Bits; Chen, Zhang, Hinton, ICLR 2023)."""
-    process: Annotated[SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian")] = _unsaid()
+    process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian")] = unsaid()
     """How data is corrupted and what the network predicts."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim")] = unsaid()
     """How samples are drawn."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Guidance in sampling."""
@@ -282,6 +335,20 @@ class ModelConfig(ComponentConfig):
     def inputs(self) -> int:
         """Tensors that the network sees side by side: x_t, and its previous estimate if it is shown that."""
         return 2 if self.self_condition else 1
+
+    @model_validator(mode="after")
+    def _refuse_what_tokens_cannot(self) -> ModelConfig:
+        if self.process.discrete != self.sampler.discrete:
+            known = [name for name in SAMPLERS.names() if SAMPLERS.get(name).Config.discrete == self.process.discrete]
+            raise ValueError(
+                f"the sampler {self.sampler.name} cannot walk back the process {self.process.name}; those that can: "
+                f"{', '.join(known)}"
+            )
+        if self.process.discrete and self.self_condition:
+            raise ValueError(
+                f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens"
+            )
+        return self
 
 
 class RDMTrain(TrainConfig):
@@ -302,10 +369,10 @@ class RDMConfig(ModelConfig):
     """Where condition is vector: a safetensors file with a tensor `vectors` `(N, D)`, one row per image of the data
     set, in its order."""
     process: Annotated[
-        SerializeAsAny[ComponentConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
-    ] = _unsaid()
+        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
+    ] = unsaid()
     """How representations are corrupted and what the network predicts; as published: x0, sqrt_linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = _unsaid()
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = unsaid()
     """How representations are drawn; as published: 250 steps of ddim at eta 1."""
     train: RDMTrain = RDMTrain()
 
@@ -316,12 +383,41 @@ class RDMConfig(ModelConfig):
         return self
 
 
+class AlignConfig(Config):
+    """Representation alignment (REPA; Yu et al., ICLR 2025): inner tokens learn the frozen encoder's patch tokens."""
+
+    depth: PositiveInt = 8
+    """Blocks after which the tokens are compared."""
+    weight: PositiveFloat = 0.5
+    """Weight of the loss beside that of the process."""
+    hidden: PositiveInt = 2048
+    """Hidden width of the projection."""
+
+
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
     condition: Literal["none", "class", "representation"] = "representation"
-    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = _unsaid()
+    checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
+
+    portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"checkpoint"}
+
+    @property
+    def arm(self) -> str:
+        """Name of its folder in a run: its own, and its condition where that is not a representation."""
+        return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
+
+    @model_validator(mode="after")
+    def _clip_pixels_alone(self) -> GeneratorConfig:
+        if getattr(self.sampler, "clip", False) and self.autoencoder.name != "pixels":
+            raise ValueError(
+                f"sampler.clip keeps clean data in [-1, 1], which the latents of {self.autoencoder.name} leave: "
+                f"set sampler.clip to false"
+            )
+        return self
 
 
 class Experiment(Config):
@@ -339,7 +435,7 @@ class Experiment(Config):
     """Representation -> fewer features, before it is normalised; none: all of them."""
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
-    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = _unsaid()
+    rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
     """z -> image; an experiment may end with its RDM."""
@@ -447,6 +543,8 @@ def describe() -> str:
         "rdm": RDMConfig,
         "rdm.train": RDMTrain,
         "generator": GeneratorConfig,
+        "generator.autoencoder": AutoencoderConfig,
+        "generator.autoencoder.train": TokenizerTrain,
         "generator.guidance": GuidanceConfig,
         "generator.train": TrainConfig,
     }
@@ -454,7 +552,7 @@ def describe() -> str:
         lines.append(f"\n{section or 'experiment'}: {(schema.__doc__ or '').splitlines()[0]}")
         for key, field in schema.model_fields.items():
             default = "" if field.is_required() or isinstance(field.default, Config | dict) else f" [{field.default}]"
-            names = known.get(section) if key == "name" else known.get(key)
+            names = known.get(section.split(".")[-1]) if key == "name" else known.get(key)
             choices = f" One of: {', '.join(names.names())}." if names else ""
             lines.append(f"  {key:18} {field.description or ''}{choices}{default}")
     lines.append("\nEach component adds keys of its own; its file documents them.")

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""A denoising function `net(x, t, cond) -> (B, heads, *S)`; networks, EMA copies and `Guided` are all of this kind."""
+"""A denoising function `net(x, t, cond) -> (B, heads, *S)`; networks, EMA copies and `Guided` are all of this kind.
+
+Of tokens it returns logits `(B, heads, K, *S)`.
+"""
+
+MASK = -1
+"""What stands in the place of a token that is not known."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class Space:
     """A set of tensors that two components agree on.
 
     Attributes:
-        shape: shape of one element without the batch: `(D,)` vectors, `(C, h, w)` latents, `(N,)` tokens, `()` labels.
+        shape: shape of one element without the batch: `(D,)` vectors, `(C, h, w)` latents, `(h, w)` tokens, `()` label.
         vocab: number of symbols when elements are integers, `None` for real-valued elements.
         id: who defines the coordinates; two spaces of equal shape and different id do not fit together.
     """
@@ -37,10 +43,15 @@ class Space:
 
 
 class Prediction(NamedTuple):
-    """What a Gaussian or flow process reads off a network's output; all `(B, *S)`."""
+    """What a Gaussian or flow process reads off a network's output; tensors are `(B, *S)`.
+
+    The log-variance of a random step back lies between two bounds, which depend on where the step ends; what is known
+    here is the share: 0 is the posterior q(x_s | x_t, x_0)'s variance, 1 is beta (Nichol and Dhariwal, 2021, eq. 15).
+    """
 
     x0: Tensor
     eps: Tensor
+    variance: Tensor | float = 0.0
 
 
 class Encoder(Protocol):
@@ -90,16 +101,55 @@ class Autoencoder(Protocol):
         ...
 
 
+class LearnedAutoencoder(Autoencoder, Protocol):
+    """An autoencoder with weights: what it says of an image is worth keeping, `encode(image) = draw(posterior(image))`.
+
+    Attributes:
+        config: its section, an `rcg.config.ComponentConfig`.
+    """
+
+    config: Any
+
+    def posterior(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to tokens `(B, h, w)`, or to what latents are drawn from.
+
+        That is `(B, 2C, h, w)`, means and deviations, or without randomness the latents `(B, C, h, w)` themselves.
+        """
+        ...
+
+    def draw(self, posterior: Tensor) -> Tensor:
+        """Draw latents `(B, *S)` from what `posterior` returned; tokens stay as they are."""
+        ...
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder in training makes of a batch."""
+
+    image: Tensor
+    """`(B, 3, H, W)`, nominally in [0, 1], not cut off."""
+    losses: dict[str, Tensor]
+    """Named scalar losses of its bottleneck."""
+    codes: Tensor | None
+    """The codes used, int64 `(B, h, w)`; None for a continuous bottleneck."""
+
+
 class Noise(Protocol):
-    """A source of standard normal draws for a batch; `rcg.randomness.Streams` gives each sample its own."""
+    """A source of random draws for a batch; `rcg.randomness.Streams` gives each sample its own."""
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` standard normal draws."""
         ...
 
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` uniform draws from [0, 1)."""
+        ...
+
 
 class Level(NamedTuple):
-    """One stop on a walk from noise to data, where x = alpha x_0 + sigma eps; clean data is (alpha, sigma) = (1, 0)."""
+    """One stop on a walk from noise to data, where x = alpha x_0 + sigma eps; clean data is (alpha, sigma) = (1, 0).
+
+    Of tokens, the share alpha is known and the share sigma is masked.
+    """
 
     t: float
     """The time that the network is told."""
@@ -128,6 +178,25 @@ class Process(Protocol):
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
         """Evaluate the network at `x` `(B, *S)` and a level, and express it as clean data and noise."""
+        ...
+
+
+class TokenProcess(Protocol):
+    """A process that masks tokens; what it has in common with `Process` means the same."""
+
+    heads: int
+    horizon: float
+
+    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        """Return named scalar losses for tokens `x` `(B, *S)`; their sum is minimised."""
+        ...
+
+    def levels(self, steps: int) -> list[Level]:
+        """Return `steps` levels, all masked first, and the one at which the walk ends: nothing masked."""
+        ...
+
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
+        """Return the logits `(B, K, *S)` of the tokens where `x` `(B, *S)` is `MASK`."""
         ...
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rcg.alignment import Alignment
 from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig
 from rcg.contracts import Net, Noise, Process, Space
 from rcg.errors import UserError
@@ -22,19 +24,45 @@ class GenerativeModel(nn.Module):
     Attributes:
         data: the space that it generates in.
         cond: the space of its condition, `None` when it has none.
+        alignment: the extra loss of training with an encoder's patch tokens, `None` without.
     """
 
-    def __init__(self, config: ModelConfig, network: nn.Module, process: Any, data: Space, cond: Space | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        network: nn.Module,
+        process: Any,
+        data: Space,
+        cond: Space | None,
+        alignment: Alignment | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.data, self.cond = config, data, cond
-        self.network, self.process = network, process
+        self.network, self.process, self.alignment = network, process, alignment
         self.null: nn.Parameter | None = None
         if cond is not None and cond.vocab is None:
-            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape))
+            # Without dropout nothing would ever reach it, for which several processes would wait.
+            used = config.condition_dropout > 0
+            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape), requires_grad=used)
 
-    def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self._walk().loss(self.network, x, self._drop(self._blur(cond)))
+    def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null.
+
+        With a frozen encoder's `patches` `(B, N, D)` of the same images, `align` is one of them.
+        """
+        cond = self._drop(self._blur(cond))
+        if self.alignment is None or patches is None:
+            return self._walk().loss(self.network, x, cond)
+        inner: list[Tensor] = []
+
+        def net(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            output, tokens = self.network(x, t, cond, inner=True)
+            inner.append(tokens)
+            return output
+
+        losses = self._walk().loss(net, x, cond)
+        # The last evaluation is the one with gradients: self-conditioning asks for an estimate first.
+        return {**losses, "align": self.alignment(inner[-1], patches)}
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -57,6 +85,7 @@ class GenerativeModel(nn.Module):
         sampler: SamplerConfig | None = None,
         weak: Net | None = None,
         steer: Callable[[Process], Process] | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Draw `(B, *S)` samples given `cond`.
 
@@ -68,8 +97,14 @@ class GenerativeModel(nn.Module):
             sampler: replaces the configured sampler.
             weak: a worse model of the same space to guide away from, instead of from the null condition.
             steer: changes what the process predicts, `rcg.steering.Steered` for example.
+            known: tokens `(B, *S)` to keep, `rcg.contracts.MASK` where they are to be generated.
+
+        Raises:
+            UserError: tokens are given to a model that does not generate tokens.
         """
         chosen = sampler or self.config.sampler
+        if known is not None and not chosen.discrete:
+            raise UserError(f"{self.config.name} cannot keep parts of an image: use a generator of tokens, mage")
         if steps is not None:
             chosen = chosen.model_copy(update={"steps": steps})
         walk = SAMPLERS.get(chosen.name)(chosen)
@@ -77,11 +112,12 @@ class GenerativeModel(nn.Module):
         guidance = guidance or self.config.guidance
         if guidance.scale != 1 and (cond is not None or weak is not None):
             null = None if cond is None or weak is not None else self.null_like(cond)
-            net = Guided(self.network, null, guidance, self.process.horizon, weak)
+            net = Guided(self.network, null, guidance, self.process.horizon, weak, chosen.steps)
         if chosen.temperature != 1:
             noise = Scaled(noise, chosen.temperature)
         process = self._walk() if steer is None else steer(self._walk())
-        return walk(process, net, self.data, cond, noise)
+        kept = {} if known is None else {"known": known}
+        return walk(process, net, self.data, cond, noise, **kept)
 
     def _walk(self) -> Any:
         """Return the process of one training step or of one walk from noise to data."""
@@ -99,6 +135,14 @@ class GenerativeModel(nn.Module):
         return torch.where(dropped, self.null_like(cond), cond)
 
 
+RAMPS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+}
+"""Strength of guidance as a function of the share of the walk that is done when a step ends."""
+
+
 class Guided:
     """A net that extrapolates from a worse answer to a better one; it is a net itself, whatever is predicted.
 
@@ -107,15 +151,26 @@ class Guided:
     """
 
     def __init__(
-        self, net: Net, null: Tensor | None, guidance: GuidanceConfig, horizon: float, weak: Net | None = None
+        self,
+        net: Net,
+        null: Tensor | None,
+        guidance: GuidanceConfig,
+        horizon: float,
+        weak: Net | None = None,
+        steps: float = math.inf,
     ) -> None:
-        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`; times run from 0 to `horizon`."""
-        self.net, self.null, self.weak, self.scale = net, null, weak, guidance.scale
+        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`.
+
+        Times run from 0 to `horizon`; a ramp is at its top in the last of the walk's `steps`.
+        """
+        self.net, self.null, self.weak, self.guidance = net, null, weak, guidance
+        self.horizon, self.steps = horizon, steps
         self.low, self.high = (horizon * bound for bound in guidance.interval)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        if not self.low <= float(t[0]) <= self.high:
+        time = float(t[0])
+        if not self.low <= time <= self.high:
             return self.net(x, t, cond)
         if self.weak is not None:
             better, worse = self.net(x, t, cond), self.weak(x, t, cond)
@@ -124,16 +179,50 @@ class Guided:
             assert self.null is not None
             both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
             better, worse = both.chunk(2)
-        return worse + self.scale * (better - worse)
+        return self._extrapolate(better, worse, self.scale(time))
+
+    def scale(self, time: float) -> float:
+        """Return the scale of guidance at a time in [0, horizon]."""
+        done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
+        return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
+
+    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
+        """Guide what is predicted, the first head of `(B, heads, *S)`; a variance stays the better answer's."""
+        guided = better.clone()
+        chosen = (slice(None), 0, slice(self.guidance.channels))
+        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
+        return guided
 
 
-def build(config: ModelConfig, network: type[Any], data: Space, cond: Space | None) -> GenerativeModel:
+def build(
+    config: ModelConfig, network: type[Any], data: Space, cond: Space | None, patches: Space | None = None
+) -> GenerativeModel:
     """Build the network of `config` between the spaces that its neighbours define.
 
+    Args:
+        config: what a person chose.
+        network: the class that `config` belongs to.
+        data: the space to generate in.
+        cond: the space of the condition.
+        patches: the encoder's patch tokens `(rows, columns, D)`, for a generator that is aligned with them in training.
+
     Raises:
-        UserError: the condition asked for does not exist here.
+        UserError: the condition asked for does not exist here, the process is made for other data, or the network
+            cannot do what is asked of it.
     """
     if (config.condition == "none") != (cond is None):
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
+    if config.process.discrete != (data.vocab is not None):
+        kind = "real numbers" if data.vocab is None else "tokens"
+        raise UserError(
+            f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives"
+        )
     process = PROCESSES.get(config.process.name)(config.process)
-    return GenerativeModel(config, network(config, data, cond, process.heads), process, data, cond)
+    built = network(config, data, cond, process.heads)
+    if getattr(config, "checkpoint", False) and not hasattr(built, "checkpoint"):
+        raise UserError(f"generator.checkpoint is true, but {config.name} always keeps its activations: leave it out")
+    alignment = None
+    if patches is not None:
+        settings: Any = config
+        alignment = Alignment(settings.align, built.width, patches)
+    return GenerativeModel(config, built, process, data, cond, alignment)

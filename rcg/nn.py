@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from timm.layers import RmsNorm, RotaryEmbeddingCat, apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rcg.contracts import Space
 
@@ -30,28 +33,88 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     return torch.cat([torch.cat([half.sin(), half.cos()], dim=1) for half in halves], dim=1).float()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of `(B, heads, N, d)` tensors."""
+def rotary_positions(grid: int, width: int, prefix: int = 0) -> Tensor:
+    """Return the table `(prefix + grid * grid, 2 * width)` of 2-D axial rotations (Su et al., 2021; Heo et al., 2024).
+
+    Half of a head's `width` channels, a multiple of 4, turn with the row and half with the column; the `prefix` tokens
+    before the grid have no place and are not turned.
+    """
+    table = RotaryEmbeddingCat(width, in_pixels=False, feat_shape=[grid, grid]).get_embed()
+    still = torch.cat([torch.zeros(prefix, width), torch.ones(prefix, width)], dim=1)  # sine, cosine
+    return torch.cat([still, table])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention of `(B, heads, N, d)` tensors; `dropout` is the share of weights set to zero."""
     if q.device.type == "cpu" and torch.is_grad_enabled():
         # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, `(B, N, width) -> (B, N, width)`."""
+    """Multi-head attention of tokens to each other, or to the tokens of a context.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: channels of a token.
+        heads: attention heads, a divisor of `width`.
+        dropout: share of attention weights, and of what comes out, dropped in training.
+        context: channels of a context's tokens; None: the tokens attend to each other.
+        bias: whether queries, keys and values have one.
+        qk_norm: normalise queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
+        dropout: share of attention weights, and of outputs, that are set to zero in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context: int | None = None,
+        bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.heads, self.dropout = heads, dropout
+        if context is None:
+            self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        else:
+            self.q = nn.Linear(width, width, bias=bias)
+            self.kv = nn.Linear(context, 2 * width, bias=bias)
+        self.norm_q, self.norm_k = (RmsNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over the tokens of `x`."""
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+    def forward(self, x: Tensor, context: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
+        """Attend from the tokens of `x` `(B, N, width)`.
+
+        Args:
+            x: the tokens.
+            context: `(B, M, context)`, where there is one.
+            rotation: a table of `rotary_positions`, `(N, 2 d)`, that turns queries and keys.
+        """
+        if context is None:
+            q, k, v = self._split(self.qkv(x), 3)
+        else:
+            (q,), (k, v) = self._split(self.q(x), 1), self._split(self.kv(context), 2)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if rotation is not None:
+            q, k = apply_rot_embed_cat(q, rotation), apply_rot_embed_cat(k, rotation)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, dropout).transpose(1, 2).flatten(2)
+        return F.dropout(self.proj(mixed), dropout)
+
+    def _split(self, x: Tensor, parts: int) -> Tensor:
+        """Cut `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""
+        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def recomputed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
+    """Evaluate a module; when enabled, keep no activations of it for the backward pass but compute them again there."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(module, *inputs, use_reentrant=False)
+    return module(*inputs)
 
 
 class ConditionEmbedding(nn.Module):

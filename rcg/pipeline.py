@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg import checkpoint
-from rcg.config import GuidanceConfig
+from rcg import autoencoder, checkpoint
+from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
+from rcg.config import AutoencoderConfig, GuidanceConfig
 from rcg.contracts import Autoencoder, Space
+from rcg.editing.inpaint import inpaint
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
 from rcg.randomness import Streams
 from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
+
+NEIGHBOURS = ("rdm", "encoder", autoencoder.FOLDER)
+"""The folders of a run, and the parts of a pipeline, that are not its generator."""
 
 
 class Samples(NamedTuple):
@@ -35,20 +40,33 @@ class Pipeline:
         generator: the checkpoint part of a pixel generator.
         rdm: the part of an RDM, needed when the generator is conditioned on a representation.
         encoder: the part of the encoder, kept for those who encode their own images.
+        tokenizer: the part of the autoencoder, needed when it was trained here.
 
     Raises:
-        UserError: the RDM generates other representations than the generator was trained on.
+        UserError: the RDM generates other representations than the generator was trained on, or the autoencoder is not
+            the one in whose space it was trained.
     """
 
     def __init__(
-        self, generator: checkpoint.Part, rdm: checkpoint.Part | None = None, encoder: checkpoint.Part | None = None
+        self,
+        generator: checkpoint.Part,
+        rdm: checkpoint.Part | None = None,
+        encoder: checkpoint.Part | None = None,
+        tokenizer: checkpoint.Part | None = None,
     ) -> None:
         self.parts = {part.kind: part for part in (generator, rdm, encoder) if part is not None}
         self.generator = restore(generator, GENERATORS)
         self.rdm = None if rdm is None else restore(rdm, NETWORKS)
         config: Any = self.generator.config
-        autoencoder = AUTOENCODERS.get(config.autoencoder.name)
-        self.autoencoder: Autoencoder = autoencoder(config.autoencoder, generator.facts["image_size"])
+        size = generator.facts["image_size"]
+        self.autoencoder: Autoencoder = (
+            open_autoencoder(config.autoencoder, size, None)
+            if tokenizer is None
+            else restore_autoencoder(tokenizer, size)
+        )
+        check_space(self.autoencoder, self.generator.data, "the generator")
+        if has_weights(self.autoencoder):
+            self.parts[autoencoder.FOLDER] = tokenizer or autoencoder_part(self.autoencoder, {"image_size": size})
         self.classes: list[str] = generator.facts["classes"]
         if config.condition == "representation":
             self._check_condition()
@@ -65,8 +83,12 @@ class Pipeline:
             there = [str(p) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
             raise UserError(f"there is no run {folder}; {nearest(str(folder), there)}")
         painted = _load(folder / cls._choose(folder, generator) / checkpoint.FILE)
-        rdm, encoder = (folder / name / checkpoint.FILE for name in ("rdm", "encoder"))
-        return cls(painted, _load(rdm) if rdm.is_file() else None, _load(encoder) if encoder.is_file() else None)
+        names = ["rdm", "encoder"]
+        section = painted.config["autoencoder"]
+        if issubclass(AUTOENCODERS.get(section["name"]).Config, AutoencoderConfig) and section["weights"] is None:
+            names.append(autoencoder.FOLDER)  # another generator of the run may be the one that it was trained for
+        found = {name: folder / name / checkpoint.FILE for name in names}
+        return cls(painted, **{name: _load(path) for name, path in found.items() if path.is_file()})
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Pipeline:
@@ -74,7 +96,7 @@ class Pipeline:
         folder = Path(name)
         if not folder.is_dir():
             folder = _download(str(name), revision)
-        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", "rdm", "encoder")}
+        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *NEIGHBOURS)}
         if not found["generator"].is_file():
             raise UserError(f"{folder} holds no generator.safetensors: it was not written by save_pretrained")
         return cls(**{kind: _load(path) for kind, path in found.items() if path.is_file()})
@@ -139,19 +161,38 @@ class Pipeline:
             UserError: a label is given but nothing here takes one, or it is out of range.
         """
         indices = list(indices)
-        labels = self._labels(indices, label)
-        cond = labels
-        if self.generator.config.condition == "representation":
-            z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
-            cond = z
-        elif self.generator.config.condition == "none":
-            cond = None
-        scale = self.generator.config.guidance
-        if guidance is not None:
-            scale = GuidanceConfig(scale=guidance, interval=scale.interval)
+        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
         noise = Streams(seed, indices, "generator", self.device)
-        images = self.autoencoder.decode(self.generator.sample(cond, noise, scale, steps))
+        images = self.autoencoder.decode(self.generator.sample(cond, noise, self._guidance(guidance), steps))
         return Samples(indices, images, z, labels)
+
+    @torch.inference_mode()
+    def inpaint(
+        self,
+        image: Tensor,
+        hole: Tensor,
+        seed: int = 0,
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        rdm_steps: int | None = None,
+        label: int | None = None,
+        z: Tensor | None = None,
+    ) -> Samples:
+        """Paint the holes `(B, H, W)` (booleans) of images `(B, 3, H, W)` in [0, 1] with a generator of tokens.
+
+        Row i depends on (seed, i) and its image alone; `z` `(B, D)` are the images' own representations, or others to
+        paint from instead of generated ones. See `sample` for the rest.
+
+        Raises:
+            UserError: the generator is not one of tokens, or a class is asked for where there are none.
+        """
+        indices = list(range(len(image)))
+        image, hole = image.to(self.device), hole.to(self.device)
+        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
+        noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
+        painted = inpaint(self.generator, self.autoencoder, image, hole, cond, noise, scale, steps)
+        return Samples(indices, painted, z, labels)
 
     def batches(
         self,
@@ -172,6 +213,20 @@ class Pipeline:
                 drawn = self.sample(chosen, seed, z=None if z is None else z[chosen], **how)
                 bar.update(len(drawn.indices))
                 yield drawn
+
+    def _condition(
+        self, indices: list[int], seed: int, rdm_steps: int | None, label: int | None, z: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return what the generator is told of the samples, their representations, and their labels."""
+        labels = self._labels(indices, label)
+        if self.generator.config.condition != "representation":
+            return None if self.generator.config.condition == "none" else labels, z, labels
+        z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
+        return z, z, labels
+
+    def _guidance(self, scale: float | None) -> GuidanceConfig:
+        guidance: GuidanceConfig = self.generator.config.guidance
+        return guidance if scale is None else guidance.model_copy(update={"scale": scale})
 
     def _represent(self, indices: list[int], seed: int, steps: int | None, labels: Tensor | None) -> Tensor:
         assert self.rdm is not None
@@ -224,7 +279,7 @@ class Pipeline:
     @staticmethod
     def _choose(folder: Path, name: str | None) -> str:
         known = [p.parent.name for p in sorted(folder.glob(f"*/{checkpoint.FILE}"))]
-        known = [found for found in known if found not in ("encoder", "rdm")]
+        known = [found for found in known if found not in NEIGHBOURS]
         if name is not None and name not in known:
             raise UserError(f"{folder} holds no generator {name!r}; {nearest(name, known)}")
         if not known:

@@ -33,9 +33,13 @@ class Streams:
         """Return `(B, *shape)` standard normal draws."""
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators]).to(self.device)
 
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` uniform draws from [0, 1)."""
+        return torch.stack([torch.rand(tuple(shape), generator=g) for g in self.generators]).to(self.device)
+
 
 class Scaled:
-    """A noise source whose draws are those of another, times a factor."""
+    """A noise source whose normal draws are those of another, times a factor."""
 
     def __init__(self, noise: Noise, factor: float) -> None:
         self.noise, self.factor = noise, factor
@@ -43,3 +47,7 @@ class Scaled:
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` normal draws of standard deviation `factor`."""
         return self.factor * self.noise.normal(shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` uniform draws from [0, 1), the other's own."""
+        return self.noise.uniform(shape)

@@ -1,4 +1,4 @@
-"""The three trainings of an experiment: encoder, RDM, generator. Each reads what the one before left in the run."""
+"""The trainings of an experiment: encoder, tokenizer, RDM, generator. Each reads what those before left in the run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg import cache, checkpoint, conditions, parallel
-from rcg.config import Experiment, GeneratorConfig, RDMConfig, TrainConfig, differences
+from rcg import autoencoder, cache, checkpoint, conditions, parallel
+from rcg.autoencoder import build_autoencoder, check_space, fill, has_weights, open_autoencoder
+from rcg.config import AutoencoderConfig, Experiment, GeneratorConfig, RDMConfig, TrainConfig, differences
 from rcg.contracts import Space, Task
 from rcg.data import Images, Split, load_images
 from rcg.errors import UserError
 from rcg.loader import StepKeys
 from rcg.model import build
 from rcg.randomness import fold
-from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS
+from rcg.registry import GENERATORS, NETWORKS
 from rcg.representation import Representation, build_encoder, open_representation
 from rcg.tasks.encoder import EncoderTask
 from rcg.tasks.generator import Conditioned, GeneratorTask
 from rcg.tasks.rdm import RDMTask
+from rcg.tasks.tokenizer import TokenizerTask, compare
 from rcg.train import latest_state, train
 from rcg.vectors import Views
 
@@ -56,6 +58,29 @@ def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_rdm.py")
 
 
+def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    """Train the autoencoder of the experiment's generator on its images."""
+    config = _trainable_autoencoder(experiment)
+    folder = experiment.run / autoencoder.FOLDER
+    encoder = _perceptual_encoder(experiment, config)
+    accelerator = parallel.start(config.train, folder)
+    StepKeys.check(config.train, accelerator.num_processes)
+    sections = ("data", "generator.autoencoder", *(("encoder",) if encoder else ()))
+    _refuse_foreign(folder, experiment, sections, resume, overwrite)
+    _seed(experiment, "tokenizer")
+    model = build_autoencoder(config, experiment.data.image_size)
+    if config.train.start:
+        fill(model, Path(config.train.start))
+    comparisons = compare(config.train, encoder, accelerator.device)
+    if accelerator.is_main_process and config.train.inception is None:
+        instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"
+        print(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}", flush=True)
+    images, validation = _images(experiment, accelerator)
+    facts = {"image_size": experiment.data.image_size, "fingerprint": images.fingerprint}
+    task = TokenizerTask(model, images, validation, config.train, comparisons, facts)
+    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
+
+
 def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     """Train the experiment's representation diffusion model on representations computed once."""
     config = experiment.rdm
@@ -80,7 +105,13 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     config = _generator(experiment)
     representation = open_representation(experiment) if config.condition == "representation" else None
     folder = generator_folder(experiment)
+    first_stage = open_autoencoder(config.autoencoder, experiment.data.image_size, experiment.run)
+    if not overwrite:
+        _check_latents(folder, first_stage)
     sections: tuple[str, ...] = ("data", "generator")
+    encoder, patches = _aligned_with(experiment, representation)
+    if encoder:
+        sections += ("encoder",)
     if representation:
         sections += REPRESENTATION
         if not representation.transform.needs_fit:  # else the space is known only once it is fitted
@@ -99,17 +130,20 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
         if representation.transform.needs_fit:
             _check_rdm(experiment, representation)
         held_out_z = _held_out_z(validation, representation, experiment, accelerator)
-    train_set, held_out = Conditioned(images, views, z), Conditioned(validation, 1, held_out_z)
+    # Alignment needs the images themselves, for the encoder's patch tokens.
+    latents = None if encoder else _kept_latents(images, first_stage, experiment, accelerator)
+    train_set, held_out = Conditioned(images, views, z, latents), Conditioned(validation, 1, held_out_z)
     _seed(experiment, "generator")
-    autoencoder = AUTOENCODERS.get(config.autoencoder.name)(config.autoencoder, experiment.data.image_size)
-    model = build(config, GENERATORS.get(config.name), autoencoder.space, cond)
+    model = build(config, GENERATORS.get(config.name), first_stage.space, cond, patches)
     facts = {**_facts(images), "image_size": experiment.data.image_size}
-    task = GeneratorTask(model, autoencoder.to(accelerator.device), train_set, held_out, facts)
+    if encoder:
+        encoder.to(accelerator.device)
+    task = GeneratorTask(model, first_stage.to(accelerator.device), train_set, held_out, facts, encoder)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
 
 
-def cache_representations(experiment: Experiment) -> None:
-    """Compute the representations that the trainings of an experiment read, on all processes."""
+def fill_caches(experiment: Experiment) -> None:
+    """Compute the representations, and latents, that the trainings of an experiment read, on all processes."""
     representation = open_representation(experiment)
     accelerator = parallel.start()
     images, validation = _images(experiment, accelerator)
@@ -121,6 +155,35 @@ def cache_representations(experiment: Experiment) -> None:
             f"ones, {representation.space.shape[0]} features each. Next: tools/train_rdm.py",
             flush=True,
         )
+    if experiment.generator is not None:
+        _fill_latents(images, experiment.generator, experiment, accelerator)
+
+
+def _fill_latents(images: Images, config: GeneratorConfig, experiment: Experiment, accelerator: Accelerator) -> None:
+    """Encode the training images in all kept views, once there is an autoencoder to do it."""
+    try:
+        first_stage = open_autoencoder(config.autoencoder, experiment.data.image_size, experiment.run)
+    except UserError as error:
+        if accelerator.is_main_process:
+            print(f"latents are not cached yet: {error}", flush=True)
+        return
+    if has_weights(first_stage):
+        first_stage.to(accelerator.device)
+        kept = cache.latents(images, first_stage, experiment.data.kept_views, experiment.run / "cache", "train")
+        found = kept.fill(lambda image: cache.keep(first_stage, image), accelerator, "train")
+        if accelerator.is_main_process:
+            shape = "x".join(map(str, first_stage.space.shape))
+            print(f"{kept.folder}: {len(found)} training images x {found.views} views, latents {shape}", flush=True)
+
+
+def _kept_latents(images: Images, first_stage: Any, experiment: Experiment, accelerator: Accelerator) -> Views | None:
+    """Return the cached latents of the training images, None where tools/cache.py has not computed all of them."""
+    if not has_weights(first_stage):
+        return None
+    kept = cache.latents(images, first_stage, experiment.data.kept_views, experiment.run / "cache", "train")
+    if kept.missing:
+        return None
+    return kept.serve(accelerator, "train").map(cache.widen)
 
 
 class Real(NamedTuple):
@@ -156,17 +219,58 @@ def _first_views(z: Views) -> Tensor:
     return z.rows(positions, torch.zeros_like(positions))
 
 
+def fitted_representation(experiment: Experiment, space: Space) -> Representation:
+    """Return the map from images to z that the experiment's generator was trained with.
+
+    Raises:
+        UserError: the experiment's representations are not those of `space`.
+    """
+    representation = open_representation(experiment)
+    if representation.transform.needs_fit:
+        accelerator = parallel.start()
+        _train_z(_images(experiment, accelerator).train, representation, experiment, accelerator)
+    if representation.space != space:
+        raise UserError(
+            f"the generator paints from representations of {space.id}, but those of {experiment.run} are now of "
+            f"{representation.space.id}: train the generator again"
+        )
+    return representation
+
+
 def generator_folder(experiment: Experiment) -> Path:
-    """Return the folder of the generator's arm: its name, and its condition where that is not a representation."""
-    config = _generator(experiment)
-    suffix = "" if config.condition == "representation" else f"-{config.condition}"
-    return experiment.run / f"{config.name}{suffix}"
+    """Return the folder of the generator's arm."""
+    return experiment.run / _generator(experiment).arm
 
 
 def _generator(experiment: Experiment) -> GeneratorConfig:
     if experiment.generator is None:
         raise UserError("the experiment ends with its RDM: add a section generator: {name: dit, ...} to train one")
     return experiment.generator
+
+
+def _trainable_autoencoder(experiment: Experiment) -> AutoencoderConfig:
+    config = _generator(experiment).autoencoder
+    if not isinstance(config, AutoencoderConfig):
+        raise UserError(
+            f"generator.autoencoder.name is {config.name!r}, which has nothing to train: go on with "
+            f"tools/train_pixel.py, or choose vqgan, vq or kl"
+        )
+    if config.weights is not None:
+        raise UserError(
+            f"generator.autoencoder.weights is {config.weights!r}, so there is nothing to train: go on with "
+            f"tools/train_pixel.py"
+        )
+    return config
+
+
+def _perceptual_encoder(experiment: Experiment, config: AutoencoderConfig) -> Any:
+    """Return the experiment's encoder if the perceptual loss asks for it, else None."""
+    if config.train.perceptual != "encoder":
+        return None
+    try:
+        return open_representation(experiment).encoder
+    except UserError as error:
+        raise UserError(f"{error}; or set generator.autoencoder.train.perceptual to vgg or none") from None
 
 
 def _run(
@@ -252,6 +356,22 @@ def _rdm_conditions(config: RDMConfig, images: Images) -> tuple[Space | None, Te
     return (_label_space(images), images.labels) if config.condition == "class" else (None, None)
 
 
+def _aligned_with(experiment: Experiment, representation: Representation | None) -> tuple[Any, Space | None]:
+    """Return the encoder that the generator is aligned with and the space `(rows, columns, D)` of its patch tokens."""
+    if getattr(experiment.generator, "align", None) is None:
+        return None, None
+    encoder: Any = (representation or open_representation(experiment)).encoder
+    if encoder.grid is None:
+        raise UserError(
+            f"generator.align needs an encoder with patch tokens, and {experiment.encoder.name} has none: "
+            f"leave generator.align out, or choose a vision transformer"
+        )
+    side = experiment.data.image_size
+    with torch.no_grad():
+        tokens = encoder.tokens(torch.zeros(1, 3, side, side))
+    return encoder, Space((*encoder.grid, tokens.shape[-1]), id=f"patches of {experiment.encoder.name}")
+
+
 def _label_space(images: Images) -> Space:
     if images.labels is None:
         raise UserError("condition is class, but the data set has no labels: set condition to none or representation")
@@ -275,6 +395,13 @@ def _check_rdm(experiment: Experiment, representation: Representation) -> None:
             )
 
 
+def _check_latents(folder: Path, first_stage: Any) -> None:
+    """Refuse to go on with a generator that was trained in another autoencoder's space."""
+    path = folder / checkpoint.FILE
+    if path.is_file():
+        check_space(first_stage, Space.from_json(checkpoint.load(path).facts["data"]), str(path))
+
+
 def _refuse_foreign(
     folder: Path, experiment: Experiment, sections: tuple[str, ...], resume: bool, overwrite: bool
 ) -> None:
@@ -287,7 +414,7 @@ def _refuse_foreign(
             raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
         return
     there, mine = yaml.safe_load(path.read_text()), experiment.model_dump(mode="json")
-    old, new = ({key: _essence(values.get(key)) for key in ("seed", *sections)} for values in (there, mine))
+    old, new = ({key: _essence(_section(values, key)) for key in ("seed", *sections)} for values in (there, mine))
     changed = list(differences(old, new))
     if changed:
         raise UserError(
@@ -309,6 +436,13 @@ def _claim(folder: Path, experiment: Experiment, accelerator: Accelerator, overw
         with checkpoint.atomic(folder / CONFIG) as temporary:
             temporary.write_text(experiment.to_yaml())
     accelerator.wait_for_everyone()
+
+
+def _section(values: Any, dotted: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _essence(value: Any) -> Any:

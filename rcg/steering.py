@@ -52,9 +52,9 @@ class Steered:
         """Evaluate the network on `x` `(B, D)` and shift its estimate of the noise."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, eps = self.process.predict(net, x, level, cond)
+            x0, eps, variance = self.process.predict(net, x, level, cond)
             log_p = self.probe.log_probability(x0).gather(1, self.labels.to(x.device)[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), x)
         x, x0, eps = x.detach(), x0.detach(), eps.detach() - self.scale * level.sigma * gradient
         # At pure noise the data cannot be solved for: the estimate stays.
-        return Prediction((x - level.sigma * eps) / level.alpha if level.alpha > 0 else x0, eps)
+        return Prediction((x - level.sigma * eps) / level.alpha if level.alpha > 0 else x0, eps, variance)

@@ -1,4 +1,4 @@
-"""Vectors of a data set, several views of each image, read from where they lie: mapped files or memory."""
+"""Tensors of a data set, several views of each image, read from where they lie: mapped files or memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Views:
-    """`(N, V, D)` vectors of N images in V views, kept in shards and transformed as they are read.
+    """`(N, V, *S)` tensors of N images in V views, kept in shards and transformed as they are read.
 
     Shards that come from files stay in the files: only the rows asked for are read.
     """
 
     def __init__(self, shards: Sequence[Tensor], transform: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Serve `shards` `(n, V, D)`, all but the last of equal length, through `transform` `(..., D) -> (..., D')`."""
+        """Serve `shards` `(n, V, *S)`, all but the last of equal length, through `transform` `(B, *S) -> (B, *S')`."""
         self._shards, self._transform = list(shards), transform
         self._length = len(self._shards[0])
 
@@ -29,9 +29,9 @@ class Views:
         return self._shards[0].shape[1]
 
     def rows(self, positions: Sequence[int] | Tensor, views: Sequence[int] | Tensor) -> Tensor:
-        """Return view `views[i]` of image `positions[i]` for each i, `(B, D')`."""
+        """Return view `views[i]` of image `positions[i]` for each i, `(B, *S')`."""
         positions, views = torch.as_tensor(positions), torch.as_tensor(views)
-        found = self._shards[0].new_empty(len(positions), self._shards[0].shape[2])
+        found = self._shards[0].new_empty(len(positions), *self._shards[0].shape[2:])
         shards = positions // self._length
         for shard in shards.unique().tolist():
             here = shards == shard
@@ -39,6 +39,6 @@ class Views:
         return found if self._transform is None else self._transform(found)
 
     def map(self, transform: Callable[[Tensor], Tensor]) -> Views:
-        """Return the same vectors with `transform` applied after those before."""
+        """Return the same tensors with `transform` applied after those before."""
         before = self._transform
         return Views(self._shards, transform if before is None else lambda rows: transform(before(rows)))

@@ -75,5 +75,5 @@ def test_a_shard_that_belongs_elsewhere_is_refused(images, encoder, tmp_path):
     compute(load_images(DigitsConfig(limit=50))[0], encoder, tmp_path / "other")
     (foreign,) = (tmp_path / "other").glob("*/shard-*")
     mine.write_bytes(foreign.read_bytes())
-    with pytest.raises(UserError, match="caches other images or another encoder"):
+    with pytest.raises(UserError, match="caches other images or another network"):
         compute(images, encoder, tmp_path)

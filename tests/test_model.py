@@ -8,7 +8,9 @@ from rcg.config import GuidanceConfig
 from rcg.contracts import Space
 from rcg.errors import UserError
 from rcg.model import Guided, build
-from rcg.randomness import Streams, fold
+from rcg.processes.gaussian import Gaussian, GaussianConfig
+from rcg.processes.masked import Masked, MaskedConfig
+from rcg.randomness import Scaled, Streams, fold
 
 
 def model(cond=None, **config):
@@ -49,6 +51,35 @@ def test_guidance_acts_inside_its_interval_only(t, inside):
     guided = Guided(plus, torch.zeros(1, 1), config, horizon=1000)
     answer = guided(torch.zeros(1, 1), torch.tensor([t]), torch.ones(1, 1))
     assert answer.item() == (2 if inside else 1)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "shares"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1]),
+        ("cosine", [(1 - 0.5**0.5) / 2, 0.5, (1 + 0.5**0.5) / 2, 1]),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "maskgit"])
+def test_a_ramp_grows_to_the_whole_scale_at_the_last_step(ramp, shares, sampler):
+    if sampler == "ddim":
+        process, levels = Gaussian(GaussianConfig()), Gaussian(GaussianConfig()).levels(4, "trailing")
+    else:
+        process, levels = Masked(MaskedConfig()), Masked(MaskedConfig()).levels(4)
+    config = GuidanceConfig(scale=3.0, ramp=ramp)
+    guided = Guided(plus, torch.zeros(1, 1), config, process.horizon, steps=4)
+    found = [guided(torch.zeros(1, 1), torch.tensor([level.t]), torch.ones(1, 1)).item() for level in levels[:-1]]
+    # The first of a thousand levels is not quite all noise.
+    assert found == pytest.approx([1 + 2 * share for share in shares], abs=4e-3 if sampler == "ddim" else 1e-6)
+
+
+def test_a_ramp_is_asked_for_by_name_and_knows_the_number_of_steps(monkeypatch):
+    m, seen = model(Space((4,))), []
+    scale = Guided.scale
+    monkeypatch.setattr(Guided, "scale", lambda self, time: seen.append(scale(self, time)) or seen[-1])
+    m.sample(torch.randn(2, 4), Streams(0, range(2), "t"), GuidanceConfig(scale=5.0, ramp="linear"), steps=2)
+    assert seen == pytest.approx([3, 5], abs=0.01)
 
 
 def test_a_scale_of_one_is_the_conditional_model_alone():
@@ -113,6 +144,11 @@ def test_temperature_scales_all_noise():
     torch.testing.assert_close(started[1], 0.5 * started[0])
 
 
+def test_tokens_to_keep_are_refused_where_there_are_no_tokens():
+    with pytest.raises(UserError, match="dit cannot keep parts of an image: use a generator of tokens"):
+        model().sample(None, Streams(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
+
+
 def test_a_condition_that_the_neighbours_do_not_offer_is_refused():
     with pytest.raises(UserError, match="condition is 'class'"):
         build(DiTConfig(condition="class"), DiT, Space((3, 8, 8)), None)
@@ -123,6 +159,12 @@ def test_streams_depend_on_seed_index_and_use_alone():
         return Streams(seed, indices, use).normal((3,))
 
     assert torch.equal(draw(0, [5, 6], "a")[1], draw(0, [6], "a")[0])
+
+    def uniform(indices):
+        return Scaled(Streams(0, indices, "a"), 0.5).uniform((3,))
+
+    assert torch.equal(uniform([5, 6])[1], uniform([6])[0])
+    assert 0.5 < uniform(range(100)).max() < 1
     others = [draw(0, [5], "a"), draw(0, [6], "a"), draw(1, [5], "a"), draw(0, [5], "b")]
     assert len({tuple(x.flatten().tolist()) for x in others}) == 4
 
@@ -131,3 +173,21 @@ def test_folding_is_stable_across_versions():
     assert fold(0, "step", 3) == fold(0, "step", 3)
     assert len({fold(a, b) for a in range(20) for b in range(20)}) == 400
     assert all(0 <= fold(a, "x") < 2**63 for a in range(50))
+
+
+def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
+    def net(x, t, cond):
+        return torch.stack([0 * x + cond[:, :, None, None], 5 * cond[:, :, None, None] + 0 * x], dim=1)
+
+    x, t, cond = torch.zeros(2, 4, 3, 3), torch.tensor([10, 10]), torch.full((2, 1), 3.0)
+    null = torch.full((2, 1), 1.0)
+    guided = Guided(net, null, GuidanceConfig(scale=2.5, channels=3), horizon=1000)(x, t, cond)
+    assert torch.equal(guided[:, 0, :3], torch.full((2, 3, 3, 3), 1 + 2.5 * 2))
+    assert torch.equal(guided[:, 0, 3], torch.full((2, 3, 3), 3.0))
+    assert torch.equal(guided[:, 1], torch.full((2, 4, 3, 3), 15.0))
+
+
+def test_without_condition_dropout_every_trained_parameter_is_reached():
+    m = model(Space((4,)), condition_dropout=0.0)
+    m(torch.randn(3, 3, 8, 8), torch.randn(3, 4))["mse"].backward()
+    assert all(p.grad is not None for p in m.parameters() if p.requires_grad)

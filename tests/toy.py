@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,16 @@ EXPERIMENT = {
         "train": {"steps": 20, "batch_size": 16},
     },
 }
+TOKENIZER = {
+    "name": "vqgan",
+    "width": 32,
+    "multipliers": [1, 1],
+    "blocks": 1,
+    "channels": 4,
+    "quantiser": {"codes": 16},
+    "train": {"steps": 4, "batch_size": 8, "adversarial": 0, "precision": "no", "tracker": "none"},
+}
+"""A section generator.autoencoder that is trained in seconds; without its quantiser it fits `kl` as well."""
 
 
 def write(folder, **changes):
@@ -46,7 +57,7 @@ def write(folder, **changes):
         *path, key = dotted.split("__")
         for part in path:
             section = section.setdefault(part, {})
-        section[key] = value
+        section[key] = deepcopy(value)
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path

@@ -1,8 +1,9 @@
-"""Compute the representations of a data set once, on all processes; the trainings then read them from RUN/cache.
+"""Compute representations and latents of a data set once, on all processes; the trainings read them from RUN/cache.
 
 accelerate launch tools/cache.py configs/cifar10.yaml [section.key=value ...]
 
-A killed run goes on where it stopped when the same command is given again.
+A killed run goes on where it stopped when the same command is given again. Latents, or tokens, are computed once there
+is an autoencoder: published, or trained by tools/train_tokenizer.py.
 """
 
 import argparse
@@ -19,7 +20,7 @@ def main() -> None:
 
 def cache(arguments: argparse.Namespace) -> None:
     """Fill the cache of an experiment."""
-    stages.cache_representations(config.load(arguments.config, arguments.overrides))
+    stages.fill_caches(config.load(arguments.config, arguments.overrides))
 
 
 if __name__ == "__main__":

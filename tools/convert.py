@@ -2,6 +2,8 @@
 
 python tools/convert.py rdm rdm_mocov3vitb.pth runs/paper          -> runs/paper/rdm and runs/paper/encoder
 python tools/convert.py rdm runs/paper rdm_mocov3vitb.pth --back
+python tools/convert.py dit rcg_dit_xl2.pth runs/paper             -> runs/paper/dit, told what runs/paper/rdm generates
+python tools/convert.py vqgan vqgan_jax_strongaug.ckpt runs/paper  -> runs/paper/tokenizer
 """
 
 import argparse
@@ -31,7 +33,7 @@ def convert(arguments: argparse.Namespace) -> None:
         converter.write(arguments.source, arguments.target)
         print(arguments.target)
         return
-    there = arguments.target / arguments.kind
+    there = arguments.target / getattr(converter, "part", arguments.kind)
     if there.exists():
         raise UserError(f"{there} is there already: choose another folder")
     for path in converter.read(arguments.source, arguments.target):

@@ -26,7 +26,7 @@ def summarise(arguments: argparse.Namespace) -> None:
     lines = {path.parent.name: _read(path) for path in sorted(arguments.run.glob("*/log.jsonl"))}
     if not lines:
         raise UserError(f"{arguments.run} holds no trained stage: run tools/train_encoder.py first")
-    order = sorted(lines, key=lambda name: {"encoder": 0, "rdm": 1}.get(name, 2))
+    order = sorted(lines, key=lambda name: {"encoder": 0, "tokenizer": 1, "rdm": 2}.get(name, 3))
     logs = {name: _latest(lines[name]) for name in order}
     draw_curves({name: lines[name] for name in order}, arguments.run / "curves.png")
     rows = [
@@ -50,6 +50,11 @@ def _quality(log: dict[str, float]) -> str:
         words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
     elif "effective_rank" in log:
         words.append(f"effective rank {log['effective_rank']:.1f}, uniformity {log['uniformity']:.2f}")
+    if "psnr" in log:
+        words.append(f"PSNR {log['psnr']:.2f} dB, SSIM {log['ssim']:.3f}")
+    if "code_usage" in log:
+        words.append(f"code usage {log['code_usage']:.1%}, perplexity {log['perplexity']:.0f}")
+    words += [f"{key} {log[key]:.3g}" for key in log if key.startswith(("rfid_", "encoder_fd"))]
     if "rep_fd" in log:
         words.append(f"rep-FD {log['rep_fd']:.3g} (floor {log['rep_fd_floor']:.3g})")
     if "rep_precision" in log:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from rcg import checkpoint, weights
 from rcg.contracts import Space
+from rcg.converters import _encoder
+from rcg.converters._files import KEPT, inverse, swap
+from rcg.converters._rcg import LABELS, average_name, schedule
 from rcg.errors import UserError
 from rcg.model import build
-from rcg.processes.gaussian import betas
-from rcg.registry import CONVERTERS, ENCODERS, NETWORKS
-from rcg.representation import Representation, Transform, encoder_part
+from rcg.registry import CONVERTERS, NETWORKS
 
 OUTSIDE = {"time_embed": "time", "input_proj": "input", "out.0": "norm", "out.2": "output"}
 BLOCK = {
@@ -29,9 +26,6 @@ BLOCK = {
 }
 """The original names of layers, outside of the residual blocks and in them, and ours."""
 NETWORK = "model.diffusion_model."
-LABELS = "cond_stage_model.embedding.weight"
-LIVE = "live.safetensors"
-"""What only the original format needs: the live network, and the unused table of an unconditional RDM."""
 
 
 @CONVERTERS.register
@@ -48,12 +42,10 @@ class RDM:
         tensors = weights.state_dict(weights.read(path))
         if f"{NETWORK}input_proj.weight" not in tensors or "model_ema.num_updates" not in tensors:
             raise UserError(f"{path} is not an RDM checkpoint: it has no {NETWORK}input_proj.weight with its average")
-        encoder = _encoder(tensors, path)
+        encoder = _encoder.read(tensors, path)
         width, dim = tensors[f"{NETWORK}input_proj.weight"].shape
         conditional = f"{NETWORK}res_blocks.0.context_layers.1.weight" in tensors
-        space = (
-            Representation(encoder, Transform("per_sample")).space if encoder else Space((dim,), id=f"of {path.name}")
-        )
+        space = _encoder.space(encoder, dim, path)
         config = {
             "name": "rep_mlp",
             "width": width,
@@ -68,7 +60,6 @@ class RDM:
         labels = Space((), vocab=len(tensors[LABELS]), id="labels") if conditional else None
         model = build(network.Config.model_validate(config), network, space, labels)
         live = {our_name(key): value for key, value in tensors.items() if key.startswith(NETWORK)}
-        # The names of the averages are derived from the live ones: without their dots they cannot be taken apart.
         average = {our_name(key): tensors[average_name(key)] for key in tensors if key.startswith(NETWORK)}
         if conditional:  # ours has one more row, the null label, which these models never saw
             table = torch.cat([tensors[LABELS], torch.zeros(1, tensors[LABELS].shape[1])])
@@ -81,12 +72,11 @@ class RDM:
             "ema_updates": int(tensors["model_ema.num_updates"]),
             "ema_decay": float(tensors["model_ema.decay"]),
         }
-        written = [run / "rdm" / checkpoint.FILE, run / "rdm" / LIVE]
+        written = [run / "rdm" / checkpoint.FILE, run / "rdm" / KEPT]
         checkpoint.save(written[0], checkpoint.Part("rdm", model.config.model_dump(mode="json"), facts, average))
         checkpoint.save_tensors(written[1], live | ({} if conditional else {"table": tensors[LABELS]}), {})
         if encoder:
-            written.append(run / "encoder" / checkpoint.FILE)
-            checkpoint.save(written[-1], encoder_part(encoder, 256, {"fingerprint": ""}))
+            written.append(_encoder.save(encoder, run))
         return written
 
     @staticmethod
@@ -99,11 +89,11 @@ class RDM:
         if part.kind != "rdm" or part.config["name"] != "rep_mlp":
             raise UserError(f"{run / 'rdm'} holds no network that the original code could load")
         live = dict(part.tensors)
-        if (run / "rdm" / LIVE).is_file():
-            live |= checkpoint.load(run / "rdm" / LIVE).tensors
+        if (run / "rdm" / KEPT).is_file():
+            live |= checkpoint.load(run / "rdm" / KEPT).tensors
         table = live.pop("network.label.embed.weight", None)
         unused = live.pop("table", torch.zeros(1, part.config["label_width"]))
-        found = dict(_schedule())
+        found = schedule()
         for key, value in live.items():
             theirs = their_name(key)
             found[theirs] = value
@@ -111,36 +101,9 @@ class RDM:
         found["model_ema.decay"] = torch.tensor(part.facts.get("ema_decay", 0.9999))
         found["model_ema.num_updates"] = torch.tensor(part.facts.get("ema_updates", 0), dtype=torch.int32)
         found[LABELS] = unused if table is None else table[:-1]
-        encoder = run / "encoder" / checkpoint.FILE
-        if encoder.is_file():
-            frozen = checkpoint.load(encoder).tensors
-            found |= {f"pretrained_encoder.{key.removeprefix('trunk.')}": value for key, value in frozen.items()}
+        found |= _encoder.original(run)
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
-
-
-def _encoder(tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """Rebuild the MoCo v3 encoder that the checkpoint carries; None where it carries none."""
-    prefix = "pretrained_encoder."
-    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if "head.6.weight" not in found:
-        return None
-    width, _, _, patch = found["patch_embed.proj.weight"].shape
-    grid = round((found["pos_embed"].shape[1] - 1) ** 0.5)
-    sizes = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}
-    network = ENCODERS.get("moco_v3")
-    config = network.Config(
-        arch=sizes.get(width, "vit_base"),
-        width=None if width in sizes else width,
-        depth=None if width in sizes else len({key.split(".")[1] for key in found if key.startswith("blocks.")}),
-        patch=patch,
-        input_size=grid * patch,
-        projector_hidden=found["head.0.weight"].shape[0],
-        projector_dim=found["head.6.weight"].shape[0],
-    )
-    encoder = network(config, load=False)
-    weights.fit(encoder, encoder.rename(found), path)
-    return encoder
 
 
 def our_name(key: str) -> str:
@@ -148,8 +111,8 @@ def our_name(key: str) -> str:
     name = key.removeprefix(NETWORK)
     if name.startswith("res_blocks."):
         _, index, inner = name.split(".", 2)
-        return f"network.blocks.{index}.{_swap(inner, BLOCK)}"
-    return f"network.{_swap(name, OUTSIDE)}"
+        return f"network.blocks.{index}.{swap(inner, BLOCK)}"
+    return f"network.{swap(name, OUTSIDE)}"
 
 
 def their_name(key: str) -> str:
@@ -157,39 +120,5 @@ def their_name(key: str) -> str:
     name = key.removeprefix("network.")
     if name.startswith("blocks."):
         _, index, inner = name.split(".", 2)
-        return f"{NETWORK}res_blocks.{index}.{_swap(inner, {mine: theirs for theirs, mine in BLOCK.items()})}"
-    return NETWORK + _swap(name, {mine: theirs for theirs, mine in OUTSIDE.items()})
-
-
-def _swap(name: str, names: Mapping[str, str]) -> str:
-    """Exchange the layer that `name` starts with."""
-    layer = next(layer for layer in names if name.startswith(f"{layer}."))
-    return names[layer] + name.removeprefix(layer)
-
-
-def average_name(key: str) -> str:
-    """Return the original name of the moving average of an original tensor."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
-
-
-def _schedule() -> dict[str, Tensor]:
-    """Return the tables of the sqrt-linear schedule that the original module keeps, `(1000,)` each."""
-    beta = betas("sqrt_linear", 1000)
-    bar = np.cumprod(1 - beta)
-    before = np.append(1.0, bar[:-1])
-    posterior = beta * (1 - before) / (1 - bar)
-    tables = {
-        "betas": beta,
-        "alphas_cumprod": bar,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": np.sqrt(bar),
-        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
-        "log_one_minus_alphas_cumprod": np.log(1 - bar),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
-        "posterior_variance": posterior,
-        "posterior_log_variance_clipped": np.log(np.maximum(posterior, 1e-20)),
-        "posterior_mean_coef1": beta * np.sqrt(before) / (1 - bar),
-        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - beta) / (1 - bar),
-    }
-    return {name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}
+        return f"{NETWORK}res_blocks.{index}.{swap(inner, inverse(BLOCK))}"
+    return NETWORK + swap(name, inverse(OUTSIDE))

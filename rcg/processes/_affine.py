@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rcg.config import ComponentConfig
+from rcg.config import ProcessConfig
 from rcg.contracts import Level, Net, Prediction
 
 Scale = TypeVar("Scale", float, Tensor)
 
 
-class AffineConfig(ComponentConfig):
+class AffineConfig(ProcessConfig):
     """How the error of a network is measured."""
 
     loss: Literal["l2", "l1"] = "l2"
@@ -61,16 +61,25 @@ class AffineProcess(nn.Module, ABC):
         return alpha * x + sigma * noise
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Mean error of what the network predicts, at a random time."""
+        """Return the mean error of what the network predicts, at a random time."""
         t, noise = self.draw(x)
-        output = net(self.corrupt(x, t, noise), t, cond)[:, 0].float()
-        error = output - self.target(x, t, noise)
+        x_t = self.corrupt(x, t, noise)
+        return self.errors(net(x_t, t, cond).float(), x, x_t, t, noise)
+
+    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Judge an output `(B, heads, *S)` at `x_t` against the data `x` `(B, *S)` that it hides."""
+        error = output[:, 0] - self.target(x, t, noise)
         return {"mse": error.square().mean()} if self.measure == "l2" else {"l1": error.abs().mean()}
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
         """Evaluate the network on `x` `(B, *S)` at a level and solve for clean data and noise."""
         times = torch.full((len(x),), level.t, device=x.device)
-        return self.solve(net(x, times, cond)[:, 0].to(x.dtype), x, level.alpha, level.sigma)
+        output = net(x, times, cond).to(x.dtype)
+        return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(variance=self.variance(output))
+
+    def variance(self, output: Tensor) -> Tensor | float:
+        """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
+        return 0.0
 
     def target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return what the network should predict, `(B, *S)`."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rcg.contracts import Level
 from rcg.errors import UserError
-from rcg.processes._affine import AffineConfig, AffineProcess, Draws
+from rcg.processes._affine import AffineConfig, AffineProcess, Draws, like
+from rcg.processes._likelihood import discrete_log_likelihood, gaussian_kl
 from rcg.registry import PROCESSES
 
 
@@ -29,6 +30,9 @@ class GaussianConfig(AffineConfig):
     """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
     steps: Annotated[PositiveInt, Field(gt=1)] = 1000
     """Number T of noise levels."""
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+    """Variance of a step of ancestral sampling: of the posterior q(x_s | x_t, x_0), or beta (the two bounds of Ho et
+    al., 2020, Section 3.2), or learned between them by a second output (Nichol and Dhariwal, 2021)."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last level is pure noise (Lin et al., 2024, Algorithm 1)."""
 
@@ -77,15 +81,22 @@ class Gaussian(AffineProcess):
     Config = GaussianConfig
     alpha: Tensor
     sigma: Tensor
+    pull: Tensor
+    log_posterior: Tensor
+    log_beta: Tensor
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__(config.predict, config.loss)
         self.steps, self.horizon = config.steps, config.steps
+        self.learned = config.variance == "learned_range"
+        self.heads = 2 if self.learned else 1
+        self.share = 1.0 if config.variance == "fixed_large" else 0.0
         self.alpha_bar = np.cumprod(1 - betas(config.schedule, config.steps))
         if config.zero_terminal_snr:
             self.alpha_bar = zero_terminal_snr(self.alpha_bar)
-        self.register_buffer("alpha", torch.tensor(np.sqrt(self.alpha_bar)).float(), persistent=False)
-        self.register_buffer("sigma", torch.tensor(np.sqrt(1 - self.alpha_bar)).float(), persistent=False)
+        self._keep(alpha=np.sqrt(self.alpha_bar), sigma=np.sqrt(1 - self.alpha_bar))
+        if self.learned:
+            self._keep(**posterior(self.alpha_bar))
 
     def draw(self, x: Tensor) -> Draws:
         """Draw a uniform time and a standard normal noise for each sample of `x` `(B, *S)`."""
@@ -95,6 +106,21 @@ class Gaussian(AffineProcess):
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma `(B,)` at integer times `t` `(B,)`."""
         return self.alpha[t], self.sigma[t]
+
+    def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Judge the prediction and, where the variance is learned, the variance: L_hybrid of Nichol and Dhariwal.
+
+        The variational term `vb` is in bits per dimension, weighted as in their Section 3.1: 0.001 T, which is 1 for
+        the usual 1000 levels. It teaches the variance alone.
+        """
+        losses = super().errors(output, x, x_t, t, noise)
+        if self.learned:
+            losses["vb"] = self.steps / 1000 * self._variational(output, x, x_t, t).mean()
+        return losses
+
+    def variance(self, output: Tensor) -> Tensor | float:
+        """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
+        return (output[:, 1] + 1) / 2 if self.learned else self.share
 
     def levels(self, steps: int, spacing: str) -> list[Level]:
         """Return `steps` distinct levels, noisiest first, and clean data (`rcg`: level 0).
@@ -108,12 +134,45 @@ class Gaussian(AffineProcess):
             )
         if spacing == "trailing":
             return [*(self._level(self.steps - 1 - i * self.steps // steps) for i in range(steps)), CLEAN]
+        if spacing == "linspace":
+            return [*(self._level(round(t)) for t in np.linspace(self.steps - 1, 0, steps)), CLEAN]
         shift = 1 if spacing == "rcg" and steps < self.steps else 0
         visited = [self._level(i * (self.steps // steps) + shift) for i in reversed(range(steps))]
         return [*visited, self._level(0) if spacing == "rcg" else CLEAN]
 
+    def _variational(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the terms of the variational bound at times `t`, in bits, `(B, *S)`.
+
+        KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for the step from t to s = t - 1, and -log p(x_0 | x_t) at the last one.
+        """
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        x0 = self.solve(output[:, 0].detach(), x_t, alpha, sigma).x0
+        small, large, pull = (like(table[t], x) for table in (self.log_posterior, self.log_beta, self.pull))
+        log_variance = torch.lerp(small.expand_as(x), large.expand_as(x), self.variance(output))
+        kl = gaussian_kl(pull * (x - x0), small, log_variance)
+        surprise = -discrete_log_likelihood(x, x0, log_variance)
+        return torch.where(like(t, x) == 0, surprise, kl) / math.log(2)
+
+    def _keep(self, **tables: np.ndarray) -> None:
+        for name, table in tables.items():
+            self.register_buffer(name, torch.tensor(table).float(), persistent=False)
+
     def _level(self, t: int) -> Level:
         return Level(t, math.sqrt(self.alpha_bar[t]), math.sqrt(1 - self.alpha_bar[t]))
+
+
+def posterior(alpha_bar: np.ndarray) -> dict[str, np.ndarray]:
+    """Return tables `(T,)` of q(x_s | x_t, x_0), s = t - 1 (Ho et al., 2020, eq. 6 and 7).
+
+    `pull` is the factor of x_0 in its mean, `log_posterior` its log-variance and `log_beta` that of q(x_t | x_s). At
+    t = 0 the posterior has no variance; as published, the next one stands in for it.
+    """
+    before = np.append(1.0, alpha_bar[:-1])
+    beta = 1 - alpha_bar / before
+    variance = beta * (1 - before) / (1 - alpha_bar)
+    variance[0] = variance[1]
+    pull = beta * np.sqrt(before) / (1 - alpha_bar)
+    return {"pull": pull, "log_posterior": np.log(variance), "log_beta": np.log(beta)}
 
 
 CLEAN = Level(0, 1.0, 0.0)

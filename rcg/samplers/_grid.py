@@ -14,20 +14,20 @@ from rcg.contracts import Level, Net, Prediction, Process
 class GridConfig(SamplerConfig):
     """Which levels a sampler visits."""
 
-    spacing: Literal["trailing", "leading", "rcg"] = "trailing"
-    """Levels visited: evenly from the noisiest on (Lin et al., 2023), evenly from the cleanest on (DDIM's own), or the
-    published RDM's (leading, shifted by one, ending at level 0 instead of at clean data)."""
+    spacing: Literal["trailing", "leading", "linspace", "rcg"] = "trailing"
+    """Levels visited: evenly from the noisiest on (Lin et al., 2023), from the cleanest on (DDIM's own), from one to
+    the other (Improved DDPM, ADM, DiT), or LDM's and the RDM's (rcg: leading, shifted by one, ending at level 0)."""
     clip: bool = False
     """Keep every estimate of clean data in [-1, 1]; for pixels, never for representations."""
 
 
 def predict(process: Process, net: Net, x: Tensor, level: Level, cond: Tensor | None, config: GridConfig) -> Prediction:
     """Ask the network at `x` `(B, *S)` and `level`, clean data clipped if so configured."""
-    x0, eps = process.predict(net, x, level, cond)
-    if config.clip:
-        x0 = x0.clamp(-1, 1)
-        eps = (x - level.alpha * x0) / level.sigma
-    return Prediction(x0, eps)
+    found = process.predict(net, x, level, cond)
+    if not config.clip:
+        return found
+    x0 = found.x0.clamp(-1, 1)
+    return found._replace(x0=x0, eps=(x - level.alpha * x0) / level.sigma)
 
 
 def fresh(start: Level, end: Level) -> float:

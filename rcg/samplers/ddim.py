@@ -38,7 +38,7 @@ class DDIM:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
-            x0, eps = predict(process, net, x, now, cond, self.config)
+            x0, eps, _ = predict(process, net, x, now, cond, self.config)
             std = self.config.eta * then.sigma / now.sigma * math.sqrt(max(fresh(now, then), 0.0))
             x = then.alpha * x0 + math.sqrt(max(then.sigma**2 - std**2, 0.0)) * eps
             if std > 0:

@@ -1,10 +1,8 @@
-"""Ancestral sampling (Ho, Jain, Abbeel, NeurIPS 2020)."""
+"""Ancestral sampling (Ho, Jain, Abbeel, NeurIPS 2020; Nichol and Dhariwal, ICML 2021)."""
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Literal
 
 from torch import Tensor
 
@@ -14,16 +12,14 @@ from rcg.samplers._grid import GridConfig, fresh, predict
 
 
 class DDPMConfig(GridConfig):
-    """Ancestral sampling over any number of levels."""
+    """Ancestral sampling over any number of levels; the process says with which variance."""
 
     name: str = "ddpm"
-    variance: Literal["small", "large"] = "small"
-    """Variance of a step: of the posterior q(x_s | x_t, x_0), or beta; the two bounds of Ho et al., Section 3.2."""
 
 
 @SAMPLERS.register
 class DDPM:
-    """Steps x_t -> x_s by drawing from q(x_s | x_t, x_0) at the estimate of clean data (eq. 6 and 7)."""
+    """Steps x_t -> x_s by drawing from q(x_s | x_t, x_0) at the estimate of clean data (Ho et al., eq. 6 and 7)."""
 
     Config = DDPMConfig
 
@@ -34,9 +30,10 @@ class DDPM:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
-            x0 = predict(process, net, x, now, cond, self.config).x0
+            x0, _, share = predict(process, net, x, now, cond, self.config)
             beta, kept = fresh(now, then), (then.sigma / now.sigma) ** 2
-            mean = now.alpha / then.alpha * kept * x + then.alpha * beta / now.sigma**2 * x0
-            variance = beta * kept if self.config.variance == "small" else beta
-            x = mean + math.sqrt(variance) * noise.normal(space.shape) if then.sigma > 0 else mean
+            x = now.alpha / then.alpha * kept * x + then.alpha * beta / now.sigma**2 * x0
+            if then.sigma > 0:
+                # Geometric means of the two bounds beta * kept and beta: Nichol and Dhariwal, eq. 15.
+                x = x + (beta**0.5 * kept ** ((1 - share) / 2)) * noise.normal(space.shape)
         return x

@@ -30,7 +30,7 @@ class Heun:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         for now, then in pairwise(process.levels((self.config.steps + 1) // 2, self.config.spacing)):
-            x0, eps = predict(process, net, x, now, cond, self.config)
+            x0, eps, _ = predict(process, net, x, now, cond, self.config)
             euler = then.alpha * x0 + then.sigma * eps
             # There is no noise to ask about at clean data, and no ratio sigma / alpha to average over at pure noise.
             if then.sigma == 0 or now.alpha == 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rcg.checkpoint import Part
-from rcg.contracts import Autoencoder, Report
+from rcg.contracts import Encoder, Report
 from rcg.data import Images
 from rcg.gallery import grid
 from rcg.loader import Key
@@ -23,29 +23,34 @@ SHOWN = 32
 
 
 class Conditioned(Dataset[dict[str, Tensor]]):
-    """Images with what a generator is told of them; one of the kept views is taken at random.
+    """Images, or their latents, with what a generator is told of them; one of the kept views is taken at random.
 
     Args:
         images: N images.
         views: how many views were encoded.
         z: representations `(N, V, D)` of exactly these views, or None.
+        latents: posteriors `(N, V, *S)` of exactly these views, which are then served in place of the images, or None.
     """
 
-    def __init__(self, images: Images, views: int, z: Views | None) -> None:
-        self.images, self.views, self.z = images, views, z
-        self.in_memory = images.in_memory
+    def __init__(self, images: Images, views: int, z: Views | None, latents: Views | None = None) -> None:
+        self.images, self.views, self.z, self.latents = images, views, z, latents
+        self.in_memory = images.in_memory or latents is not None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """Return the image `(3, S, S)`, its label and, where there are any, its z `(D,)`."""
+        """Return the image `(3, S, S)` or its posterior `(*S)`, its label and, where there are any, its z `(D,)`."""
         position, draw = key
         view = draw % self.views
-        item = self.images[(position, view)]
-        return {"image": item["image"], "label": item["label"]} | (
-            {} if self.z is None else {"z": self.z.rows([position], [view])[0]}
-        )
+        item = {"label": self.images.label(position)}
+        if self.latents is None:
+            item["image"] = self.images[(position, view)]["image"]
+        else:
+            item["latent"] = self.latents.rows([position], [view])[0]
+        if self.z is not None:
+            item["z"] = self.z.rows([position], [view])[0]
+        return item
 
 
 class GeneratorTask:
@@ -57,25 +62,32 @@ class GeneratorTask:
         train: images and conditions to learn from.
         held_out: images and conditions for the loss and the pictures of evaluations.
         facts: what the checkpoint says about its neighbours.
+        encoder: the frozen encoder, for a generator that is aligned with its patch tokens.
     """
 
     def __init__(
         self,
         model: GenerativeModel,
-        autoencoder: Autoencoder,
+        autoencoder: Any,
         train: Conditioned,
         held_out: Conditioned,
         facts: dict[str, Any],
+        encoder: Encoder | None = None,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"generator": model}
         self.autoencoder, self.data, self.held_out, self.facts = autoencoder, train, held_out, facts
+        self.encoder = encoder
         self.key = {"none": None, "class": "label", "representation": "z"}[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch."""
         with torch.no_grad():
-            latent = self.autoencoder.encode(batch["image"])
-        yield "generator", self.modules["generator"](latent, self._cond(batch))
+            if "latent" in batch:
+                latent = self.autoencoder.draw(batch["latent"])
+            else:
+                latent = self.autoencoder.encode(batch["image"])
+            patches = None if self.encoder is None else self.encoder.tokens(batch["image"])
+        yield "generator", self.modules["generator"](latent, self._cond(batch), patches)
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""
@@ -92,7 +104,8 @@ class GeneratorTask:
         score = float(torch.stack(list(losses.values())).sum())
         shown = {name: value[:SHOWN] for name, value in batch.items()}
         streams = Streams(0, range(len(shown["image"])), "generator", device)
-        painted = self.autoencoder.decode(model.sample(self._cond(shown), streams).float())
+        latent = model.sample(self._cond(shown), streams)
+        painted = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
         if self.key is None:
             return Report(_named(losses), {"samples": grid(painted.cpu(), columns=8)}, score)
         pairs = torch.stack([shown["image"], painted], dim=1).flatten(0, 1)

@@ -114,4 +114,6 @@ class RDMTask:
 def model_part(kind: str, model: Any, facts: dict[str, Any]) -> Part:
     """Describe a generative model so that `rcg.pipeline` builds it again from one file."""
     spaces = {"data": model.data.to_json(), "cond": None if model.cond is None else model.cond.to_json()}
-    return Part(kind, model.config.model_dump(mode="json"), {**facts, **spaces}, model.state_dict())
+    # What only training needs is not kept.
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("alignment.")}
+    return Part(kind, model.config.model_dump(mode="json"), {**facts, **spaces}, tensors)

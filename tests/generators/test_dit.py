@@ -1,69 +1,18 @@
-"""DiT against the published network's recorded outputs, and what its configuration promises."""
+"""What DiT's configuration promises."""
 
 import pytest
 import torch
+from timm.layers import apply_rot_embed_cat
 
 from generators.dit import DiT, DiTConfig
-from rcg.config import GuidanceConfig
 from rcg.contracts import Space
 from rcg.errors import UserError
-from rcg.model import Guided
-from rcg.nn import attend
-from tests.parity import recorded, state
-
-RENAMED = {
-    "x_embedder.proj": "patches",
-    "t_embedder.mlp": "time",
-    "rep_embedder": "cond.embed",
-    "y_embedder.embedding_table": "cond.embed",
-    "adaLN_modulation": "modulation",
-    "final_layer.linear": "output",
-    "final_layer.": "",
-}
-
-
-def published(arm):
-    """Build the recorded DiT in our names; it has two heads, noise and variance."""
-    about, _ = recorded(f"dit_tiny_{arm}")
-    theirs = about["config"]
-    cond = Space((theirs["rep_dim"],)) if arm == "rep" else Space((), vocab=theirs["num_classes"])
-    config = DiTConfig(width=32, depth=2, heads=4, patch=2, gelu="exact")
-    network = DiT(config, Space((4, 8, 8)), cond, heads=2)
-    tensors = {}
-    for key, value in state(f"dit_tiny_{arm}").items():
-        other = "y_embedder" if arm == "rep" else "rep_embedder"  # stored, but without effect
-        if key in ("fake_latent", "pos_embed") or key.startswith(other):
-            continue
-        name = key
-        for old, new in RENAMED.items():
-            name = name.replace(old, new)
-        tensors[name] = value.flatten(1) if key == "x_embedder.proj.weight" else value
-    network.load_state_dict(tensors)
-    return network.eval()
-
-
-@pytest.mark.parametrize("arm", ["rep", "class"])
-def test_forward_equals_the_published_one(arm):
-    _, tensors = recorded(f"dit_tiny_{arm}")
-    network = published(arm)
-    cond = tensors["in/rep"] if arm == "rep" else tensors["in/y"]
-    output = network(tensors["in/x"], tensors["in/t"], cond).flatten(1, 2)
-    torch.testing.assert_close(output, tensors["out/eps_sigma"], atol=1e-5, rtol=1e-4)
+from rcg.nn import Attention, attend, rotary_positions, sincos_positions
+from tests.parity import state
 
 
 def test_positions_equal_the_published_ones():
-    torch.testing.assert_close(published("rep").positions[None], state("dit_tiny_rep")["pos_embed"])
-
-
-def test_guidance_is_the_published_extrapolation():
-    _, tensors = recorded("dit_tiny_rep")
-    network = published("rep")
-    x, t, rep = tensors["in/x"], tensors["in/t"], tensors["in/rep"]
-    null = state("dit_tiny_rep")["fake_latent"].expand_as(rep)
-    expected = network(x, t, null) + 2.5 * (network(x, t, rep) - network(x, t, null))
-    # The recorded times differ within the batch, so the interval is judged by the first one; all lie inside it.
-    guided = Guided(network, null, GuidanceConfig(scale=2.5), horizon=1000)(x, t, rep)
-    torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sincos_positions(4, 32)[None], state("dit_tiny_rep")["pos_embed"])
 
 
 def test_a_new_block_is_the_identity_and_a_new_network_says_zero():
@@ -95,3 +44,82 @@ def test_the_published_sizes_have_their_number_of_parameters():
         assert sum(p.numel() for p in [*network.parameters(), network.positions]) == pytest.approx(
             millions * 1e6, rel=1e-3
         )
+
+
+def test_rotated_queries_and_keys_meet_according_to_their_distance_alone():
+    table = rotary_positions(4, 8)
+    q, k = torch.randn(2, 8)
+    at = [apply_rot_embed_cat(q, place) for place in table], [apply_rot_embed_cat(k, place) for place in table]
+    score = torch.stack([torch.stack([a @ b for b in at[1]]) for a in at[0]]).view(4, 4, 4, 4)  # rows, columns, twice
+    torch.testing.assert_close(score[0, 0, 1, 2], score[2, 1, 3, 3])
+    torch.testing.assert_close(score[1, 1, 0, 3], score[2, 0, 1, 2])
+    assert (score[0, 0, 1, 2] - score[0, 0, 2, 1]).abs() > 1e-3
+
+
+def test_tokens_without_a_place_are_not_turned():
+    table = rotary_positions(2, 8, prefix=3)
+    x = torch.randn(7, 8)
+    turned = apply_rot_embed_cat(x, table)
+    assert torch.equal(turned[:3], x[:3])
+    assert not torch.allclose(turned[4:], x[4:])
+
+
+def test_attention_with_normalised_queries_and_keys_does_not_see_their_length():
+    attention = Attention(16, 2, qk_norm=True)
+    x = torch.randn(2, 5, 16)
+    before = attention(x)
+    with torch.no_grad():
+        attention.qkv.weight[:32] *= 7  # queries and keys
+        attention.qkv.bias[:32] *= 7
+    torch.testing.assert_close(attention(x), before, atol=1e-5, rtol=1e-4)
+
+
+def test_a_context_of_one_token_is_heard_by_all_alike():
+    # The softmax over one token is 1: what is heard is a linear map of that token.
+    attention = Attention(16, 4, context=6, bias=False)
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 1, 6)
+    heard = attention.proj(attention.kv(context)[..., 16:])
+    torch.testing.assert_close(attention(x, context), heard.expand(2, 5, 16), atol=1e-5, rtol=1e-4)
+
+
+OPTIONS = [{}, {"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"rotary": True}, {"context_tokens": 3}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options), "plain"))
+def test_recomputed_activations_change_nothing(options):
+    outputs, gradients, calls = [], [], []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        config = DiTConfig(width=16, depth=2, heads=2, patch=4, checkpoint=checkpoint, **options)
+        network = DiT(config, Space((3, 8, 8)), Space((6,)), heads=1)
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+        network.blocks[1].register_forward_pre_hook(lambda *_, checkpoint=checkpoint: calls.append(checkpoint))
+        outputs.append(network(torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.randn(2, 6)))
+        outputs[-1].square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+    assert all(g.abs().sum() > 0 for g in gradients[1])
+    assert calls == [False, True, True]
+
+
+def test_a_gated_mlp_has_about_as_many_parameters():
+    sizes = [
+        sum(p.numel() for p in DiT(DiTConfig(depth=1, mlp=mlp), Space((4, 8, 8)), None, heads=1).blocks.parameters())
+        for mlp in ("gelu", "swiglu")
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "cond", "said"),
+    [
+        ({"rotary": True, "width": 36, "heads": 6}, None, "width is a multiple of 4, not 6"),
+        ({"context_tokens": 2}, None, "generator.condition is none"),
+        ({"align": {"depth": 13}}, None, "align.depth is 13, but there are 12 blocks"),
+    ],
+)
+def test_options_that_need_what_is_not_there_are_refused(config, cond, said):
+    with pytest.raises(UserError, match=said):
+        DiT(DiTConfig(**config), Space((3, 8, 8)), cond, heads=1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rcg.processes._likelihood import discrete_log_likelihood, gaussian_kl
 from rcg.processes.gaussian import Gaussian, GaussianConfig, betas
 
 
@@ -74,3 +75,46 @@ def test_the_loss_is_smallest_for_the_ideal_denoiser(predict):
     assert losses[1] < min(losses[0], losses[2])
     expected = {"x0": np.mean(1 - process.alpha_bar), "eps": np.mean(process.alpha_bar), "v": 1.0}[predict]
     assert losses[1] == pytest.approx(expected, rel=0.03)
+
+
+def test_the_variational_term_is_exact_where_the_variance_is_right():
+    # Data N(0, 1): the ideal step back has variance beta, which is its upper bound; eps = sigma x_t is the ideal mean.
+    process = Gaussian(GaussianConfig(variance="learned_range"))
+
+    def net(x, t, cond, share):
+        return torch.stack([process.sigma[t][:, None] * x, torch.full_like(x, 2 * share - 1)], dim=1)
+
+    losses = []
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        losses.append(process.loss(lambda x, t, c, s=share: net(x, t, c, s), torch.randn(20_000, 1), None)["vb"].item())
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_the_variational_term_teaches_the_variance_alone():
+    process = Gaussian(GaussianConfig(variance="learned_range"))
+    output = torch.zeros(4, 2, 3, requires_grad=True)
+    process.loss(lambda x, t, c: output, torch.randn(4, 3), None)["vb"].backward()
+    assert output.grad[:, 0].abs().sum() == 0
+    assert output.grad[:, 1].abs().min() > 0
+
+
+def test_all_8_bit_values_together_have_probability_one():
+    values = torch.arange(256) / 127.5 - 1
+    for mean, log_variance in ((0.3, -4.0), (-0.99, -9.0), (0.0, 0.0)):
+        log_p = discrete_log_likelihood(values, torch.tensor(mean), torch.tensor(log_variance))
+        assert log_p.double().exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_divergence_of_gaussians_is_torchs():
+    m, v, n, w = torch.randn(4, 10)
+    p, q = (torch.distributions.Normal(mean, (log / 2).exp()) for mean, log in ((m, v), (n, w)))
+    torch.testing.assert_close(gaussian_kl(m - n, v, w), torch.distributions.kl_divergence(p, q))
+
+
+@pytest.mark.parametrize(("variance", "share"), [("fixed_small", 0.0), ("fixed_large", 1.0), ("learned_range", 0.75)])
+def test_predictions_say_where_the_variance_lies(variance, share):
+    process = Gaussian(GaussianConfig(variance=variance))
+    output = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 0.5)], dim=1)[:, : process.heads]
+    prediction = process.predict(lambda *_: output, torch.zeros(2, 3), process._level(500), None)
+    assert torch.as_tensor(prediction.variance).flatten()[0].item() == share

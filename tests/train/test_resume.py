@@ -12,10 +12,11 @@ import torch
 
 from rcg import checkpoint
 from rcg.train import latest_state
-from tests.toy import ROOT, tool, write
+from tests.toy import ROOT, TOKENIZER, tool, write
 
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
 """200 images x 0.9 in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
+ADVERSARIAL = {"steps": 20, "batch_size": 10, "adversarial_start": 5, "discriminator_width": 8}
 
 
 def start(stage, path, *arguments):
@@ -50,13 +51,21 @@ def prepared(folder, stage, **changes):
 
 @pytest.mark.parametrize(
     ("stage", "section", "part"),
-    [("train_encoder", "encoder", "encoder"), ("train_rdm", "rdm", "rdm"), ("train_pixel", "generator", "dit")],
+    [
+        ("train_encoder", "encoder", "encoder"),
+        ("train_tokenizer", "generator__autoencoder", "tokenizer"),
+        ("train_rdm", "rdm", "rdm"),
+        ("train_pixel", "generator", "dit"),
+    ],
 )
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, stage, section, part):
     if stage == "train_encoder":
         changes = {f"{section}__train__{key}": value for key, value in (LONG | {"steps": 40}).items()}
     else:
         changes = {f"{section}__train__{key}": value for key, value in LONG.items()}
+    if stage == "train_tokenizer":
+        changes |= {f"{section}__train__{key}": value for key, value in ADVERSARIAL.items()}
+        changes = {section: TOKENIZER, **changes}
     whole = prepared(tmp_path / "whole", stage, **changes)
     assert tool(stage, whole).returncode == 0
     killed = prepared(tmp_path / "killed", stage, **changes)

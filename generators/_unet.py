@@ -1,0 +1,275 @@
+"""What the U-Nets of ADM and LDM share: residual blocks, resampling, and the walk down and up with its skips.
+
+Activations are channels-last in memory: convolutions are faster that way, and attention reads them without a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from pydantic import Field, PositiveInt
+from timm.layers.fast_norm import fast_group_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcg.config import Fraction, GeneratorConfig
+from rcg.contracts import Space
+from rcg.errors import UserError
+from rcg.nn import recomputed
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class UNetConfig(GeneratorConfig):
+    """The shape of a U-Net."""
+
+    width: PositiveInt = 128
+    """Channels at full resolution."""
+    multipliers: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
+    """Channels of each level, as multiples of `width`; the side is halved from one to the next. None: as published."""
+    blocks: PositiveInt = 2
+    """Residual blocks of a level on the way down; on the way up there is one more."""
+    attention: tuple[PositiveInt, ...] = (32, 16, 8)
+    """Sides of the feature maps whose positions attend to each other."""
+    head_width: PositiveInt = 64
+    """Channels of an attention head."""
+    dropout: Fraction = 0.0
+    """Share of activations dropped in residual blocks."""
+
+
+class Condition(NamedTuple):
+    """What every layer is told."""
+
+    time: Tensor
+    """The embedding of the time and all that is added to it, activated, `(B, E)`."""
+    cond: Tensor | None = None
+    """What else is known: an activated style `(B, S)`, or tokens `(B, M, D)`."""
+
+
+class Parts(NamedTuple):
+    """How the layers of a U-Net are made, from channels in (and out)."""
+
+    residual: Callable[[int, int], nn.Module]
+    attention: Callable[[int], nn.Module]
+    down: Callable[[int], nn.Module]
+    up: Callable[[int], nn.Module]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that stays in autocast's precision: in float32 it would take longer than the convolutions."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        """Normalise `channels` in 32 groups, or as many as divide them."""
+        super().__init__(math.gcd(32, channels), channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(B, C, h, w)`."""
+        return fast_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class Residual(nn.Module):
+    """`skip(x) + conv(modulated(conv(x)))`, with a zero-initialised last convolution.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        time: width of the time embedding.
+        scale_shift: the time scales and shifts the second norm (Dhariwal and Nichol, 2021), or is added before it.
+        style: width of a style that scales once more (Diffusion Autoencoders, Preechakul et al., 2022, eq. 7).
+        resample: `down` and `up` change the side by a factor of two.
+        dropout: share of activations dropped.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        time: int,
+        *,
+        scale_shift: bool,
+        style: int | None = None,
+        resample: str = "none",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, RESAMPLE[resample]
+        self.norm_in = GroupNorm(inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(time, 2 * outputs if scale_shift else outputs)
+        self.style = nn.Linear(style, outputs) if style else None
+        self.norm_out = GroupNorm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        """Map `(B, inputs, h, w)` to `(B, outputs, h', w')`."""
+        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
+        h = self._modulate(h, self.time(c.time)[:, :, None, None])
+        if self.style is not None and c.cond is not None:
+            h = h * (1 + self.style(c.cond)[:, :, None, None])
+        return self.skip(self.resample(x)) + self.conv_out(self.dropout(F.silu(h)))
+
+    def _modulate(self, h: Tensor, time: Tensor) -> Tensor:
+        if not self.scale_shift:
+            return self.norm_out(h + time)
+        scale, shift = time.chunk(2, dim=1)
+        return self.norm_out(h) * (1 + scale) + shift
+
+
+class Downsample(nn.Module):
+    """Halves the side by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stride = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        """Map `(B, C, h, w)` to `(B, C, h / 2, w / 2)`."""
+        return self.stride(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the side by repetition and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        """Map `(B, C, h, w)` to `(B, C, 2 h, 2 w)`."""
+        return self.conv(_double(x))
+
+
+class Cell(nn.ModuleList):
+    """Layers one after the other, each told the condition."""
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        """Map `(B, C, h, w)`."""
+        for layer in self:
+            x = layer(x, c)
+        return x
+
+
+class UNet(nn.Module):
+    """`(B, C, h, w)` -> `(B, heads, C, h, w)`, whatever its layers are.
+
+    Attributes:
+        bottleneck: the cell at the smallest side, whose output no skip goes around (the h-space of Kwon et al., 2023).
+
+    Raises:
+        UserError: the side cannot be halved as often as there are levels.
+    """
+
+    def __init__(self, config: UNetConfig, multipliers: tuple[int, ...], data: Space, heads: int, parts: Parts) -> None:
+        super().__init__()
+        channels, side, _ = data.shape
+        if side % 2 ** (len(multipliers) - 1):
+            raise UserError(
+                f"generator.multipliers has {len(multipliers)} levels, but a side of {side} cannot be halved that often"
+            )
+        self.heads, self.checkpoint = heads, config.checkpoint
+        self.input = nn.Conv2d(config.inputs * channels, config.width, 3, padding=1)
+        widths = [config.width * multiplier for multiplier in multipliers]
+        sides = [side // 2**level for level in range(len(multipliers))]
+        attends = [side in config.attention for side in sides]
+        self.down, kept = _down(config, widths, attends, parts)
+        deepest = widths[-1]
+        middle = [parts.residual(deepest, deepest), parts.attention(deepest), parts.residual(deepest, deepest)]
+        self.bottleneck = Cell(middle)
+        self.up = _up(config, widths, attends, parts, kept)
+        self.norm = GroupNorm(widths[0])
+        self.output = zero(nn.Conv2d(widths[0], heads * channels, 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        """Map `(B, C, h, w)` to `(B, heads, C, h, w)`."""
+        h = self.input(x.contiguous(memory_format=torch.channels_last))
+        kept = [h]
+        for cell in self.down:
+            h = recomputed(cell, h, c, enabled=self.checkpoint)
+            kept.append(h)
+        h = recomputed(self.bottleneck, h, c, enabled=self.checkpoint)
+        for cell in self.up:
+            h = recomputed(cell, torch.cat([h, kept.pop()], dim=1), c, enabled=self.checkpoint)
+        return self.output(F.silu(self.norm(h))).unflatten(1, (self.heads, -1))
+
+
+def time_embedding(width: int) -> nn.Sequential:
+    """Return the map of a sinusoidal embedding `(B, width)` to `(B, 4 width)`."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+
+
+def heads_for(channels: int, config: UNetConfig) -> int:
+    """Return how many heads of about `head_width` share `channels`.
+
+    Raises:
+        UserError: they do not share them evenly.
+    """
+    heads = max(1, channels // config.head_width)
+    if channels % heads:
+        raise UserError(f"generator.head_width is {config.head_width}, which does not divide {channels} channels")
+    return heads
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """Turn a map `(B, C, h, w)` into tokens `(B, h w, C)`."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def map_of(tokens: Tensor, like: Tensor) -> Tensor:
+    """Turn tokens `(B, h w, C)` into a map with the sides of `like`, `(B, C, h, w)`."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def zero(layer: M) -> M:
+    """Set the parameters of a layer to zero, and return it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _down(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts) -> tuple[nn.ModuleList, list[int]]:
+    """Build the way down; return the channels of all that is kept for the way up, too."""
+    cells, kept = nn.ModuleList(), [config.width]
+    for level, width in enumerate(widths):
+        for _ in range(config.blocks):
+            layers = [parts.residual(kept[-1], width)]
+            cells.append(Cell([*layers, parts.attention(width)] if attends[level] else layers))
+            kept.append(width)
+        if level < len(widths) - 1:
+            cells.append(Cell([parts.down(width)]))
+            kept.append(width)
+    return cells, kept
+
+
+def _up(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts, kept: list[int]) -> nn.ModuleList:
+    cells, channels = nn.ModuleList(), widths[-1]
+    for level in reversed(range(len(widths))):
+        for block in range(config.blocks + 1):
+            layers = [parts.residual(channels + kept.pop(), widths[level])]
+            channels = widths[level]
+            if attends[level]:
+                layers.append(parts.attention(channels))
+            if level and block == config.blocks:
+                layers.append(parts.up(channels))
+            cells.append(Cell(layers))
+    return cells
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _keep(x: Tensor) -> Tensor:
+    return x
+
+
+RESAMPLE: dict[str, Callable[[Tensor], Tensor]] = {"none": _keep, "down": _halve, "up": _double}

@@ -1,0 +1,85 @@
+"""A convolutional autoencoder whose bottleneck is quantised: what discrete and continuous use of one have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
+from generators.autoencoders._quantisers import FSQConfig, NearestConfig, quantiser
+from rcg.contracts import Reconstruction
+from rcg.converters._taming import ours
+
+LINEAGES = {"maskgit": MASKGIT, "taming": TAMING}
+
+
+def _named(value: Any) -> Any:
+    return {"name": "nearest", **value} if isinstance(value, dict) else value
+
+
+Bottleneck = Annotated[
+    NearestConfig | FSQConfig, Field(discriminator="name"), BeforeValidator(_named, json_schema_input_type=Any)
+]
+
+
+class QuantisedConfig(ConvConfig):
+    """A quantised autoencoder."""
+
+    lineage: Literal["maskgit", "taming"] = "maskgit"
+    """Whose network: MaskGIT's VQGAN, as MAGE uses it, or that of taming-transformers and latent diffusion."""
+    quantiser: Bottleneck = NearestConfig()
+    """The bottleneck: `nearest`, a codebook, or `fsq`, which needs none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _channels_of_levels(cls, value: Any) -> Any:
+        """Give the latent as many channels as finite scalar quantisation has levels."""
+        section = value.get("quantiser") if isinstance(value, dict) else None
+        if isinstance(section, dict) and section.get("name") == "fsq":
+            levels = section.get("levels", FSQConfig().levels)
+            if isinstance(levels, list | tuple):
+                value = {"channels": len(levels), **value}
+                if value["channels"] != len(levels):
+                    raise ValueError(f"channels is {value['channels']}, but quantiser.levels has {len(levels)}")
+        return value
+
+
+class Quantised(ConvAutoencoder):
+    """A convolutional autoencoder with a quantiser."""
+
+    config: QuantisedConfig
+
+    def __init__(self, config: Any, image_size: int) -> None:
+        super().__init__(config, image_size, LINEAGES[config.lineage])
+        self.quantise = quantiser(config.quantiser, config.channels)
+
+    def forward(self, image: Tensor) -> Reconstruction:
+        """Reconstruct images `(B, 3, H, W)` in [0, 1] with gradients; in training mode the codebook follows."""
+        z = self.analyse(image)
+        with torch.autocast(z.device.type, enabled=False):  # distances in half precision would choose other codes
+            quantised, codes, losses = self.quantise(z.movedim(1, -1).flatten(0, -2))
+        shape = (len(z), *z.shape[2:])
+        latent = quantised.unflatten(0, shape).movedim(-1, 1)
+        return Reconstruction(self.synthesise(latent), losses, codes.view(shape))
+
+    def codes(self, z: Tensor) -> Tensor:
+        """Return the codes, int64 `(B, h, w)`, of what `analyse` returned."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.quantise.codes(z.movedim(1, -1).flatten(0, -2)).view(len(z), *z.shape[2:])
+
+    def paint(self, codes: Tensor) -> Tensor:
+        """Map codes `(B, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
+        return self.synthesise(self.quantise.lookup(codes).movedim(-1, 1)).clamp(0, 1)
+
+    def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a published file under our names."""
+        tensors = ours(found)
+        codebook = tensors.get("quantise.codebook")
+        if codebook is not None:  # published files do not say how often a code was used
+            tensors["quantise.counts"] = torch.ones(len(codebook))
+            if self.config.quantiser.name == "nearest" and self.config.quantiser.update == "ema":
+                tensors["quantise.sums"] = codebook.clone()
+        return tensors

@@ -1,0 +1,98 @@
+"""Any AutoencoderKL of diffusers, by its name on the hub or from a local folder."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from generators.autoencoders._latents import Standardiser, draw
+from rcg.autoencoder import identity
+from rcg.config import ComponentConfig
+from rcg.contracts import Space
+from rcg.errors import UserError
+from rcg.registry import AUTOENCODERS
+
+
+class DiffusersConfig(ComponentConfig):
+    """A published autoencoder, used as it is."""
+
+    name: str = "diffusers"
+    weights: str = "stabilityai/sd-vae-ft-ema"
+    """Name on the hub, or a local folder with config.json and safetensors."""
+    subfolder: str = ""
+    """Where it lies there; `vae` in whole Stable Diffusion pipelines."""
+    network: dict[str, Any] = {}  # noqa: RUF012 - frozen with the model
+    """The network's own configuration; none: what comes with the weights."""
+
+
+@AUTOENCODERS.register
+class Diffusers(nn.Module):
+    """Maps images to random latents `(B, C, h, w)`, and latents to images.
+
+    With `config.network` only the network is built: its weights are somebody else's business.
+
+    Raises:
+        UserError: diffusers is not installed, the weights cannot be had, or the down-sampling does not divide the
+            image.
+    """
+
+    Config = DiffusersConfig
+
+    def __init__(self, config: DiffusersConfig, image_size: int) -> None:
+        super().__init__()
+        self.network = _build(config)
+        card = dict(self.network.config)
+        card = {key: value for key, value in card.items() if not key.startswith("_")}
+        self.config = config.model_copy(update={"network": card})
+        factor = 2 ** (len(card["block_out_channels"]) - 1)
+        if image_size % factor:
+            raise UserError(
+                f"data.image_size is {image_size}, which the down-sampling of {config.weights} by {factor} does not "
+                f"divide; the nearest that fits is {max(factor, round(image_size / factor) * factor)}"
+            )
+        self.shape = (card["latent_channels"], image_size // factor, image_size // factor)
+        self.standardise = Standardiser(card.get("shift_factor") or 0.0, 1 / card["scaling_factor"])
+
+    @cached_property
+    def space(self) -> Space:
+        """Latents `(C, h, w)`."""
+        return Space(self.shape, id=identity(self))
+
+    def posterior(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to means and deviations `(B, 2C, h, w)` of standardised latents."""
+        found = self.network.encode(image * 2 - 1).latent_dist
+        return torch.cat([self.standardise(found.mean), found.std / self.standardise.std], dim=1)
+
+    def draw(self, posterior: Tensor) -> Tensor:
+        """Draw latents `(B, C, h, w)`."""
+        return draw(posterior)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to random latents `(B, C, h, w)`."""
+        return draw(self.posterior(image))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map latents `(B, C, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
+        image: Tensor = self.network.decode(self.standardise.undo(latent)).sample
+        return ((image + 1) / 2).clamp(0, 1)
+
+
+def _build(config: DiffusersConfig) -> Any:
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        raise UserError(
+            "generator.autoencoder.name is diffusers, which is not installed: pip install 'rcg[diffusers]'"
+        ) from None
+    if config.network:
+        return AutoencoderKL.from_config(config.network)
+    try:
+        return AutoencoderKL.from_pretrained(config.weights, subfolder=config.subfolder or None, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"generator.autoencoder.weights is {config.weights!r}, which is neither a folder nor a repository on the "
+            f"hub that holds an AutoencoderKL ({str(error).splitlines()[0]})"
+        ) from None

@@ -1,0 +1,69 @@
+"""A VQ autoencoder with continuous latents, as latent diffusion uses it: quantised only when they are decoded."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from generators.autoencoders._codes import Bottleneck, Quantised, QuantisedConfig
+from generators.autoencoders._latents import Standardiser
+from generators.autoencoders._quantisers import NearestConfig
+from rcg.autoencoder import identity
+from rcg.contracts import Space
+from rcg.registry import AUTOENCODERS
+
+
+class VQConfig(QuantisedConfig):
+    """A VQ autoencoder; the defaults are those of LDM-8's VQ-f8 (Rombach et al., CVPR 2022)."""
+
+    name: str = "vq"
+    lineage: Literal["maskgit", "taming"] = "taming"
+    quantiser: Bottleneck = NearestConfig(codes=16384)
+    scale: PositiveFloat = 1.0
+    """Factor of the latents of a published file; an autoencoder that is trained here measures its own."""
+
+    published: ClassVar[tuple[int, ...]] = (1, 2, 2, 4)
+    published_attention: ClassVar[tuple[int, ...]] = (8,)
+
+
+@AUTOENCODERS.register
+class VQ(Quantised):
+    """Maps images to latents `(B, C, h, w)` before quantisation, and quantised ones to images."""
+
+    Config = VQConfig
+
+    def __init__(self, config: VQConfig, image_size: int) -> None:
+        super().__init__(config, image_size)
+        self.scale = config.scale
+        self.standardise = Standardiser()
+
+    @cached_property
+    def space(self) -> Space:
+        """Latents `(C, h, w)`; the weights must not change any more."""
+        return Space((self.config.channels, self.side, self.side), id=identity(self))
+
+    def posterior(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, C, h, w)`."""
+        latent: Tensor = self.standardise(self.analyse(image))
+        return latent
+
+    def draw(self, posterior: Tensor) -> Tensor:
+        """Return the latents as they are."""
+        return posterior
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, C, h, w)`."""
+        return self.posterior(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Quantise latents `(B, C, h, w)` and map them to images `(B, 3, H, W)` in [0, 1]."""
+        return self.paint(self.codes(self.standardise.undo(latent.float())))
+
+    def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a published file under our names."""
+        scaled = {"standardise.mean": torch.tensor(0.0), "standardise.std": torch.tensor(1 / self.scale)}
+        return super().rename(found) | scaled

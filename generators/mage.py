@@ -1,0 +1,195 @@
+"""MAGE, a masked transformer over tokens (Li et al., CVPR 2023), with a representation in its class slot (RCG)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcg.config import (
+    ComponentConfig,
+    Fraction,
+    GeneratorConfig,
+    GuidanceConfig,
+    ProcessConfig,
+    SamplerConfig,
+    TrainConfig,
+    component,
+    unsaid,
+)
+from rcg.contracts import MASK, Space
+from rcg.errors import UserError
+from rcg.nn import Attention, ConditionEmbedding
+from rcg.processes.masked import MaskedConfig
+from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
+
+
+class MAGEGuidance(GuidanceConfig):
+    """Guidance that grows in a line, as published: RCG's cfg of 1 (MAGE-B) and 6 (MAGE-L) is a scale of 2 and 7."""
+
+    ramp: Literal["constant", "linear", "cosine"] = "linear"
+
+
+class MAGETrain(TrainConfig):
+    """The published recipe apart from its length and its batch of 4096 at a rate of 2.4e-3."""
+
+    lr: PositiveFloat = 4e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: NonNegativeInt = 500
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip: PositiveFloat | None = 3.0
+
+
+class MAGEConfig(GeneratorConfig):
+    """A masked encoder-decoder; the defaults suit images of 32 to 128 px.
+
+    Published sizes, as width, depth + decoder_depth (heads, decoder_heads): base 768, 12 + 8 (12, 16); large 1024,
+    24 + 8 (16, 16); huge 1280, 32 + 8 (16, 16). All are told 16 x 16 tokens.
+    """
+
+    name: str = "mage"
+    width: PositiveInt = 384
+    """Channels of a token."""
+    depth: PositiveInt = 6
+    """Blocks of the encoder."""
+    heads: PositiveInt = 6
+    """Attention heads of the encoder."""
+    decoder_depth: PositiveInt = 4
+    """Blocks of the decoder."""
+    decoder_heads: PositiveInt = 6
+    """Attention heads of the decoder."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout of embeddings, attention and MLPs."""
+    process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
+    """How tokens are masked."""
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="maskgit")] = unsaid()
+    """How tokens are drawn."""
+    autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="vqgan")] = unsaid()
+    """The tokenizer."""
+    guidance: MAGEGuidance = MAGEGuidance()
+    """Guidance in sampling."""
+    train: MAGETrain = MAGETrain()
+
+    @model_validator(mode="after")
+    def _refuse_another_process(self) -> MAGEConfig:
+        if not isinstance(self.process, MaskedConfig):
+            raise ValueError(f"the process is {self.process.name}, but MAGE fills in masked tokens: use masked")
+        return self
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width, drop=dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `(B, N, width)`."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+@GENERATORS.register
+class MAGE(nn.Module):
+    """Maps tokens `(B, h, w)`, `MASK` where they are unknown, to logits `(B, 1, K, h, w)`; it is told no time.
+
+    In training the encoder does not see as many masked tokens as there always are. They are dropped and brought back by
+    sorting and by a product with a matrix of ones and zeros, so that no shape depends on data.
+
+    Raises:
+        UserError: the autoencoder gives no tokens, or heads do not divide the width.
+    """
+
+    Config = MAGEConfig
+
+    def __init__(self, config: MAGEConfig, data: Space, cond: Space | None, heads: int) -> None:
+        super().__init__()
+        if data.vocab is None:
+            raise UserError(f"mage paints with tokens, but {data.id} gives real numbers: choose a tokenizer, vqgan")
+        for key in ("heads", "decoder_heads"):
+            if config.width % getattr(config, key):
+                raise UserError(f"generator.width is {config.width}; it must be a multiple of {key}")
+        assert isinstance(config.process, MaskedConfig)
+        self.shape, self.vocab, width = data.shape, data.vocab, config.width
+        self.tokens = math.prod(data.shape)
+        self.dropped = config.process.fewest(self.tokens)
+        self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
+        self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
+        self.norm_in = nn.LayerNorm(width, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+        self.cond = ConditionEmbedding(cond, width) if cond else None
+        self.encoder = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.bridge = nn.Linear(width, width)
+        self.decoder_positions = nn.Parameter(torch.zeros(1, self.tokens + 1, width))
+        self.decoder = nn.ModuleList(
+            Block(width, config.decoder_heads, config.dropout) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5))
+        self.bias = nn.Parameter(torch.zeros(data.vocab))
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Map tokens `x` `(B, h, w)`, given `cond`, to logits `(B, 1, K, h, w)`."""
+        tokens = x.flatten(1)  # (B, N)
+        masked = tokens == MASK
+        order = self._order(masked)
+        seen = order[:, : self.tokens - self.dropped] if self.training else order
+        encoded = self.encode(tokens.gather(1, seen), seen, cond)
+        # Which of the encoder's outputs stands where: the slot's, the first, stands for every masked token.
+        source = torch.where(masked, 0, order.argsort(dim=1) + 1)
+        pick = (source[..., None] == torch.arange(encoded.shape[1], device=x.device)).to(encoded.dtype)
+        h = torch.cat([encoded[:, :1], pick @ encoded], dim=1) + self.decoder_positions
+        for block in self.decoder:
+            h = block(h)
+        h = self.head(self.decoder_norm(h)[:, 1:])
+        # The output shares the embeddings, but does not train them (as published).
+        logits = F.linear(h, self.words.weight[: self.vocab].detach(), self.bias)
+        return logits.transpose(1, 2).unflatten(2, self.shape)[:, None]
+
+    def encode(self, tokens: Tensor, positions: Tensor, cond: Tensor | None) -> Tensor:
+        """Encode tokens `(B, M)` at `positions` `(B, M)`: `(B, 1 + M, width)`, the slot of the condition first."""
+        if self.cond is not None and cond is not None:
+            slot = self.cond(cond)[:, None]
+        else:
+            empty = torch.full_like(tokens[:, :1], self.vocab + 1)
+            slot = self._embed(empty, torch.zeros_like(empty))
+        words = torch.where(tokens == MASK, self.vocab, tokens)
+        h = torch.cat([slot, self._embed(words, positions + 1)], dim=1)
+        for block in self.encoder:
+            h = block(h)
+        encoded: Tensor = self.bridge(self.norm(h))
+        return encoded
+
+    def _order(self, masked: Tensor) -> Tensor:
+        """Return a permutation of the positions for each row of `masked` `(B, N)`.
+
+        In training the known ones come first, then the masked ones at random: the last are those to drop.
+        """
+        if not self.training:
+            return torch.arange(self.tokens, device=masked.device).expand_as(masked)
+        return (masked + torch.rand(masked.shape, device=masked.device)).argsort(dim=1)
+
+    def _embed(self, words: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = self.dropout(self.norm_in(self.words(words) + self.positions(positions)))
+        return embedded
+
+    def _initialise(self) -> None:
+        """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for table in (self.words.weight, self.positions.weight, self.decoder_positions):
+            nn.init.normal_(table, std=0.02)

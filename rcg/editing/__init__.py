@@ -1,0 +1,1 @@
+"""What a trained generator can do to a given image."""

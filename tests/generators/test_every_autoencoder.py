@@ -1,0 +1,110 @@
+"""What every registered autoencoder promises."""
+
+import pytest
+import torch
+
+from generators.autoencoders._latents import draw
+from rcg import cache
+from rcg.autoencoder import autoencoder_part, build_autoencoder, frozen, has_weights, restore_autoencoder
+from rcg.contracts import Reconstruction
+from rcg.errors import UserError
+from rcg.registry import AUTOENCODERS
+
+CONV = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": [2]}
+NETWORK = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [32, 32],
+}
+SMALL = {
+    "vqgan": {**CONV, "quantiser": {"codes": 16}},
+    "vq": {**CONV, "quantiser": {"name": "fsq", "levels": [3, 3, 3, 3]}},
+    "kl": CONV,
+    "diffusers": {"network": NETWORK},
+}
+
+
+@pytest.fixture(params=AUTOENCODERS.names())
+def autoencoder(request):
+    torch.manual_seed(0)
+    schema = AUTOENCODERS.get(request.param).Config
+    return frozen(build_autoencoder(schema(**SMALL.get(request.param, {})), 16))
+
+
+def test_it_maps_images_into_its_space_and_back(autoencoder):
+    image = torch.rand(3, 3, 16, 16)
+    latent = autoencoder.encode(image)
+    assert latent.shape == (3, *autoencoder.space.shape)
+    if autoencoder.space.vocab is not None:
+        assert latent.dtype == torch.int64
+        assert 0 <= latent.min() <= latent.max() < autoencoder.space.vocab
+    painted = autoencoder.decode(latent)
+    assert painted.shape == image.shape
+    assert 0 <= painted.min() <= painted.max() <= 1
+    torch.testing.assert_close(autoencoder.decode(latent[1:2]), painted[1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_its_latents_are_drawn_from_what_a_cache_keeps(autoencoder):
+    if not has_weights(autoencoder):
+        pytest.skip("there is nothing to keep")
+    image = torch.rand(3, 3, 16, 16)
+    kept = cache.widen(cache.keep(autoencoder, image))
+    torch.manual_seed(1)
+    drawn = autoencoder.draw(kept)
+    torch.manual_seed(1)
+    torch.testing.assert_close(drawn, autoencoder.encode(image), atol=5e-3, rtol=2e-3)
+
+
+def test_its_space_names_its_weights_and_survives_a_file(autoencoder):
+    if not has_weights(autoencoder):
+        pytest.skip("there is nothing to identify")
+    part = autoencoder_part(autoencoder, {})
+    assert restore_autoencoder(part, 16).space == autoencoder.space
+    changed = {name: value + 1 if value.is_floating_point() else value for name, value in part.tensors.items()}
+    other = restore_autoencoder(type(part)(part.kind, part.config, part.facts, changed), 16)
+    assert other.space.shape == autoencoder.space.shape
+    assert other.space.id != autoencoder.space.id
+
+
+def test_one_that_can_be_trained_reconstructs_with_gradients(autoencoder):
+    if not hasattr(autoencoder.config if has_weights(autoencoder) else None, "train"):
+        pytest.skip("it is used as it is")
+    autoencoder.train().requires_grad_(True)
+    made = autoencoder(torch.rand(3, 3, 16, 16))
+    assert isinstance(made, Reconstruction)
+    assert made.image.shape == (3, 3, 16, 16)
+    (made.image.sum() + sum(made.losses.values())).backward()
+    assert all(p.grad is not None for p in autoencoder.parameters())
+
+
+def test_latents_are_drawn_with_the_mean_and_deviation_that_are_kept():
+    torch.manual_seed(0)
+    drawn = draw(torch.cat([torch.full((1, 4, 64, 64), 2.0), torch.full((1, 4, 64, 64), 0.5)], dim=1))
+    assert drawn.mean().item() == pytest.approx(2, abs=0.02)
+    assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["vqgan", "vq", "kl"])
+def test_images_and_levels_that_do_not_fit_are_refused(name):
+    schema = AUTOENCODERS.get(name).Config
+    with pytest.raises(UserError, match=r"data\.image_size is 30.*down-sampling by 4.*nearest that fits is 32"):
+        build_autoencoder(schema(**{**CONV, "multipliers": [1, 1, 1]}), 30)
+    with pytest.raises(UserError, match=r"attention names the down-sampling factor 3.*1, 2"):
+        build_autoencoder(schema(**{**CONV, "attention": [3]}), 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side", "width"),
+    [
+        ("vqgan", 256, 16, 128),
+        ("vqgan", 128, 16, 128),
+        ("vqgan", 64, 16, 64),
+        ("vqgan", 32, 8, 64),
+        ("vqgan", 16, 8, 64),
+    ]
+    + [("vq", 256, 32, 128), ("kl", 256, 32, 128), ("kl", 64, 16, 64), ("vq", 32, 8, 64)],
+)
+def test_sizes_that_are_not_given_follow_the_image(name, size, side, width):
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(AUTOENCODERS.get(name).Config(), size)
+    assert (autoencoder.side, autoencoder.encoder.conv_in.out_channels) == (side, width)

@@ -1,0 +1,221 @@
+"""MAGE against the published network's recorded outputs, and what its training step promises."""
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from generators.mage import MAGE, MAGEConfig
+from rcg.config import GuidanceConfig
+from rcg.contracts import MASK, Space
+from rcg.errors import UserError
+from rcg.model import build
+from rcg.nn import Attention, attend
+from rcg.processes.masked import Draws
+from rcg.randomness import Streams
+from tests import toy_tokenizer  # noqa: F401  (registers it)
+from tests.converters.test_mage_converter import published
+from tests.parity import recorded
+
+DATA = Space((4, 4), vocab=12, id="tokens")
+
+
+def model(cond=None, data=DATA, **config):
+    torch.manual_seed(0)
+    condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
+    sizes = {
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "autoencoder": "toy_tokenizer",
+    }
+    return build(MAGEConfig(**sizes | condition | config), MAGE, data, cond)
+
+
+def recorded_draws(tensors):
+    return Draws(tensors["aux/mask_rate"].expand(2), tensors["aux/mask_noise"].view(2, 16, 16))
+
+
+def in_recorded_order(m, tensors, monkeypatch):
+    """Let the encoder drop what the published one dropped: the tokens of lowest noise."""
+    order = tensors["aux/mask_noise"].argsort(dim=1, descending=True)
+    monkeypatch.setattr(m.network, "_order", lambda masked: order)
+    monkeypatch.setattr(m.process, "draw", lambda x: recorded_draws(tensors))
+    monkeypatch.setattr(m, "dropped", lambda cond: tensors["aux/rep_drop_rand"] < tensors["aux/rep_drop_prob"])
+    return m.train()
+
+
+def test_the_training_step_equals_the_published_one(monkeypatch):
+    _, tensors = recorded("mage_train_forward")
+    m = in_recorded_order(published(), tensors, monkeypatch)
+    seen = {}
+    m.network.norm.register_forward_hook(lambda module, args, out: seen.update(latent=out))
+    m.network.register_forward_hook(lambda module, args, out: seen.update(x=args[0], logits=out))
+    loss = m(tensors["in/gt_indices"].view(2, 16, 16), tensors["in/rep"])["cross_entropy"]
+    assert torch.equal((seen["x"] == MASK).flatten(1).float(), tensors["out/token_all_mask"][:, 1:])
+    latent, logits = seen["latent"], seen["logits"].flatten(3)[:, 0].transpose(1, 2)  # (B, N, K)
+    # The published encoder keeps its tokens in the order of the image.
+    kept = m.network._order(None)[:, :128].argsort(dim=1)
+    latent = torch.cat([latent[:, :1], latent[:, 1:].take_along_dim(kept[..., None], 1)], 1)
+    torch.testing.assert_close(latent, tensors["out/latent"], atol=1e-5, rtol=1e-4)
+    assert_recorded(logits, tensors["out/logits"])
+    torch.testing.assert_close(loss, tensors["out/loss"], atol=1e-5, rtol=1e-5)
+
+
+def assert_recorded(logits, strided):
+    """Compare `(B, 256, 48)` with every 18th number of the published `(B, 257, 1049)`."""
+    place = torch.arange(0, 2 * 257 * 1049, 18)
+    assert len(place) == len(strided)
+    sample, token, word = place // (257 * 1049), place // 1049 % 257, place % 1049
+    ours = (token > 0) & (word < 48)  # the others are never used
+    assert ours.sum() > 1000
+    found = logits[sample[ours], token[ours] - 1, word[ours]]
+    torch.testing.assert_close(found, strided[ours], atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoding_step_equals_the_published_one():
+    _, tensors = recorded("mage_decode_step")
+    m = published().eval()
+    tokens = tensors["in/tokens"]
+    x = torch.where(tokens >= 48, MASK, tokens).view(2, 16, 16)
+    assert 0 < (x == MASK).sum() < x.numel()
+    seen = []
+    m.network.norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    logits = m.network(x, torch.zeros(2), tensors["in/rep"])
+    torch.testing.assert_close(seen[0], tensors["out/encoder_out"], atol=1e-5, rtol=1e-4)
+    assert_recorded(logits.flatten(3)[:, 0].transpose(1, 2), tensors["out/logits"])
+
+
+@pytest.mark.parametrize("cond", [None, Space((3,)), Space((), vocab=5)])
+def test_every_condition_trains_every_weight_and_draws_tokens(cond):
+    m = model(cond, dropout=0.0).train()
+    x = torch.randint(12, (6, 4, 4))
+    given = None if cond is None else torch.randn(6, 3) if cond.vocab is None else torch.randint(5, (6,))
+    m(x, given)["cross_entropy"].backward()
+    still = {name for name, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
+    assert not still - {"null"}  # the null is drawn for a tenth of the samples only
+    drawn = m.eval().sample(given, Streams(0, range(6), "t"), GuidanceConfig(scale=2.0), steps=4)
+    assert drawn.shape == (6, 4, 4)
+    assert drawn.dtype == torch.int64
+    assert 0 <= drawn.min() <= drawn.max() < 12
+
+
+def test_the_output_shares_the_embeddings_without_training_them():
+    m = model().eval()
+    x = torch.full((2, 4, 4), MASK)
+    m.network(x, torch.zeros(2)).square().sum().backward()
+    assert m.network.words.weight.grad[:12].abs().max() == 0
+    assert m.network.words.weight.grad[12].abs().max() > 0
+    with torch.no_grad():
+        before = m.network(x, torch.zeros(2))
+        m.network.words.weight[3] += 1
+        changed = (m.network(x, torch.zeros(2)) - before).abs().amax((0, 1, 3, 4))
+    assert changed.nonzero().flatten().tolist() == [3]
+
+
+def test_dropping_masked_tokens_keeps_every_known_one_and_the_number_of_tokens():
+    m = model().train()
+    x = torch.randint(12, (5, 4, 4))
+    x[:, :2] = MASK
+    x[0] = MASK
+    seen = []
+    m.network.encoder[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    order = m.network._order(x.flatten(1) == MASK)
+    known = x.flatten(1).gather(1, order[:, :8])
+    assert (known[1:] != MASK).all()
+    assert sorted(order[0].tolist()) == list(range(16))
+    m.network(x, torch.zeros(5))
+    m.network.eval()(x, torch.zeros(5))
+    assert seen == [(5, 1 + 8, 16), (5, 1 + 16, 16)]
+
+
+def test_without_dropped_tokens_training_and_sampling_see_the_same():
+    m = model(process={"name": "masked", "ratio_min": 0.0}, dropout=0.0)
+    x = torch.randint(12, (3, 4, 4))
+    x[:, 1] = MASK
+    torch.testing.assert_close(m.train().network(x, torch.zeros(3)), m.eval().network(x, torch.zeros(3)))
+
+
+def test_the_training_step_compiles_without_a_break_and_without_data_dependent_shapes():
+    m = model(Space((3,))).train()
+    compiled = torch.compile(m.network, backend="eager", fullgraph=True, dynamic=False)
+    x = torch.where(torch.rand(4, 4, 4) < 0.6, MASK, 3)
+    x[:, :2] = MASK
+    assert compiled(x, torch.zeros(4), torch.randn(4, 3)).shape == (4, 1, 12, 4, 4)
+
+
+def test_it_learns_what_its_condition_says():
+    m = model(
+        Space((), vocab=3),
+        width=32,
+        condition_dropout=0.0,
+        dropout=0.0,
+        process={"name": "masked", "label_smoothing": 0.0},
+        sampler={"name": "maskgit", "steps": 4},
+    ).train()
+    optimiser = torch.optim.AdamW(m.parameters(), lr=1e-2)
+    pattern = torch.randint(12, (3, 4, 4))
+    for _ in range(200):
+        labels = torch.randint(3, (16,))
+        loss = m(pattern[labels], labels)["cross_entropy"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    drawn = m.eval().sample(torch.arange(3), Streams(0, range(3), "t"))
+    assert (drawn == pattern).float().mean() > 0.9
+
+
+def test_one_name_brings_process_sampler_and_ramp():
+    config = MAGEConfig(autoencoder="toy_tokenizer", guidance={"scale": 2})
+    assert (config.process.name, config.sampler.name, config.guidance.ramp) == ("masked", "maskgit", "linear")
+    assert MAGEConfig(autoencoder="toy_tokenizer", sampler={"steps": 8}).sampler.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"process": "gaussian"}, "the sampler maskgit cannot walk back the process gaussian; those that can: ddim"),
+        ({"process": "gaussian", "sampler": "ddim"}, "MAGE fills in masked tokens: use masked"),
+        ({"sampler": "ddim"}, "those that can: maskgit"),
+    ],
+)
+def test_a_process_or_sampler_for_other_data_is_refused(config, said):
+    with pytest.raises(ValueError, match=said):
+        MAGEConfig(autoencoder="toy_tokenizer", **config)
+
+
+def test_data_of_another_kind_is_refused():
+    from generators.dit import DiT, DiTConfig
+
+    with pytest.raises(UserError, match="the process masked cannot corrupt real numbers, which pixels gives"):
+        model(data=Space((3, 8, 8), id="pixels"))
+    with pytest.raises(UserError, match="the process gaussian cannot corrupt tokens, which tokens gives"):
+        build(DiTConfig(condition="none"), DiT, DATA, None)
+    with pytest.raises(UserError, match="dit paints with real numbers, but tokens gives tokens"):
+        build(DiTConfig(condition="none", process="masked", sampler="maskgit"), DiT, DATA, None)
+    with pytest.raises(UserError, match="must be a multiple of decoder_heads"):
+        model(decoder_heads=3)
+
+
+@pytest.mark.parametrize("cond", [Space((3,)), Space((), vocab=5)])
+def test_a_training_step_never_asks_the_device_for_a_value(cond):
+    # Fake tensors have shapes but no values: item(), nonzero() and boolean indices raise.
+    with FakeTensorMode():
+        m = model(cond).train()
+        given = torch.randn(6, 3) if cond.vocab is None else torch.zeros(6, dtype=torch.long)
+        m(torch.zeros(6, 4, 4, dtype=torch.long), given)["cross_entropy"].backward()
+        assert m.network.words.weight.grad.shape == (14, 16)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
+    torch.manual_seed(0)
+    attention, x = Attention(8, 2, dropout=0.25), torch.randn(64, 10, 8)
+    q, k = torch.randn(2, 64, 2, 10, 10)
+    with torch.set_grad_enabled(grad):  # the two ways to compute attention
+        weights = attend(q, k, torch.eye(10).expand(64, 2, 10, 10), dropout=0.25)
+        assert (attention.train()(x) == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+        assert (attention.eval()(x) == 0).sum() == 0
+    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert weights.sum(-1).mean().item() == pytest.approx(1, abs=0.02)

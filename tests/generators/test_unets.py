@@ -1,0 +1,106 @@
+"""What ADM and LDM promise beyond the published networks."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from generators._unet import Condition, Residual
+from generators.adm import ADM, ADMConfig
+from generators.ldm import LDM, LDMConfig
+from rcg.config import ComponentConfig
+from rcg.contracts import Space
+from rcg.errors import UserError
+from rcg.registry import AUTOENCODERS
+
+PIXELS, REP, LABELS = Space((3, 16, 16)), Space((6,)), Space((), vocab=4)
+SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 8}
+
+
+def awake(network):
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return network
+
+
+def test_a_style_only_scales_what_the_time_has_modulated():
+    block = awake(Residual(8, 8, 4, scale_shift=True, style=6))
+    x, time, z = torch.randn(2, 8, 4, 4), torch.randn(2, 4), torch.randn(2, 6)
+    with torch.no_grad():  # the residual branch before its last activation, AdaGN as in Diffusion Autoencoders
+        scale, shift = block.time(time)[..., None, None].chunk(2, dim=1)
+        h = block.norm_out(block.conv_in(torch.nn.functional.silu(block.norm_in(x)))) * (1 + scale) + shift
+        h = h * (1 + block.style(z)[..., None, None])
+        expected = x + block.conv_out(torch.nn.functional.silu(h))
+        torch.testing.assert_close(block(x, Condition(time, z)), expected)
+
+
+@pytest.mark.parametrize("cond", [REP, LABELS])
+def test_every_residual_block_hears_the_style(cond):
+    network = ADM(ADMConfig(condition_path="style", **SMALL), PIXELS, cond, heads=1)
+    blocks = [module for module in network.modules() if isinstance(module, Residual)]
+    assert len(blocks) == 2 + 1 + 2 + 4 + 1  # down, its resampling, bottleneck, up, its resampling
+    assert {block.style.in_features for block in blocks} == {6 if cond is REP else 64}
+
+
+def test_a_new_network_does_not_listen_to_the_representation():
+    network = awake(ADM(ADMConfig(**SMALL), PIXELS, REP, heads=1))
+    fresh = ADM(ADMConfig(**SMALL), PIXELS, REP, heads=1)
+    network.cond.load_state_dict(fresh.cond.state_dict())
+    x, t, rep = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
+    assert torch.equal(network(x, t, rep), network(x, t, -rep))
+
+
+@pytest.mark.parametrize(("network", "config"), [(ADM, ADMConfig), (LDM, LDMConfig)])
+def test_the_bottleneck_can_be_edited_by_a_hook(network, config):
+    n = awake(network(config(**SMALL), PIXELS, REP, heads=1)).eval()
+    x, t, rep = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
+    plain, seen = n(x, t, rep), []
+    handle = n.bottleneck.register_forward_hook(lambda module, args, output: seen.append(output) or output + 1)
+    edited = n(x, t, rep)
+    handle.remove()
+    assert seen[0].shape == (2, 32, 8, 8)
+    assert not torch.allclose(edited, plain)
+    assert torch.equal(n(x, t, rep), plain)
+
+
+def test_several_context_tokens_are_made_from_one_representation():
+    n = LDM(LDMConfig(context_tokens=3, **SMALL), PIXELS, REP, heads=1)
+    assert n.cond(torch.randn(2, 6)).shape == (2, 3, 6)
+    single = LDM(LDMConfig(**SMALL), PIXELS, REP, heads=1)
+    rep = torch.randn(2, 6)
+    assert torch.equal(single.cond(rep)[:, 0], rep)
+    labels = LDM(LDMConfig(**SMALL), PIXELS, LABELS, heads=1)
+    assert labels.cond(torch.tensor([0, 4])).shape == (2, 1, 512)
+
+
+def test_dropout_acts_in_training_alone():
+    n = awake(ADM(ADMConfig(dropout=0.5, **SMALL), PIXELS, None, heads=1))
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([3])
+    assert not torch.equal(n(x, t), n(x, t))
+    n.eval()
+    assert torch.equal(n(x, t), n(x, t))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="has 3 levels, but a side of 10 cannot be halved that often"):
+        LDM(LDMConfig(), Space((3, 10, 10)), None, heads=1)
+    with pytest.raises(UserError, match="head_width is 10, which does not divide 32 channels"):
+        ADM(ADMConfig(**SMALL | {"head_width": 10}), PIXELS, None, heads=1)
+
+
+def test_the_published_sizes_have_their_number_of_parameters():
+    with torch.device("meta"):
+        adm = ADM(ADMConfig(width=256), Space((3, 256, 256)), Space((256,)), heads=2)
+        ldm = LDM(LDMConfig(width=256), Space((4, 32, 32)), Space((256,)), heads=1)
+    assert sum(p.numel() for p in adm.parameters()) == pytest.approx(553.1e6, rel=1e-3)
+    assert sum(p.numel() for p in ldm.parameters()) == pytest.approx(389.9e6, rel=1e-3)
+
+
+def test_latents_are_not_clipped(monkeypatch):
+    class Config(ComponentConfig):
+        name: str = "latents"
+
+    monkeypatch.setitem(AUTOENCODERS._classes, "latents", type("Latents", (), {"Config": Config}))
+    assert ADMConfig().sampler.clip
+    assert ADMConfig(autoencoder="latents", sampler={"clip": False}).sampler.name == "ddpm"
+    with pytest.raises(ValidationError, match="latents leave: set sampler"):
+        ADMConfig(autoencoder="latents")
