@@ -101,8 +101,11 @@ def test_images_and_levels_that_do_not_fit_are_refused(name):
         ("vqgan", 64, 16, 64),
         ("vqgan", 32, 8, 64),
         ("vqgan", 16, 8, 64),
-    ]
-    + [("vq", 256, 32, 128), ("kl", 256, 32, 128), ("kl", 64, 16, 64), ("vq", 32, 8, 64)],
+        ("vq", 256, 32, 128),
+        ("kl", 256, 32, 128),
+        ("kl", 64, 16, 64),
+        ("vq", 32, 8, 64),
+    ],
 )
 def test_sizes_that_are_not_given_follow_the_image(name, size, side, width):
     with torch.device("meta"):
