@@ -30,13 +30,22 @@ def test_a_token_is_masked_when_its_square_touches_the_hole():
     assert torch.equal(known[0][~masked], TOKENIZER.encode(IMAGE[:1])[0][~masked])
 
 
-def test_what_is_in_the_hole_has_no_influence():
-    m, hole = mage(), holes((0.1, 0.2, 0.6, 0.5)).expand(3, -1, -1)
-    other = torch.where(hole[:, None], 1 - IMAGE, IMAGE)
+class Wide(ToyTokenizer):
+    """A tokenizer whose receptive field reaches into the next square."""
+
+    def encode(self, image):
+        return super().encode(image.roll(4, -1))
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Wide(ToyTokenizerConfig(), 16)])
+def test_what_is_in_the_hole_has_no_influence(tokenizer):
+    m, hole = mage(), holes((0.1, 0.2, 0.75, 0.5)).expand(3, -1, -1)
+    other = torch.where(hole[:, None], 1.0, IMAGE)
     z = torch.randn(3, 5)
     with torch.no_grad():
-        one, two = (inpaint(m, TOKENIZER, x, hole, z, Streams(0, range(3), "t"), steps=3) for x in (IMAGE, other))
+        one, two = (inpaint(m, tokenizer, x, hole, z, Streams(0, range(3), "t"), steps=3) for x in (IMAGE, other))
     assert torch.equal(one, two)
+    assert torch.equal(known_tokens(tokenizer, IMAGE, hole), known_tokens(tokenizer, other, hole))
     assert torch.equal(hide(IMAGE, hole), hide(other, hole))
 
 

@@ -9,6 +9,7 @@ from rcg.config import GuidanceConfig
 from rcg.contracts import MASK, Space
 from rcg.errors import UserError
 from rcg.model import build
+from rcg.nn import Attention, attend
 from rcg.processes.masked import Draws
 from rcg.randomness import Streams
 from tests import toy_tokenizer  # noqa: F401  (registers it)
@@ -98,6 +99,19 @@ def test_every_condition_trains_every_weight_and_draws_tokens(cond):
     assert drawn.shape == (6, 4, 4)
     assert drawn.dtype == torch.int64
     assert 0 <= drawn.min() <= drawn.max() < 12
+
+
+def test_the_output_shares_the_embeddings_without_training_them():
+    m = model().eval()
+    x = torch.full((2, 4, 4), MASK)
+    m.network(x, torch.zeros(2)).square().sum().backward()
+    assert m.network.words.weight.grad[:12].abs().max() == 0
+    assert m.network.words.weight.grad[12].abs().max() > 0
+    with torch.no_grad():
+        before = m.network(x, torch.zeros(2))
+        m.network.words.weight[3] += 1
+        changed = (m.network(x, torch.zeros(2)) - before).abs().amax((0, 1, 3, 4))
+    assert changed.nonzero().flatten().tolist() == [3]
 
 
 def test_dropping_masked_tokens_keeps_every_known_one_and_the_number_of_tokens():
@@ -192,3 +206,16 @@ def test_a_training_step_never_asks_the_device_for_a_value(cond):
         given = torch.randn(6, 3) if cond.vocab is None else torch.zeros(6, dtype=torch.long)
         m(torch.zeros(6, 4, 4, dtype=torch.long), given)["cross_entropy"].backward()
         assert m.network.words.weight.grad.shape == (14, 16)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
+    torch.manual_seed(0)
+    attention, x = Attention(8, 2, dropout=0.25), torch.randn(64, 10, 8)
+    q, k = torch.randn(2, 64, 2, 10, 10)
+    with torch.set_grad_enabled(grad):  # the two ways to compute attention
+        weights = attend(q, k, torch.eye(10).expand(64, 2, 10, 10), dropout=0.25)
+        assert (attention.train()(x) == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+        assert (attention.eval()(x) == 0).sum() == 0
+    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert weights.sum(-1).mean().item() == pytest.approx(1, abs=0.02)

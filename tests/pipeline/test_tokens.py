@@ -121,12 +121,19 @@ def test_without_a_configuration_the_encoder_beside_the_generator_is_used(run, p
         assert done.returncode == 0, done.stderr
     one, other = (np.asarray(Image.open(folder / "panel.png"))[20:] for folder in (run, tmp_path / "run"))
     assert np.array_equal(one[:, : other.shape[1]], other[:, : one.shape[1]])
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_an_encoder_that_changed_since_is_refused(run, picture, tmp_path, described):
+    shutil.copytree(run, tmp_path / "run")
+    if not described:
+        (tmp_path / "run" / "mage" / "config.yaml").unlink()
     part = checkpoint.load(tmp_path / "run" / "encoder" / checkpoint.FILE)
     moved = {key: value + 1 if value.is_floating_point() else value for key, value in part.tensors.items()}
     checkpoint.save(tmp_path / "run" / "encoder" / checkpoint.FILE, replace(part, tensors=moved))
-    done = tool("inpaint", tmp_path / "run", *arguments, "--out", tmp_path / "panel.png")
+    done = tool("inpaint", tmp_path / "run", "--generator", "mage", "--image", picture)
     assert done.returncode == 2
-    assert "is not the encoder of" in done.stderr
+    assert ("train the generator again" if described else "is not the encoder of") in done.stderr
 
 
 @pytest.mark.parametrize("generator", ["mage-class", "mage-none"])
