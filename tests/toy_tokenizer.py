@@ -1,5 +1,6 @@
 """A tokenizer without weights: each patch of 4 x 4 pixels becomes its mean colour, three levels for each channel."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +16,6 @@ class ToyTokenizerConfig(ComponentConfig):
     name: str = "toy_tokenizer"
 
 
-@AUTOENCODERS.register
 class ToyTokenizer(nn.Module):
     Config = ToyTokenizerConfig
 
@@ -33,3 +33,11 @@ class ToyTokenizer(nn.Module):
         assert 0 <= latent.min() <= latent.max() < LEVELS**3
         levels = torch.stack([latent // LEVELS**2, latent // LEVELS % LEVELS, latent % LEVELS], dim=1)
         return F.interpolate(levels / (LEVELS - 1), scale_factor=PATCH)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tokenizer_has_a_name():
+    """Let the tests of a module that imports this find the tokenizer by its name, and nobody else."""
+    AUTOENCODERS.register(ToyTokenizer)
+    yield
+    AUTOENCODERS._classes.pop("toy_tokenizer")

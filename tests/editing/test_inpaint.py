@@ -9,7 +9,7 @@ from rcg.errors import UserError
 from rcg.randomness import Streams
 from tests.generators.test_mage import model
 from tests.test_model import model as dit
-from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig
+from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig, tokenizer_has_a_name  # noqa: F401
 
 TOKENIZER = ToyTokenizer(ToyTokenizerConfig(), 16)
 IMAGE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))

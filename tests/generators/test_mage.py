@@ -12,9 +12,9 @@ from rcg.model import build
 from rcg.nn import Attention, attend
 from rcg.processes.masked import Draws
 from rcg.randomness import Streams
-from tests import toy_tokenizer  # noqa: F401  (registers it)
 from tests.converters.test_mage_converter import published
 from tests.parity import recorded
+from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 
 DATA = Space((4, 4), vocab=12, id="tokens")
 

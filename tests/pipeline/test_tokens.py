@@ -11,8 +11,8 @@ from PIL import Image
 
 from rcg import checkpoint
 from rcg.pipeline import Pipeline
-from tests import toy_tokenizer  # noqa: F401  (registers it)
 from tests.toy import tool, write
+from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 
 GENERATOR = {
     "name": "mage",
