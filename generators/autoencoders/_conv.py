@@ -5,9 +5,10 @@ Layers carry the names that the published files use, so that a converter has lit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -23,42 +24,47 @@ GROUPS = 32
 class ConvConfig(AutoencoderConfig):
     """The sizes of a convolutional autoencoder; it halves the side once less than it has multipliers."""
 
-    width: Annotated[PositiveInt, Field(multiple_of=GROUPS)] = 128
-    """Channels at full resolution."""
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 4)
-    """Channels at each resolution, as multiples of `width`."""
+    width: Annotated[PositiveInt, Field(multiple_of=GROUPS)] | None = None
+    """Channels at full resolution; none: 128 as published, below 128 px 64."""
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    """Channels at each resolution, as multiples of `width`; none: the published ones, of which the last are left out
+    where images are small: from 64 px on at least 16 x 16 positions remain, below 8 x 8."""
     blocks: PositiveInt = 2
     """Residual blocks at each resolution."""
-    attention: tuple[PositiveInt, ...] = ()
-    """Down-sampling factors at which blocks are followed by self-attention."""
+    attention: tuple[PositiveInt, ...] | None = None
+    """Down-sampling factors at which blocks are followed by self-attention; none: the published ones."""
     channels: PositiveInt = 4
     """Channels of the latent."""
 
-    @property
-    def factor(self) -> int:
-        """How many pixels of a side become one."""
-        return 2 ** (len(self.multipliers) - 1)
+    published: ClassVar[tuple[int, ...]] = (1, 2, 4, 4)
+    published_attention: ClassVar[tuple[int, ...]] = ()
 
-    def side(self, image_size: int) -> int:
-        """Return the side of the latent of an image.
+    def stated(self, image_size: int) -> Self:
+        """Return the section with everything that follows the image size written out.
 
         Raises:
             UserError: the down-sampling does not divide the image, or attention is asked for where there is no level.
         """
-        if image_size % self.factor:
-            fits = max(self.factor, round(image_size / self.factor) * self.factor)
+        spare = max(1, image_size // (16 if image_size >= 64 else 8))
+        multipliers = self.multipliers or self.published[: int(math.log2(spare)) + 1]
+        levels = [2**i for i in range(len(multipliers))]
+        if image_size % levels[-1]:
+            fits = max(levels[-1], round(image_size / levels[-1]) * levels[-1])
             raise UserError(
-                f"data.image_size is {image_size}, which the autoencoder's down-sampling by {self.factor} "
-                f"({len(self.multipliers)} multipliers) does not divide; the nearest that fits is {fits}"
+                f"data.image_size is {image_size}, which the autoencoder's down-sampling by {levels[-1]} "
+                f"({len(levels)} multipliers) does not divide; the nearest that fits is {fits}"
             )
-        levels = [2**i for i in range(len(self.multipliers))]
-        for factor in self.attention:
+        for factor in self.attention or ():
             if factor not in levels:
                 raise UserError(
                     f"generator.autoencoder.attention names the down-sampling factor {factor}, but the levels have "
                     f"{', '.join(map(str, levels))}"
                 )
-        return image_size // self.factor
+        attention = self.attention
+        if attention is None:
+            attention = tuple(factor for factor in self.published_attention if factor in levels)
+        width = self.width or (128 if image_size >= 128 else 64)
+        return self.model_copy(update={"width": width, "multipliers": multipliers, "attention": attention})
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,9 @@ class ConvAutoencoder(nn.Module):
 
     def __init__(self, config: Any, image_size: int, lineage: Lineage, outputs: int | None = None) -> None:
         super().__init__()
+        self.config = config = config.stated(image_size)
+        self.side, self.signed = image_size // 2 ** (len(config.multipliers) - 1), lineage.signed
         outputs = outputs or config.channels
-        self.config, self.side, self.signed = config, config.side(image_size), lineage.signed
         self.encoder = Encoder(config, lineage, outputs)
         self.decoder = Decoder(config, lineage)
         self.quant_conv, self.post_quant_conv = (
@@ -127,7 +134,7 @@ class ConvAutoencoder(nn.Module):
 class Encoder(nn.Module):
     """`(B, 3, H, W) -> (B, outputs, h, w)`."""
 
-    def __init__(self, config: ConvConfig, lineage: Lineage, outputs: int) -> None:
+    def __init__(self, config: Any, lineage: Lineage, outputs: int) -> None:
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(3, config.width, 3, padding=1, bias=lineage.bias)
@@ -153,7 +160,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """`(B, channels, h, w) -> (B, 3, H, W)`."""
 
-    def __init__(self, config: ConvConfig, lineage: Lineage) -> None:
+    def __init__(self, config: Any, lineage: Lineage) -> None:
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)

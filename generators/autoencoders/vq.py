@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from generators.autoencoders._codes import Bottleneck, Quantised, QuantisedConfig
@@ -21,12 +21,13 @@ class VQConfig(QuantisedConfig):
     """A VQ autoencoder; the defaults are those of LDM-8's VQ-f8 (Rombach et al., CVPR 2022)."""
 
     name: str = "vq"
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 4)
-    attention: tuple[PositiveInt, ...] = (8,)
     lineage: Literal["maskgit", "taming"] = "taming"
     quantiser: Bottleneck = NearestConfig(codes=16384)
     scale: PositiveFloat = 1.0
     """Factor of the latents of a published file; an autoencoder that is trained here measures its own."""
+
+    published: ClassVar[tuple[int, ...]] = (1, 2, 2, 4)
+    published_attention: ClassVar[tuple[int, ...]] = (8,)
 
 
 @AUTOENCODERS.register

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated
+from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from generators.autoencoders._codes import Quantised, QuantisedConfig
@@ -18,8 +18,9 @@ class VQGANConfig(QuantisedConfig):
     """A tokenizer; the defaults are those of MAGE's, which makes 16 x 16 tokens of 256 px."""
 
     name: str = "vqgan"
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     channels: PositiveInt = 256
+
+    published: ClassVar[tuple[int, ...]] = (1, 1, 2, 2, 4)
 
 
 @AUTOENCODERS.register

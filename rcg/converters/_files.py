@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rcg import checkpoint, weights
+from rcg.autoencoder import FOLDER, restore_autoencoder
 from rcg.contracts import Space
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel
@@ -77,6 +78,20 @@ def cond_space(run: Path, dim: int, path: Path) -> Space:
         if space.shape == (dim,):
             return space
     return Space((dim,), id=f"of {path.name}")
+
+
+def first_stage(run: Path, name: str, shape: tuple[int, ...], path: Path) -> tuple[Any, Space]:
+    """Return the section and the space of the autoencoder in whose latents of `shape` a generator was trained.
+
+    That is the one of the run, where there is one; the original files do not say which. Else it is called `name`.
+    """
+    tokenizer = run / FOLDER / checkpoint.FILE
+    if tokenizer.is_file():
+        part = checkpoint.load(tokenizer)
+        found = restore_autoencoder(part, part.facts["image_size"])
+        if found.space.shape == shape:
+            return found.config, found.space
+    return name, Space(shape, id=f"of {path.name}")
 
 
 def save_generator(

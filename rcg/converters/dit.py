@@ -14,6 +14,7 @@ from rcg.converters._files import (
     LIVE,
     claim,
     cond_space,
+    first_stage,
     inverse,
     load_generator,
     read_original,
@@ -58,7 +59,8 @@ class DiT:
     def read(path: Path, run: Path) -> list[Path]:
         """Turn an original checkpoint into `run`/dit (or dit-class), and return what was written.
 
-        A representation is taken to be that of `run`/rdm. The last row of a table of classes is its null.
+        A representation is taken to be that of `run`/rdm, and latents those of `run`/tokenizer. The last row of a table
+        of classes is its null.
 
         Raises:
             UserError: the file is not a DiT's, or its tensors do not fit the network.
@@ -73,6 +75,7 @@ class DiT:
         cond = Space((), vocab=len(tensors[f"{COND['class']}.weight"]) - 1, id="labels")
         if condition == "representation":
             cond = cond_space(run, tensors["rep_embedder.weight"].shape[1], path)
+        autoencoder, data = first_stage(run, "kl", (channels, side, side), path)
         learned = len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2
         network = GENERATORS.get("dit")
         config = network.Config(
@@ -86,10 +89,10 @@ class DiT:
             process={"name": "gaussian", "variance": "learned_range" if learned else "fixed_large"},
             sampler={"name": "ddpm", "steps": 250, "spacing": "linspace"},
             guidance={"channels": 3},
-            autoencoder="kl",
+            autoencoder=autoencoder,
         )
         claim(run / config.arm)
-        model = build(config, network, Space((channels, side, side), id="kl"), cond)
+        model = build(config, network, data, cond)
         found = ours(tensors, condition)
         if model.null is not None:
             found.setdefault("null", torch.zeros_like(model.null))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rcg import checkpoint, weights
+from rcg.autoencoder import FOLDER
 from rcg.contracts import Space
-from rcg.converters import _encoder, _unet
-from rcg.converters._files import LIVE, claim, load_generator, save_generator
+from rcg.converters import _autoencoder, _encoder, _unet
+from rcg.converters._files import LIVE, claim, first_stage, load_generator, save_generator
 from rcg.converters._rcg import LABELS, average_name, schedule
+from rcg.converters._taming import theirs as their_autoencoder
 from rcg.errors import UserError
 from rcg.model import build
 from rcg.registry import CONVERTERS, GENERATORS
 
-NETWORK = "model.diffusion_model."
+NETWORK, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 INNER = _unet.RESIDUAL | {
     "op": "stride",
     "conv": "conv",
@@ -39,8 +42,8 @@ FUSED = {
     "cross.kv.": ("attn2.to_k.", "attn2.to_v."),
 }
 """Ours, and the original layers whose rows it holds."""
-SIDE, FACTOR = 32, 8
-"""Side of the latents, and of a latent pixel in the image, as published; the weights do not tell."""
+SIDE = 32
+"""Side of the latents of a file without its first stage, as published; the weights do not tell."""
 
 
 @CONVERTERS.register
@@ -49,7 +52,9 @@ class LDM:
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/ldm (or ldm-class) and `run`/encoder, and return what was written.
+        """Turn an original checkpoint into `run`/ldm (or ldm-class), `run`/encoder and `run`/tokenizer.
+
+        Returns what was written.
 
         Raises:
             UserError: the file is not an LDM's, or its tensors do not fit the network.
@@ -60,22 +65,26 @@ class LDM:
         live = {key.removeprefix(NETWORK): value for key, value in tensors.items() if key.startswith(NETWORK)}
         average = {key: tensors[average_name(NETWORK + key)] for key in live}
         encoder = _encoder.read(tensors, path)
+        tokenizer = _first_stage(tensors, path)
+        channels = live["input_blocks.0.0.weight"].shape[1]
+        autoencoder, data = first_stage(run, "vq", (channels, SIDE, SIDE), path)
+        if tokenizer:
+            autoencoder, data = tokenizer.config, tokenizer.space
         condition = "representation" if encoder else "class"
         cond = Space((), vocab=len(tensors[LABELS]), id="labels")
         if encoder:
             cond = _encoder.space(encoder, encoder.width, path)
         network = GENERATORS.get("ldm")
         config = network.Config(
-            **_unet.shape_of(live, SIDE),
+            **_unet.shape_of(live, data.shape[1]),
             transformer_depth=depth_of(live),
             condition=condition,
             condition_dropout=0.0,
             sampler={"name": "ddim", "steps": 200, "eta": 1.0, "spacing": "rcg"},
-            autoencoder="vq",
+            autoencoder=autoencoder,
         )
         claim(run / config.arm)
-        channels = live["input_blocks.0.0.weight"].shape[1]
-        model = build(config, network, Space((channels, SIDE, SIDE), id="vq"), cond)
+        model = build(config, network, data, cond)
         found = {f"network.{key}": value for key, value in ours(average).items()}
         if model.null is None:  # ours has one more row, the null label, which these models never saw
             found["network.cond.embed.embed.weight"] = torch.cat(
@@ -84,14 +93,16 @@ class LDM:
         else:
             found["null"] = torch.zeros_like(model.null)
         outside = (NETWORK, "model_ema.diffusion_model", _encoder.PREFIX, *schedule())
+        outside += (FIRST_STAGE,) if tokenizer else ()
         kept = {LIVE + key: value for key, value in live.items()}
         kept |= {key: value for key, value in tensors.items() if not key.startswith(outside)}
-        written = save_generator(run, model, found, SIDE * FACTOR, kept, path)
-        return [*written, _encoder.save(encoder, run)] if encoder else written
+        written = save_generator(run, model, found, _autoencoder.SIDE, kept, path)
+        written += [_encoder.save(encoder, run)] if encoder else []
+        return written + (_autoencoder.save(tokenizer, run) if tokenizer else [])
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
-        """Turn `run`/ldm (or ldm-class) into an original checkpoint, with `run`/encoder where there is one.
+        """Turn `run`/ldm (or ldm-class), with `run`/encoder and `run`/tokenizer, into an original checkpoint.
 
         Without the live weights of a converted file the averaged ones stand in for them.
         """
@@ -107,9 +118,18 @@ class LDM:
             found[average_name(NETWORK + key)] = average[key]
         if part.config["condition"] == "class":
             found[LABELS] = part.tensors["network.cond.embed.embed.weight"][:-1]
+        if (run / FOLDER / checkpoint.FILE).is_file():
+            tokenizer = their_autoencoder(checkpoint.load(run / FOLDER / checkpoint.FILE).tensors)
+            found |= {FIRST_STAGE + key: value for key, value in tokenizer.items()}
         found |= {key: value for key, value in kept.items() if not key.startswith(LIVE)}
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
+
+
+def _first_stage(tensors: Mapping[str, Tensor], path: Path) -> Any:
+    """Rebuild the autoencoder that the checkpoint carries; None where it carries none."""
+    found = {key.removeprefix(FIRST_STAGE): value for key, value in tensors.items() if key.startswith(FIRST_STAGE)}
+    return _autoencoder.rebuild("vq", found, path) if found else None
 
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""Images completed by a generator of tokens: inpainting, outpainting, uncropping, reconstruction (MAGE, Appendix C)."""
+"""Images completed by a generator of tokens: inpainting, outpainting, uncropping, reconstruction (as MAGE does)."""
 
 from __future__ import annotations
 

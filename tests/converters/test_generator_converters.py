@@ -6,31 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from rcg import checkpoint, weights
-from rcg.config import ComponentConfig
+from rcg.autoencoder import restore_autoencoder
 from rcg.contracts import Space
 from rcg.converters import _encoder, _rcg, _unet, adm, dit, ldm
 from rcg.converters._files import LIVE
 from rcg.model import build
+from rcg.nn import sincos_positions
 from rcg.pipeline import restore
-from rcg.registry import AUTOENCODERS, ENCODERS, GENERATORS
+from rcg.registry import ENCODERS, GENERATORS
 from tests.parity import DATA, recorded, state
 from tests.toy import tool
 
 KEYS = DATA / "keys"
-
-
-@pytest.fixture(autouse=True)
-def first_stages(monkeypatch):
-    """Stand-ins for the first stages that a checkpoint names; converting never builds one."""
-    for name in ("kl", "vq"):
-
-        class Config(ComponentConfig):
-            name: str = "stand-in"
-
-        monkeypatch.setitem(AUTOENCODERS._classes, name, type("Stage", (nn.Module,), {"Config": Config}))
 
 
 def listed(name):
@@ -91,6 +80,20 @@ def test_a_generator_is_told_what_the_rdm_beside_it_generates(tmp_path):
     assert part.facts["cond"]["id"] == "somewhere"
 
 
+def test_a_generator_works_in_the_latents_of_the_tokenizer_beside_it(tmp_path):
+    vq = {f"first_stage_model.{key}": value for key, value in state("ldm_vq_tiny").items()}
+    torch.save(vq, tmp_path / "vq.ckpt")
+    convert("vq", tmp_path / "vq.ckpt", tmp_path / "run")
+    found = state("dit_tiny_rep")
+    found["pos_embed"] = sincos_positions(32, 32)[None]  # sides of 64, which this tokenizer has at 256 px
+    torch.save(found, tmp_path / "dit.pth")
+    convert("dit", tmp_path / "dit.pth", tmp_path / "run")
+    part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
+    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE), 256)
+    assert Space.from_json(part.facts["data"]) == tokenizer.space
+    assert part.config["autoencoder"]["name"] == "vq"
+
+
 def test_an_original_dit_is_class_conditional_and_approximates_its_gelu(tmp_path):
     tensors = {key: value for key, value in state("dit_tiny_class").items() if "rep_embedder" not in key}
     torch.save(tensors, tmp_path / "DiT-XL-2.pt")
@@ -131,11 +134,14 @@ def test_an_ldm_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     network = ENCODERS.get("moco_v3")
     encoder = network(network.Config(arch="vit_base", **settings), load=False)
     found |= {_encoder.PREFIX + key.removeprefix("trunk."): value for key, value in encoder.state_dict().items()}
-    found |= {_rcg.LABELS: torch.randn(5, 12), "first_stage_model.encoder.conv_in.weight": torch.randn(3, 3)}
+    found |= {_rcg.LABELS: torch.randn(5, 12)}
+    found |= {ldm.FIRST_STAGE + key: value for key, value in state("ldm_vq_tiny").items()}
     torch.save({"model": found, "model_ema": None, "epoch": 0}, tmp_path / "ldm.pth")
     convert("ldm", tmp_path / "ldm.pth", tmp_path / "run")
     part = checkpoint.load(tmp_path / "run" / "ldm" / checkpoint.FILE)
     assert part.facts["cond"]["id"].startswith("moco_v3:")
+    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE), 256)
+    assert Space.from_json(part.facts["data"]) == tokenizer.space
     assert restore(part, GENERATORS).config.multipliers == (1, 2)
     convert("ldm", tmp_path / "run", tmp_path / "back.pth", "--back")
     equal(found, weights.read(tmp_path / "back.pth")["model"])

@@ -91,3 +91,20 @@ def test_images_and_levels_that_do_not_fit_are_refused(name):
         build_autoencoder(schema(**{**CONV, "multipliers": [1, 1, 1]}), 30)
     with pytest.raises(UserError, match=r"attention names the down-sampling factor 3.*1, 2"):
         build_autoencoder(schema(**{**CONV, "attention": [3]}), 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side", "width"),
+    [
+        ("vqgan", 256, 16, 128),
+        ("vqgan", 128, 16, 128),
+        ("vqgan", 64, 16, 64),
+        ("vqgan", 32, 8, 64),
+        ("vqgan", 16, 8, 64),
+    ]
+    + [("vq", 256, 32, 128), ("kl", 256, 32, 128), ("kl", 64, 16, 64), ("vq", 32, 8, 64)],
+)
+def test_sizes_that_are_not_given_follow_the_image(name, size, side, width):
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(AUTOENCODERS.get(name).Config(), size)
+    assert (autoencoder.side, autoencoder.encoder.conv_in.out_channels) == (side, width)
