@@ -23,7 +23,7 @@ from rcg.evaluation.judging import Evaluation, Known, given_reference, judge, sa
 from rcg.evaluation.sources import Generated, Source, of_batch, of_data, of_folder
 from rcg.metrics.inception import TAPS
 from rcg.pipeline import Pipeline
-from rcg.representation import Representation, Transform, build_encoder
+from rcg.representation import Representation, Transform, open_encoder
 
 PARTS = ("train", "validation")
 
@@ -184,7 +184,7 @@ def _encoder(text: str, samples: Source, origin: dict[str, Any], device: Any) ->
         name: Any = representation.encoder.config
         return encoder_view(f"own-{name.name}", representation, device)
     section, size = config.parse_encoder(text)
-    representation = Representation(build_encoder(section, size or samples.size), Transform("none"))
+    representation = Representation(open_encoder(section, size or samples.size), Transform("none"))
     return encoder_view(section.name, representation, device)
 
 
