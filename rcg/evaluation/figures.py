@@ -98,6 +98,14 @@ def compared(
     yield from _neighbours(view.name, _some(generated), _some(real), luck, warnings)
 
 
+def floor(view: View, held_out: Features, reference: Reference) -> Iterator[Figure]:
+    """Yield the Frechet distance of held-out images to the reference: what a perfect generator of as many would get."""
+    known, real = reference.gaussian(view, view.outputs[0]), held_out.gaussian(view.outputs[0])
+    if known is not None:
+        name = f"{view.distance} of {held_out.count} held-out images"
+        yield Figure(view.name, name, real.distance(known), None, "what as many perfect samples get")
+
+
 def _frechet(
     view: View,
     output: str,

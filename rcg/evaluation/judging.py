@@ -61,6 +61,12 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def held_out_is_reference(self) -> bool:
+        """Whether samples are compared with the very images that are held out."""
+        facts = self.reference and self.reference.facts
+        return self.known is not None and self.known.held_out.facts == facts
+
+    @property
     def name(self) -> str:
         """A name for the report's folder that follows from everything that decides its figures."""
         settings = {
@@ -130,8 +136,9 @@ def judge(evaluation: Evaluation, out: Path, cache: Path, save_images: bool, acc
     searched = [*extra, *(view for view in views if view.name == evaluation.own)]
     sets = []
     if evaluation.known is not None:
-        for what, source in (("train", evaluation.known.train), ("validation", evaluation.known.held_out)):
-            sets.append(extract(source, searched, cache, accelerator, what))
+        sets.append(extract(evaluation.known.train, searched, cache, accelerator, "train"))
+        # in all views, to say beside each distance how far real images are
+        sets.append(extract(evaluation.known.held_out, [*extra, *views], cache, accelerator, "validation"))
     if not accelerator.is_main_process:
         return None
     seconds = time.perf_counter() - start
@@ -140,7 +147,10 @@ def judge(evaluation: Evaluation, out: Path, cache: Path, save_images: bool, acc
     luck = Resampling(evaluation.resamples, 0, device)
     warnings, found = list(evaluation.warnings), list[Figure]()
     for view in views:
-        found += figures.compared(view, seen[view.name], Reference(real, evaluation.statistics), luck, warnings)
+        reference = Reference(real, evaluation.statistics)
+        found += figures.compared(view, seen[view.name], reference, luck, warnings)
+        if sets and not evaluation.held_out_is_reference:
+            found += figures.floor(view, sets[1][view.name], reference)
     if evaluation.consistent and evaluation.own is not None:
         z = seen["condition"].read("z"), seen[evaluation.own].read("z")
         found += figures.consistency(evaluation.own, *z, luck)

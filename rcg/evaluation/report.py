@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Report(NamedTuple):
     def text(self) -> str:
         """Return the report as Markdown."""
         lines = [f"# {self.facts['samples'].get('run') or self.facts['samples']['images']}", ""]
-        lines += [f"- {name}: {_words(value)}" for name, value in self.facts.items()]
+        lines += [f"- {name}: {words(value)}" for name, value in self.facts.items()]
         lines += ["", "| figure | value | mean ± deviation | features | good is |", "|---|---|---|---|---|"]
         lines += [_row(figure) for figure in self.figures]
         lines += [""] + [f"**Mind:** {warning}.\n" for warning in self.warnings]
@@ -53,16 +54,21 @@ class Report(NamedTuple):
 
 
 def _row(figure: Figure) -> str:
-    spread = "" if figure.spread is None else f"{figure.spread.mean:.5g} ± {figure.spread.deviation:.2g}"
+    spread = spread_words(figure.spread and figure.spread._asdict())
     return f"| {figure.name} | {figure.value:.5g} | {spread} | {figure.space} | {figure.good} |"
 
 
-def _words(value: Any) -> str:
+def spread_words(spread: Mapping[str, float] | None) -> str:
+    """Write mean and deviation, or nothing."""
+    return "" if spread is None else f"{spread['mean']:.5g} ± {spread['deviation']:.2g}"
+
+
+def words(value: Any) -> str:
     """Write nested facts on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(item)}" for name, item in value.items() if item is not None)
+        return ", ".join(f"{name} {words(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list):
-        return "; ".join(map(_words, value)) if value and isinstance(value[0], dict) else "-".join(map(str, value))
+        return "; ".join(map(words, value)) if value and isinstance(value[0], dict) else "-".join(map(str, value))
     return f"({value})" if " " in str(value) else str(value)
 
 

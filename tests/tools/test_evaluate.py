@@ -109,6 +109,19 @@ def test_two_processes_find_what_one_does(run, tmp_path):
         assert ours["value"] == pytest.approx(theirs["value"], rel=1e-6)
 
 
+def test_the_page_of_a_run_needs_no_other_file(run):
+    evaluate(run, run / "evaluation")
+    assert tool("sample", run, "--num", 4, "--steps", 2, "--out", run / "gallery").returncode == 0
+    assert tool("report", run).returncode == 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4  # gallery, curves, neighbours in two spaces
+    assert "src=" not in page.replace('src="data:image/png;base64,', "")
+    assert "<td>consistency</td>" in page
+    assert "name: dit" in page
+    assert "consistency" in tool("summary", run).stdout
+    shutil.rmtree(run / "evaluation")
+
+
 def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
     section = {"name": "moco_v3", "arch": "resnet18", "width": 4, "depth": 1, "weights": "none"}
     section |= {"projector_hidden": 8, "projector_dim": 6}
