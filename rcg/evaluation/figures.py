@@ -14,7 +14,7 @@ from rcg.errors import UserError
 from rcg.evaluation.features import Features, View
 from rcg.metrics.bootstrap import Spread, bootstrap
 from rcg.metrics.frechet import Gaussian
-from rcg.metrics.inception import LOGITS, SPATIAL, inception_score, kernel_distance
+from rcg.metrics.inception import LOGITS, SPATIAL, inception_score, kernel_distance, subset_size
 from rcg.metrics.manifold import among, coverage, density
 from rcg.metrics.memorisation import Memorisation, memorisation
 
@@ -94,7 +94,7 @@ def compared(
     if "tap" in view.facts:
         name = view.distance.replace("FID", "KID")
         kid = kernel_distance(generated, real)
-        yield Figure(view.name, name, kid.mean, kid, "low; over 100 subsets")
+        yield Figure(view.name, name, kid.mean, kid, f"low; over 100 subsets of {subset_size(generated, real)}")
     yield from _neighbours(view.name, _some(generated), _some(real), luck, warnings)
 
 

@@ -89,11 +89,17 @@ def inception_score(logits: Tensor, splits: int = 10) -> Spread:
     return Spread(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
-def kernel_distance(generated: Tensor, real: Tensor, subset: int = 1000) -> Spread:
-    """Return the kernel Inception distance of `(M, D)` and `(N, D)` over 100 subsets, as torch-fidelity computes it.
+def subset_size(generated: Tensor, real: Tensor) -> int:
+    """Return the size of the KID's subsets: 1000 as usual, half of the smaller set where there are not so many."""
+    smaller = min(len(generated), len(real))
+    return 1000 if smaller >= 1000 else max(2, smaller // 2)
 
-    Subsets have `subset` vectors, fewer where there are not so many (Binkowski et al., ICLR 2018).
+
+def kernel_distance(generated: Tensor, real: Tensor) -> Spread:
+    """Return the kernel Inception distance of `(M, D)` and `(N, D)` over 100 subsets (Binkowski et al., ICLR 2018).
+
+    It is computed by torch-fidelity.
     """
-    size = min(subset, len(generated), len(real))
+    size = subset_size(generated, real)
     found = kid_features_to_metric(generated.cpu(), real.cpu(), kid_subset_size=size, verbose=False)
     return Spread(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])

@@ -109,7 +109,7 @@ def test_all_figures_are_those_of_torch_fidelity(tmp_path, monkeypatch):
         isc=True,
         kid=True,
         prc=True,
-        kid_subset_size=90,
+        kid_subset_size=45,
         verbose=False,
     )
     found = figures(tiny_view(), of_folder(tmp_path / "a", None), of_folder(tmp_path / "b", None), tmp_path / "cache")
@@ -142,7 +142,7 @@ def test_inception_figures_are_those_of_torch_fidelity(tmp_path):
         fid=True,
         kid=True,
         prc=True,
-        kid_subset_size=24,
+        kid_subset_size=12,
         verbose=False,
     )
     view = inception_view(tmp_path / "inception.pth", "64", torch.device("cpu"))
