@@ -139,8 +139,8 @@ def test_nearest_neighbours_are_found_across_parts(monkeypatch):
 
 def test_copies_are_samples_closer_than_the_closest_held_out_images():
     torch.manual_seed(0)
-    train, held_out = torch.randint(256, (200, 9), dtype=torch.uint8), torch.randint(256, (300, 9), dtype=torch.uint8)
-    honest = memorisation(torch.randint(256, (300, 9), dtype=torch.uint8), train, held_out)
+    train, held_out = (torch.randint(256, (n, 3072), dtype=torch.uint8) for n in (200, 300))
+    honest = memorisation(torch.randint(256, (300, 3072), dtype=torch.uint8), train, held_out)
     assert float(honest.copies.mean()) < 0.05
     assert honest.ratio == pytest.approx(1, abs=0.1)
     copied = memorisation(torch.cat([train[:50], held_out[:50]]), train, held_out)

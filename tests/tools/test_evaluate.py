@@ -13,6 +13,7 @@ from rcg import checkpoint
 from rcg.config import parse_encoder
 from rcg.errors import UserError
 from rcg.evaluation.sources import Generated, of_folder
+from rcg.gallery import to_uint8
 from rcg.metrics.inception import Inception
 from rcg.pipeline import Pipeline
 from tests.toy import ROOT, tool, write
@@ -67,9 +68,9 @@ def test_saved_images_are_those_that_were_judged(run, tmp_path):
     evaluate(run, tmp_path, "--save-images")
     (images,) = tmp_path.glob("*/images")
     saved = next(of_folder(images, None).batches(range(8)))
-    streamed = next(Generated(Pipeline.from_run(run), 70, 0, {}).batches(range(8)))
+    streamed = Pipeline.from_run(run).sample(range(8)).images
     assert len(list(images.glob("*.png"))) == 70
-    assert torch.equal(saved.images, streamed.images)
+    assert torch.equal(saved.images, to_uint8(streamed))
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(run, tmp_path, monkeypatch):
