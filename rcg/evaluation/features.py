@@ -70,9 +70,14 @@ class Features:
         """Return the file of some images."""
         return self.folder / f"{positions.start:09d}-{positions.stop:09d}.safetensors"
 
-    def read(self, output: str) -> Tensor:
-        """Return all features `(N, D)` of an output."""
-        return torch.cat(list(self._shards(output)))
+    def read(self, output: str, limit: int | None = None) -> Tensor:
+        """Return the features `(N, D)` of an output, or so many of them, drawn at random, in the images' order."""
+        if limit is None or limit >= self.count:
+            return torch.cat(list(self._shards(output)))
+        chosen = torch.zeros(self.count, dtype=torch.bool)
+        chosen[torch.randperm(self.count, generator=torch.Generator().manual_seed(0))[:limit]] = True
+        parts = zip(self._shards(output), chosen.split(SHARD), strict=True)
+        return torch.cat([shard[here] for shard, here in parts])
 
     def gaussian(self, output: str) -> Gaussian:
         """Return the Gaussian of an output; it is fitted once, some thousand features at a time."""

@@ -20,6 +20,8 @@ from rcg.metrics.memorisation import Memorisation, memorisation
 
 COMPARED = 10_000
 """Most images of each set whose neighbours are searched, drawn at random."""
+DRAWN = 50_000
+"""Most reference images that the KID's subsets are drawn from."""
 BALLS = 5
 """Neighbours of density and coverage; fewer images than that have none."""
 
@@ -90,12 +92,14 @@ def compared(
     if view.name not in reference.features:
         warnings.append(f"the reference has statistics but no images: no KID, precision or recall in {view.name}")
         return
-    real = reference.features[view.name].read(main).to(luck.device)
+    features = reference.features[view.name]
     if "tap" in view.facts:
+        real = features.read(main, DRAWN)
         name = view.distance.replace("FID", "KID")
         kid = kernel_distance(generated, real)
         yield Figure(view.name, name, kid.mean, kid, f"low; over 100 subsets of {subset_size(generated, real)}")
-    yield from _neighbours(view.name, _some(generated), _some(real), luck, warnings)
+    some, known = (found.read(main, COMPARED).to(luck.device) for found in (samples, features))
+    yield from _neighbours(view.name, some, known, luck, warnings)
 
 
 def floor(view: View, held_out: Features, reference: Reference) -> Iterator[Figure]:
@@ -171,9 +175,3 @@ def memorised(
     copies = luck.mean(view.name, "copies", found.copies, "about 0.01, as of held-out images")
     ratio = Figure(view.name, "novelty", found.ratio, None, "about 1; well below, it memorises")
     return found, [copies, ratio]
-
-
-def _some(x: Tensor) -> Tensor:
-    """Return at most `COMPARED` rows, drawn at random."""
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:COMPARED]
-    return x[chosen.to(x.device)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 
 class Spread(NamedTuple):
@@ -25,6 +26,7 @@ def bootstrap(figure: Callable[[Tensor], float], x: Tensor, resamples: int, seed
     if resamples < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
-    draws = (torch.randint(len(x), (len(x),), generator=generator) for _ in range(resamples))
+    bar = tqdm(range(resamples), desc="resampling", delay=5, leave=False)
+    draws = (torch.randint(len(x), (len(x),), generator=generator) for _ in bar)
     found = torch.tensor([figure(x[chosen.to(x.device)]) for chosen in draws], dtype=torch.float64)
     return Spread(float(found.mean()), float(found.std()))

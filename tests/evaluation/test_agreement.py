@@ -245,3 +245,14 @@ def test_a_folder_with_a_broken_file_is_refused(tmp_path):
     (tmp_path / "a" / "0001.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1 unreadable picture, 0001.png .*an evaluation counts every picture"):
         of_folder(tmp_path / "a", None)
+
+
+def test_some_features_are_drawn_from_all_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcg.evaluation.features.SHARD", 8)
+    folder(tmp_path / "a", 30, 0, 1.0)
+    seen = extract(of_folder(tmp_path / "a", None), [tiny_view()], tmp_path / "c", Accelerator(cpu=True), "samples")
+    every, some = seen["tiny"].read("2048"), seen["tiny"].read("2048", 20)
+    positions = [int((every == row).all(1).nonzero()) for row in some]
+    assert len(positions) == 20
+    assert positions == sorted(set(positions))
+    assert {position // 8 for position in positions} == {0, 1, 2, 3}
