@@ -247,10 +247,11 @@ def run_representation(run: Path, arm: str, space: Space | None) -> Representati
     path = run / arm / CONFIG
     if path.is_file():
         return fitted_representation(config_file.load(path).model_copy(update={"run": run}), space)
-    # a converted checkpoint
-    representation = Representation(restore_encoder(run / "encoder" / checkpoint.FILE), Transform("per_sample"))
+    kept = run / "encoder.safetensors"  # by Pipeline.save_pretrained; else the run is a converted checkpoint
+    file = kept if kept.is_file() else run / "encoder" / checkpoint.FILE
+    representation = Representation(restore_encoder(file), Transform("per_sample"))
     if space is not None and representation.space != space:
-        raise UserError(f"{run / 'encoder'} is not the encoder of {run / arm}")
+        raise UserError(f"{file} is not the encoder of {run / arm}")
     return representation
 
 

@@ -133,6 +133,14 @@ def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
     assert again["extractors"] == found["extractors"], "random weights are the same ones at every call"
 
 
+def test_a_pipeline_that_was_saved_brings_its_own_encoder(run, tmp_path):
+    Pipeline.from_run(run).save_pretrained(tmp_path / "saved")
+    judged = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", run / "dit" / "samples")
+    assert judged["extractors"] == evaluate(run, tmp_path / "run")["extractors"]
+    assert "consistency" in {figure["name"] for figure in judged["figures"]}
+    assert judged["reference"]["resize"].startswith("short side to 16 px")
+
+
 def test_an_extractor_of_another_network_is_refused(run, tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     done = tool("evaluate", run, "--inception", tmp_path / "other.pth", "--out", tmp_path / "out")
