@@ -82,6 +82,8 @@ def compared(
     """Yield how the features of samples and of the reference differ in one view; what is doubtful joins `warnings`."""
     main = view.outputs[0]
     generated = samples.read(main).to(luck.device)
+    if view.distance.startswith("FID-"):
+        warnings.append(f"{view.distance} is no FID: published figures are of tap 2048, and not comparable with it")
     yield from _frechet(view, main, view.distance, generated, reference, luck, warnings)
     if SPATIAL in view.outputs:
         spatial = samples.read(SPATIAL).to(luck.device)

@@ -146,7 +146,9 @@ def test_inception_figures_are_those_of_torch_fidelity(tmp_path):
         verbose=False,
     )
     view = inception_view(tmp_path / "inception.pth", "64", torch.device("cpu"))
-    found = figures(view, of_folder(tmp_path / "a", None), of_folder(tmp_path / "b", None), tmp_path / "cache")
+    warnings = []
+    found = figures(view, *(of_folder(tmp_path / name, None) for name in "ab"), tmp_path / "cache", warnings)
+    assert "FID-64 is no FID" in warnings[0]
     assert found["FID-64"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)  # singular: theirs
     assert found["KID-64"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
     assert found["precision"].value == theirs["precision"]
