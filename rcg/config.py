@@ -20,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -473,6 +474,34 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {'; '.join(_complaints(error))}") from None
+
+
+def parse_encoder(text: str) -> tuple[EncoderConfig, int | None]:
+    """Read an encoder section from a YAML file, an experiment's or the section alone, or from YAML itself.
+
+    Returns:
+        The section, and the image size of the experiment where there is one.
+
+    Raises:
+        UserError: there is no such file, or it is not an encoder section with weights.
+    """
+    path = Path(text)
+    if path.suffix == ".yaml" and not path.is_file():
+        raise UserError(f"there is no file {path} with an encoder section")
+    try:
+        values = yaml.safe_load(path.read_text() if path.suffix == ".yaml" else text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text} is not YAML: {' '.join(str(error).split())}") from None
+    values = {"name": values} if isinstance(values, str) else values
+    section = values.get("encoder", values) if isinstance(values, dict) else values
+    try:
+        config = TypeAdapter(Annotated[EncoderConfig, component(ENCODERS)]).validate_python(section)
+    except ValidationError as error:
+        raise UserError(f"encoder {text}: {'; '.join(_complaints(error))}") from None
+    if config.weights is None:
+        raise UserError(f"encoder {text} names no weights: say where they are, weights: FILE")
+    size = values.get("data", {}).get("image_size") if isinstance(values, dict) else None
+    return config, size
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

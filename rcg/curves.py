@@ -1,19 +1,62 @@
-"""The logs of a run as pictures: losses and metrics over steps, one row for each stage."""
+"""The logs of a run as pictures and words: losses and metrics over steps, one row for each stage."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.figure
 
 from rcg.checkpoint import atomic
+from rcg.errors import UserError
 
 Line = Mapping[str, float]
 NOT_CURVES = {"step", "seconds", "lr"}
 TOGETHER = {"rep_fd_floor": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement"}
 """What is drawn into the panel of something else."""
 COLUMNS = 5
+
+
+def read_logs(run: Path) -> dict[str, list[Line]]:
+    """Return the lines of all stages' logs, in the order of training.
+
+    Raises:
+        UserError: nothing was trained in `run`.
+    """
+    logs = {path.parent.name: path.read_text().splitlines() for path in sorted(run.glob("*/log.jsonl"))}
+    if not logs:
+        raise UserError(f"{run} holds no trained stage: run tools/train_encoder.py first")
+    order = sorted(logs, key=lambda name: {"encoder": 0, "tokenizer": 1, "rdm": 2}.get(name, 3))
+    return {name: [json.loads(line) for line in logs[name]] for name in order}
+
+
+def latest(lines: Sequence[Line]) -> dict[str, float]:
+    """Merge the lines of a log, later ones winning."""
+    return {name: value for line in lines for name, value in line.items()}
+
+
+def quality(log: Line) -> str:
+    """Turn the last metrics of a stage into words."""
+    words = []
+    if "knn_accuracy" in log:
+        words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
+    elif "effective_rank" in log:
+        words.append(f"effective rank {log['effective_rank']:.1f}, uniformity {log['uniformity']:.2f}")
+    if "psnr" in log:
+        words.append(f"PSNR {log['psnr']:.2f} dB, SSIM {log['ssim']:.3f}")
+    if "code_usage" in log:
+        words.append(f"code usage {log['code_usage']:.1%}, perplexity {log['perplexity']:.0f}")
+    words += [f"{key} {log[key]:.3g}" for key in log if key.startswith(("rfid_", "encoder_fd"))]
+    if "rep_fd" in log:
+        words.append(f"rep-FD {log['rep_fd']:.3g} (floor {log['rep_fd_floor']:.3g})")
+    if "rep_precision" in log:
+        words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
+        words.append(f"novelty {log['rep_novelty']:.2f}")
+    if "rep_agreement" in log:
+        words.append(f"class agreement {log['rep_agreement']:.1%} (real {log['rep_agreement_real']:.1%})")
+    words += [f"{key.replace('_', ' ')} {log[key]:.4g}" for key in log if key.startswith("validation_")]
+    return ", ".join(words)
 
 
 def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:

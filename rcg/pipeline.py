@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from rcg.contracts import Autoencoder, Space
 from rcg.editing.inpaint import inpaint
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
-from rcg.randomness import Streams
+from rcg.randomness import Streams, fold
 from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
 
 NEIGHBOURS = ("rdm", "encoder", autoencoder.FOLDER)
@@ -144,6 +144,7 @@ class Pipeline:
         steps: int | None = None,
         rdm_steps: int | None = None,
         label: int | None = None,
+        labels: Literal["balanced", "random"] = "balanced",
         z: Tensor | None = None,
     ) -> Samples:
         """Draw the samples with the given indices; sample i depends on (seed, i) alone, not on its batch.
@@ -154,17 +155,19 @@ class Pipeline:
             guidance: scale of the generator's guidance; none: as configured.
             steps: network evaluations of the generator; none: as configured.
             rdm_steps: network evaluations of the RDM; none: as configured.
-            label: the class of all samples; none: class i modulo their number for sample i.
+            label: the class of all samples; none: one for each, as `labels` says.
+            labels: sample i is of class i modulo their number, or of one drawn from (seed, i).
             z: representations `(B, D)` to paint from instead of generated ones.
 
         Raises:
             UserError: a label is given but nothing here takes one, or it is out of range.
         """
         indices = list(indices)
-        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
+        chosen = self._labels(indices, label, seed if labels == "random" else None)
+        cond, z = self._condition(indices, seed, rdm_steps, chosen, z)
         noise = Streams(seed, indices, "generator", self.device)
         images = self.autoencoder.decode(self.generator.sample(cond, noise, self._guidance(guidance), steps))
-        return Samples(indices, images, z, labels)
+        return Samples(indices, images, z, chosen)
 
     @torch.inference_mode()
     def inpaint(
@@ -189,7 +192,8 @@ class Pipeline:
         """
         indices = list(range(len(image)))
         image, hole = image.to(self.device), hole.to(self.device)
-        cond, z, labels = self._condition(indices, seed, rdm_steps, label, z)
+        labels = self._labels(indices, label)
+        cond, z = self._condition(indices, seed, rdm_steps, labels, z)
         noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
         painted = inpaint(self.generator, self.autoencoder, image, hole, cond, noise, scale, steps)
         return Samples(indices, painted, z, labels)
@@ -215,14 +219,13 @@ class Pipeline:
                 yield drawn
 
     def _condition(
-        self, indices: list[int], seed: int, rdm_steps: int | None, label: int | None, z: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return what the generator is told of the samples, their representations, and their labels."""
-        labels = self._labels(indices, label)
+        self, indices: list[int], seed: int, rdm_steps: int | None, labels: Tensor | None, z: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the generator is told of the samples, and their representations."""
         if self.generator.config.condition != "representation":
-            return None if self.generator.config.condition == "none" else labels, z, labels
+            return None if self.generator.config.condition == "none" else labels, z
         z = self._represent(indices, seed, rdm_steps, labels) if z is None else z.to(self.device)
-        return z, z, labels
+        return z, z
 
     def _guidance(self, scale: float | None) -> GuidanceConfig:
         guidance: GuidanceConfig = self.generator.config.guidance
@@ -238,18 +241,23 @@ class Pipeline:
         cond = labels if self.rdm.cond is not None else None
         return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps)
 
-    def _labels(self, indices: list[int], label: int | None) -> Tensor | None:
-        takes = self.generator.config.condition == "class"
-        takes |= self.rdm is not None and self.rdm.cond is not None and self.rdm.cond.vocab is not None
-        if not takes:
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the generator, or the RDM, is told classes."""
+        told = self.rdm is not None and self.rdm.cond is not None and self.rdm.cond.vocab is not None
+        return told or self.generator.config.condition == "class"
+
+    def _labels(self, indices: list[int], label: int | None, seed: int | None = None) -> Tensor | None:
+        """Return the classes `(B,)` of samples: `label`, or drawn from `seed`, or one after another."""
+        if not self.takes_labels:
             if label is not None:
                 raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
             return None
         count = len(self.classes)
         if label is not None and not 0 <= label < count:
             raise UserError(f"class {label} is out of range: classes are 0 ({self.classes[0]}) to {count - 1}")
-        chosen = [i % count if label is None else label for i in indices]
-        return torch.tensor(chosen, device=self.device)
+        drawn = (i if seed is None else fold(seed, i, "label") for i in indices)
+        return torch.tensor([i % count if label is None else label for i in drawn], device=self.device)
 
     def _check_condition(self) -> None:
         space = self.generator.cond

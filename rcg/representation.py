@@ -140,6 +140,13 @@ def build_encoder(config: EncoderConfig, image_size: int, load: bool = True) -> 
     return ENCODERS.get(config.name)(config, image_size=image_size, load=load)
 
 
+def open_encoder(config: EncoderConfig, image_size: int, seed: int = 0) -> Any:
+    """Build an encoder whose section names its weights; `none` means the random ones of a seed."""
+    with torch.random.fork_rng(devices=[]):  # all that use the same random weights shall agree on them
+        torch.default_generator.manual_seed(fold(seed, "weights", "encoder"))
+        return build_encoder(config, image_size)
+
+
 def encoder_part(encoder: Any, image_size: int, facts: dict[str, Any]) -> checkpoint.Part:
     """Describe an encoder so that `restore_encoder` builds it again from one file."""
     facts = {"image_size": image_size, "width": encoder.width, **facts}
@@ -165,9 +172,7 @@ def open_representation(experiment: Experiment) -> Representation:
     """
     config, transform = experiment.encoder, Transform(experiment.normalise, experiment.projection)
     if config.weights is not None:
-        with torch.random.fork_rng(devices=[]):  # without weights, all stages of a run share the same random ones
-            torch.default_generator.manual_seed(fold(experiment.seed, "weights", "encoder"))
-            return Representation(build_encoder(config, experiment.data.image_size), transform)
+        return Representation(open_encoder(config, experiment.data.image_size, experiment.seed), transform)
     path = experiment.run / "encoder" / checkpoint.FILE
     if not path.is_file():
         raise UserError(

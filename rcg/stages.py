@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rcg import autoencoder, cache, checkpoint, conditions, parallel
+from rcg import config as config_file
 from rcg.autoencoder import build_autoencoder, check_space, fill, has_weights, open_autoencoder
 from rcg.config import AutoencoderConfig, Experiment, GeneratorConfig, RDMConfig, TrainConfig, differences
 from rcg.contracts import Space, Task
@@ -23,7 +24,7 @@ from rcg.loader import StepKeys
 from rcg.model import build
 from rcg.randomness import fold
 from rcg.registry import GENERATORS, NETWORKS
-from rcg.representation import Representation, build_encoder, open_representation
+from rcg.representation import Representation, Transform, build_encoder, open_representation, restore_encoder
 from rcg.tasks.encoder import EncoderTask
 from rcg.tasks.generator import Conditioned, GeneratorTask
 from rcg.tasks.rdm import RDMTask
@@ -219,8 +220,8 @@ def _first_views(z: Views) -> Tensor:
     return z.rows(positions, torch.zeros_like(positions))
 
 
-def fitted_representation(experiment: Experiment, space: Space) -> Representation:
-    """Return the map from images to z that the experiment's generator was trained with.
+def fitted_representation(experiment: Experiment, space: Space | None) -> Representation:
+    """Return the map from images to z of an experiment; with `space` the one that its generator was trained with.
 
     Raises:
         UserError: the experiment's representations are not those of `space`.
@@ -229,11 +230,28 @@ def fitted_representation(experiment: Experiment, space: Space) -> Representatio
     if representation.transform.needs_fit:
         accelerator = parallel.start()
         _train_z(_images(experiment, accelerator).train, representation, experiment, accelerator)
-    if representation.space != space:
+    if space is not None and representation.space != space:
         raise UserError(
             f"the generator paints from representations of {space.id}, but those of {experiment.run} are now of "
             f"{representation.space.id}: train the generator again"
         )
+    return representation
+
+
+def run_representation(run: Path, arm: str, space: Space | None) -> Representation:
+    """Return the map from images to z of a run, by the configuration that its generator left in the folder `arm`.
+
+    Raises:
+        UserError: the run has no encoder, or not that of `space`.
+    """
+    path = run / arm / CONFIG
+    if path.is_file():
+        return fitted_representation(config_file.load(path).model_copy(update={"run": run}), space)
+    kept = run / "encoder.safetensors"  # by Pipeline.save_pretrained; else the run is a converted checkpoint
+    file = kept if kept.is_file() else run / "encoder" / checkpoint.FILE
+    representation = Representation(restore_encoder(file), Transform("per_sample"))
+    if space is not None and representation.space != space:
+        raise UserError(f"{file} is not the encoder of {run / arm}")
     return representation
 
 

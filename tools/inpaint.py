@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcg import checkpoint, cli, config, parallel, stages
+from rcg import cli, parallel, stages
 from rcg.data import resize
 from rcg.datasets.image_folder import decode
 from rcg.editing.inpaint import box, hide, shrink
 from rcg.errors import UserError
 from rcg.gallery import save_gallery
 from rcg.pipeline import Pipeline
-from rcg.representation import Representation, Transform, restore_encoder
 
 
 def main() -> None:
@@ -90,14 +89,10 @@ def _represent(image: Tensor, run: Path, name: str, pipeline: Pipeline) -> Tenso
     space = pipeline.generator.cond
     if space is None or space.vocab is not None:
         return None
-    path = run / name / stages.CONFIG
-    if path.is_file():
-        experiment = config.load(path).model_copy(update={"run": run})
-        representation = stages.fitted_representation(experiment, space)
-    else:  # a converted checkpoint
-        representation = Representation(restore_encoder(run / "encoder" / checkpoint.FILE), Transform("per_sample"))
-        if representation.space != space:
-            raise UserError(f"{run / 'encoder'} is not the encoder of {run / name}: use --condition generated")
+    try:
+        representation = stages.run_representation(run, name, space)
+    except UserError as error:
+        raise UserError(f"{error}; or use --condition generated") from None
     z: Tensor = representation.to(pipeline.device)(image.to(pipeline.device))
     return z
 

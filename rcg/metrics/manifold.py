@@ -1,4 +1,7 @@
-"""Precision, recall and novelty by nearest neighbours (Kynkäänniemi et al., NeurIPS 2019)."""
+"""Precision, recall, density, coverage and novelty by nearest neighbours.
+
+Each is a mean over vectors; what is averaged can be had too, so that the mean's deviation can be estimated.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+PART = 1000
+"""Vectors whose distances to all others are in memory at once."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -16,20 +22,60 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall:
-    """Compare `real` `(N, D)` and `generated` `(M, D)`.
+    """Compare `real` `(N, D)` and `generated` `(M, D)` (Kynkäänniemi et al., NeurIPS 2019)."""
+    return PrecisionRecall(*(float(among(*pair, k).mean()) for pair in ((generated, real), (real, generated))))
+
+
+def among(queries: Tensor, others: Tensor, k: int = 3) -> Tensor:
+    """Return 1 for each of `queries` `(M, D)` that is among `others` `(N, D)`, else 0, `(M,)`.
 
     A vector is among others when it is no farther from one of them than that one's own k-th neighbour (eq. 1 and 2).
     """
-    return PrecisionRecall(_among(generated, real, k), _among(real, generated, k))
+    radii = _radii(others, k)
+    return torch.cat([(torch.cdist(part, others) <= radii).any(1) for part in queries.split(PART)]).float()
 
 
-def nearest_distance(queries: Tensor, among: Tensor, skip: int = 0) -> Tensor:
-    """Return the distance `(M,)` of each of `queries` `(M, D)` to the nearest of `among` `(N, D)`, `skip` left out."""
-    k = skip + 1
-    return torch.cat([torch.cdist(part, among).topk(k, largest=False).values[:, -1] for part in queries.split(1000)])
+def density(generated: Tensor, real: Tensor, k: int = 5) -> Tensor:
+    """Return for each generated vector `(M, D)` in how many balls around `real` `(N, D)` it lies, over k, `(M,)`.
+
+    A ball reaches to its centre's k-th neighbour; the mean is the density (Naeem et al., ICML 2020, eq. 3).
+    """
+    radii = _radii(real, k)
+    return torch.cat([(torch.cdist(part, real) <= radii).sum(1) / k for part in generated.split(PART)])
 
 
-def _among(queries: Tensor, others: Tensor, k: int) -> float:
-    radius = nearest_distance(others, others, skip=k)  # each is its own nearest
-    inside = [(torch.cdist(part, others) <= radius).any(1) for part in queries.split(1000)]
-    return float(torch.cat(inside).float().mean())
+def coverage(real: Tensor, generated: Tensor, k: int = 5) -> Tensor:
+    """Return 1 for each of `real` `(N, D)` whose ball holds any of `generated` `(M, D)`, else 0, `(N,)` (eq. 4)."""
+    return (nearest_distance(real, generated) <= _radii(real, k)).float()
+
+
+def nearest_distance(queries: Tensor, others: Tensor, skip: int = 0) -> Tensor:
+    """Return the distance `(M,)` of each of `queries` `(M, D)` to the nearest of `others` `(N, D)`, `skip` left out."""
+    return nearest_neighbours(queries, others, skip + 1)[0][:, -1]
+
+
+def nearest_neighbours(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the distances `(M, k)` of each of `queries` `(M, D)` to its `k` nearest of `others` `(N, D)`, and which.
+
+    Vectors may be bytes; they are widened part by part.
+    """
+    found = [_nearest(part.float() if part.dtype == torch.uint8 else part, others, k) for part in queries.split(PART)]
+    distances, positions = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(positions)
+
+
+def _nearest(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Search `others` in parts, so that millions of them need no more memory than they take themselves."""
+    distances, positions = [], []
+    for start in range(0, len(others), 50 * PART):
+        part = others[start : start + 50 * PART].to(queries.dtype)
+        near = torch.cdist(queries, part).topk(min(k, len(part)), largest=False)
+        distances.append(near.values)
+        positions.append(near.indices + start)
+    nearest = torch.cat(distances, 1).topk(k, largest=False)
+    return nearest.values, torch.cat(positions, 1).gather(1, nearest.indices)
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Return the distance `(N,)` of each of `x` `(N, D)` to its k-th neighbour; each is its own nearest."""
+    return nearest_distance(x, x, skip=k)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from torch import Tensor
 
 from rcg.contracts import Net, Noise, Process, Space
 from rcg.registry import SAMPLERS
-from rcg.samplers._grid import GridConfig, predict
+from rcg.samplers._grid import GridConfig, half_log_snr, predict
+
+FARTHEST = math.log(10)
+"""Largest rise of log(alpha / sigma) over which the second evaluation is worth something."""
 
 
 class HeunConfig(GridConfig):
@@ -32,8 +36,9 @@ class Heun:
         for now, then in pairwise(process.levels((self.config.steps + 1) // 2, self.config.spacing)):
             x0, eps, _ = predict(process, net, x, now, cond, self.config)
             euler = then.alpha * x0 + then.sigma * eps
-            # There is no noise to ask about at clean data, and no ratio sigma / alpha to average over at pure noise.
-            if then.sigma == 0 or now.alpha == 0:
+            # An average over sigma / alpha means nothing where that ratio falls to a fraction, as it does on the way
+            # from all but pure noise and to clean data: errors of `ahead` would be multiplied by what it was before.
+            if half_log_snr(then) - half_log_snr(now) > FARTHEST:
                 x = euler
                 continue
             ahead = predict(process, net, euler, then, cond, self.config).eps

@@ -7,8 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from rcg.metrics.frechet import frechet_distance, halves
-from rcg.metrics.manifold import nearest_distance, precision_recall
+from rcg.metrics.bootstrap import bootstrap
+from rcg.metrics.frechet import Gaussian, frechet_distance, halves
+from rcg.metrics.manifold import coverage, density, nearest_distance, nearest_neighbours, precision_recall
+from rcg.metrics.memorisation import memorisation
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
 
 
@@ -37,6 +39,22 @@ def test_frechet_distance_of_a_shifted_and_scaled_set_has_its_closed_form():
 def test_frechet_distance_survives_fewer_samples_than_dimensions():
     a = draws(4, 20, 0)
     assert 0 <= frechet_distance(a, a + 1) == pytest.approx(20, rel=1e-6)
+
+
+def test_gaussians_merge_as_if_all_vectors_had_come_at_once():
+    x, other = draws(300, 6, 0), draws(50, 6, 1)
+    merged = Gaussian.fit(x[:3]).merge(Gaussian.fit(x[3:4])).merge(Gaussian.fit(x[4:]))  # smaller than D, and alone
+    assert merged.count == 300
+    torch.testing.assert_close(merged.mean, x.mean(0))
+    torch.testing.assert_close(merged.factor.T @ merged.factor, x.T.cov())
+    assert merged.distance(Gaussian.fit(other)) == pytest.approx(frechet_distance(x, other), rel=1e-9)
+
+
+def test_published_moments_give_the_distance_of_the_vectors():
+    a, b = draws(300, 6, 0), draws(200, 6, 1)
+    published = Gaussian.of_moments(b.mean(0), b.T.cov())
+    assert Gaussian.fit(a).distance(published) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    assert published.distance(published) == pytest.approx(0, abs=1e-9)
 
 
 def test_halves_are_disjoint_and_of_equal_size():
@@ -97,3 +115,45 @@ def test_nearest_distances_can_skip_the_vector_itself():
     x = torch.tensor([[0.0], [1.0], [3.0]])
     assert nearest_distance(x, x).tolist() == [0, 0, 0]
     assert nearest_distance(x, x, skip=1).tolist() == [1, 1, 2]
+
+
+def test_density_and_coverage_agree_with_brute_force():
+    torch.manual_seed(0)
+    real, generated = torch.randn(40, 2), torch.randn(30, 2) * 0.3 + 1
+    radii = [sorted(float((x - other).norm()) for other in real)[5] for x in real]  # the first is itself
+    inside = [[float((y - x).norm()) <= radius for x, radius in zip(real, radii)] for y in generated]
+    assert density(generated, real, k=5).tolist() == pytest.approx([sum(row) / 5 for row in inside])
+    assert coverage(real, generated, k=5).tolist() == [float(any(column)) for column in zip(*inside)]
+    assert 0 < coverage(real, generated, k=5).mean() < 1
+
+
+def test_nearest_neighbours_are_found_across_parts(monkeypatch):
+    monkeypatch.setattr("rcg.metrics.manifold.PART", 1)
+    torch.manual_seed(0)
+    queries, others = torch.randn(7, 3), torch.randn(160, 3)  # 7 parts of queries, 4 of others
+    distances, positions = nearest_neighbours(queries, others, 3)
+    expected = (queries[:, None] - others).norm(dim=2).sort(1)
+    assert torch.equal(positions, expected.indices[:, :3])
+    torch.testing.assert_close(distances, expected.values[:, :3], atol=1e-5, rtol=1e-5)
+
+
+def test_copies_are_samples_closer_than_the_closest_held_out_images():
+    torch.manual_seed(0)
+    train, held_out = (torch.randint(256, (n, 3072), dtype=torch.uint8) for n in (200, 300))
+    honest = memorisation(torch.randint(256, (300, 3072), dtype=torch.uint8), train, held_out)
+    assert float(honest.copies.mean()) < 0.05
+    assert honest.ratio == pytest.approx(1, abs=0.1)
+    copied = memorisation(torch.cat([train[:50], held_out[:50]]), train, held_out)
+    assert copied.copies[:50].all()
+    assert float(copied.copies[50:].mean()) < 0.1
+    assert copied.distances[:50, 0].eq(0).all()  # not nearly: the search alone would not see the difference
+    assert copied.nearest[:50, 0].tolist() == list(range(50))
+
+
+def test_the_bootstrap_finds_the_deviation_of_a_mean():
+    x = draws(2000, 1, 0)[:, 0]
+    found = bootstrap(lambda rows: float(rows.mean()), x, resamples=400)
+    assert found.mean == pytest.approx(float(x.mean()), abs=4 * found.deviation / 400**0.5)
+    assert found.deviation == pytest.approx(float(x.std()) / 2000**0.5, rel=0.15)
+    assert bootstrap(lambda rows: float(rows.mean()), x, resamples=400) == found
+    assert bootstrap(lambda rows: 0.0, x, resamples=1) is None

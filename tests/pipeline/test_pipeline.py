@@ -93,6 +93,11 @@ def test_classes_are_dealt_out_evenly_or_as_asked(run):
     pipeline = Pipeline.from_run(run, "dit-class")
     assert pipeline.sample(range(12)).labels.tolist() == [*range(10), 0, 1]
     assert pipeline.sample(range(3), label=7).labels.tolist() == [7, 7, 7]
+    drawn = pipeline.sample(range(30), labels="random").labels
+    assert drawn.tolist() != pipeline.sample(range(30)).labels.tolist()
+    assert drawn.unique().numel() > 5
+    assert torch.equal(pipeline.sample(range(10, 20), labels="random").labels, drawn[10:20])
+    assert not torch.equal(pipeline.sample(range(30), seed=1, labels="random").labels, drawn)
     with pytest.raises(UserError, match="class 10 is out of range"):
         pipeline.sample([0], label=10)
 

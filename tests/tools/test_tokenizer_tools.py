@@ -230,5 +230,5 @@ def test_a_resolved_experiment_reads_again_as_it_was_written(tmp_path):
 def test_help_lists_the_tokenizers_keys():
     done = tool("train_tokenizer", "--help")
     assert done.returncode == 0
-    for words in ("generator.autoencoder.train:", "adversarial_start", "inception", "diffusers, kl, pixels, vq, vqgan"):
+    for words in ("generator.autoencoder.train:", "adversarial_start", "inception", "diffusers, kl, pixels, "):
         assert words in done.stdout

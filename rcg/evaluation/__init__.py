@@ -1,0 +1,1 @@
+"""How good generated images are: images stream into frozen networks, features are kept, figures are read off them."""

@@ -1,0 +1,204 @@
+"""A run judged through its tool: on two processes, after an interruption, and when something is amiss."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rcg import checkpoint
+from rcg.config import parse_encoder
+from rcg.errors import UserError
+from rcg.evaluation.sources import Generated, of_folder
+from rcg.gallery import to_uint8
+from rcg.metrics.inception import Inception
+from rcg.pipeline import Pipeline
+from tests.toy import ROOT, tool, write
+
+QUICK = ("--inception", "none", "--num", 70, "--resamples", 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained toy run."""
+    folder = tmp_path_factory.mktemp("judged")
+    path = write(folder)
+    for stage in ("train_encoder", "train_rdm", "train_pixel"):
+        done = tool(stage, path)
+        assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("rcg.evaluation.features.SHARD", 32)
+
+
+def report(out):
+    (path,) = out.glob("*/report.json")
+    return json.loads(path.read_text())
+
+
+def evaluate(run, out, *arguments):
+    done = tool("evaluate", run, *QUICK, "--out", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    return report(out)
+
+
+def test_a_report_says_everything_that_decides_its_figures(run, tmp_path):
+    found = evaluate(run, tmp_path, "--guidance", 1.5, "--steps", 3, "--rdm-steps", 2, "--seed", 4)
+    samples = found["samples"]
+    assert (samples["number"], samples["seed"], samples["labels"]) == (70, 4, "none")
+    assert samples["sampler"]["steps"] == 3
+    assert samples["rdm_sampler"]["steps"] == 2
+    assert samples["guidance"]["scale"] == 1.5
+    assert found["reference"]["number"] == 180
+    assert found["reference"]["resize"].startswith("short side to 16 px")
+    names = {(figure["name"], figure["space"]) for figure in found["figures"]}
+    assert {("FD", "own-moco_v3"), ("consistency", "own-moco_v3"), ("copies", "pixels"), ("novelty", "pixels")} <= names
+    text = next(tmp_path.glob("*/report.md")).read_text()
+    assert "| consistency |" in text
+    assert len(list(tmp_path.glob("*/neighbours-*.png"))) == 2
+
+
+def test_saved_images_are_those_that_were_judged(run, tmp_path):
+    evaluate(run, tmp_path, "--save-images")
+    (images,) = tmp_path.glob("*/images")
+    saved = next(of_folder(images, None).batches(range(8)))
+    streamed = Pipeline.from_run(run).sample(range(8)).images
+    assert len(list(images.glob("*.png"))) == 70
+    assert torch.equal(saved.images, to_uint8(streamed))
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_alike(run, tmp_path, monkeypatch):
+    whole = evaluate(run, tmp_path / "whole")
+    drawn, batches = [], Generated.batches
+
+    def dying(self, positions):
+        drawn.append(list(positions))
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return batches(self, positions)
+
+    monkeypatch.setattr(Generated, "batches", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tool("evaluate", run, *QUICK, "--out", tmp_path / "resumed")
+    resumed = evaluate(run, tmp_path / "resumed")
+    shards = [positions for positions in drawn if len(positions) > 1]  # the panels draw single samples again
+    assert [positions[0] for positions in shards] == [0, 32, 32, 64]
+    assert resumed["figures"] == whole["figures"]
+
+
+def test_two_processes_find_what_one_does(run, tmp_path):
+    one = evaluate(run, tmp_path / "one")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import runpy, sys\nfrom rcg.evaluation import features\nfeatures.SHARD = 32\n"
+        f"sys.argv[0] = r'{ROOT}/tools/evaluate.py'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    command = [*launch, str(program), str(run), *map(str, QUICK), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = report(tmp_path / "two")
+    assert two["cost"]["processes"] == 2
+    for ours, theirs in zip(two["figures"], one["figures"], strict=True):
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-6)
+
+
+def test_the_page_of_a_run_needs_no_other_file(run):
+    evaluate(run, run / "evaluation")
+    assert tool("sample", run, "--num", 4, "--steps", 2, "--out", run / "gallery").returncode == 0
+    assert tool("report", run).returncode == 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4  # gallery, curves, neighbours in two spaces
+    assert "src=" not in page.replace('src="data:image/png;base64,', "")
+    assert "<td>consistency</td>" in page
+    assert "name: dit" in page
+    assert "consistency" in tool("summary", run).stdout
+    shutil.rmtree(run / "evaluation")
+
+
+def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
+    section = {"name": "moco_v3", "arch": "resnet18", "width": 4, "depth": 1, "weights": "none"}
+    section |= {"projector_hidden": 8, "projector_dim": 6}
+    found = evaluate(run, tmp_path, "--encoder", json.dumps(section), "--no-memorisation", "--reference", "validation")
+    assert {figure["space"] for figure in found["figures"]} == {"moco_v3"}
+    assert found["reference"]["number"] == 20
+    again = evaluate(run, tmp_path / "again", "--encoder", json.dumps(section), "--no-memorisation", "--resamples", 0)
+    assert again["extractors"] == found["extractors"], "random weights are the same ones at every call"
+
+
+def test_a_pipeline_that_was_saved_brings_its_own_encoder(run, tmp_path):
+    Pipeline.from_run(run).save_pretrained(tmp_path / "saved")
+    judged = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", run / "dit" / "samples")
+    assert judged["extractors"] == evaluate(run, tmp_path / "run")["extractors"]
+    assert "consistency" in {figure["name"] for figure in judged["figures"]}
+    assert judged["reference"]["resize"].startswith("short side to 16 px")
+
+
+def test_an_extractor_of_another_network_is_refused(run, tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    done = tool("evaluate", run, "--inception", tmp_path / "other.pth", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "other.pth does not fit torch-fidelity's InceptionV3" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_extractor_without_its_last_layers_is_refused_for_them(tmp_path, monkeypatch):
+    torch.save({"Mixed_7c.branch1x1.conv.weight": torch.zeros(2)}, tmp_path / "cut.pth")
+    monkeypatch.setattr("rcg.metrics.inception.FeatureExtractorInceptionV3", lambda *_, **__: torch.nn.Identity())
+    with pytest.raises(UserError, match="lacks the layers after Mixed_6"):
+        Inception(tmp_path / "cut.pth", "2048")
+    assert Inception(tmp_path / "cut.pth", "768").has_spatial
+
+
+def test_weights_that_cannot_be_had_are_said_to_be_missing(run, tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("rcg.metrics.inception.FeatureExtractorInceptionV3", offline)
+    done = tool("evaluate", run, "--num", 40, "--resamples", 0, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no FID: torch-fidelity's InceptionV3 cannot be downloaded here" in report(tmp_path)["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing"], "there is no missing: a folder of a run"),
+        (["run", "--reference", "nowhere.npz"], "nowhere.npz is not an .npz file that can be read"),
+        (["images", "--inception", "none"], "--reference train needs the experiment"),
+        (["images", "--inception", "none", "--reference", "images"], "there is nothing to compare images with"),
+        (["images", "--encoder", "own", "--inception", "none", "--reference", "images"], "name a YAML file"),
+        (["run", "--encoder", "none.yaml"], "there is no file none.yaml with an encoder section"),
+        (["run", "--encoder", "{name: moco_v3}"], "names no weights: say where they are"),
+        (
+            ["run", "--encoder", "{name: moco_v4, weights: none}"],
+            "no encoder is called 'moco_v4'; did you mean 'moco_v3'",
+        ),
+    ],
+)
+def test_mistakes_give_one_sentence(run, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run)
+    samples = checkpoint.load(run / "dit" / checkpoint.FILE)  # the run is whole
+    assert samples.kind == "generator"
+    shutil.copytree(run / "dit" / "samples", tmp_path / "images")
+    inception = [] if "--inception" in arguments else ["--inception", "none"]
+    done = tool("evaluate", *arguments, *inception, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_experiments_encoder_section_brings_its_image_size(tmp_path):
+    path = write(tmp_path, encoder__weights="none")
+    section, size = parse_encoder(str(path))
+    assert (section.name, size) == ("moco_v3", 16)
