@@ -11,7 +11,7 @@ from rcg.contracts import Net, Noise, Process, Space
 from rcg.registry import SAMPLERS
 from rcg.samplers._grid import GridConfig, half_log_snr, predict
 
-FARTHEST = math.log(10)
+FARTHEST = math.log(100)
 """Largest rise of log(alpha / sigma) over which the second evaluation is worth something."""
 
 

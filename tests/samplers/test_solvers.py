@@ -164,6 +164,20 @@ def test_every_sampler_finishes_at_every_step_count(name):
         assert len(calls) == (steps - 1 + steps % 2 if name == "heun" else steps)
 
 
+@pytest.mark.parametrize("steps", [8, 16, 50])
+@pytest.mark.parametrize("name", WALKS)
+def test_small_errors_near_pure_noise_are_forgiven(name, steps):
+    process = Gaussian(GaussianConfig(schedule="cosine", predict="v"))  # starts where alpha is 5e-5
+
+    def net(x, t, cond):
+        return ideal(process)(x, t, cond) + 0.01 * torch.sin(10 * x)[:, None]
+
+    sampler = SAMPLERS.get(name)(SAMPLERS.get(name).Config(steps=steps))
+    x = sampler(process, net, SPACE, None, Streams(0, range(64), "t"))
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.2)
+    assert x.std().item() == pytest.approx(STD, rel=0.35)
+
+
 def test_a_flow_starts_at_noise_only():
     with pytest.raises(UserError, match="a flow starts at pure noise"):
         Flow(FlowConfig()).levels(4, "leading")
