@@ -362,7 +362,11 @@ class RDMTrain(TrainConfig):
 
 
 class RDMConfig(ModelConfig):
-    """The representation diffusion model; x0 prediction on the sqrt-linear schedule by default, as published."""
+    """The representation diffusion model.
+
+    It was published with process: {schedule: sqrt_linear, predict: x0} and 250 steps of ddim at eta 1; the defaults are
+    what came closer to real representations, in fewer steps (docs/benchmarks.md).
+    """
 
     condition: Literal["none", "class", "vector"] = "none"
     """What the RDM is told: nothing, the label, or a vector that was computed elsewhere (a text embedding, say)."""
@@ -370,11 +374,11 @@ class RDMConfig(ModelConfig):
     """Where condition is vector: a safetensors file with a tensor `vectors` `(N, D)`, one row per image of the data
     set, in its order."""
     process: Annotated[
-        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear", predict="x0")
+        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="cosine", predict="v")
     ] = unsaid()
-    """How representations are corrupted and what the network predicts; as published: x0, sqrt_linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=250, eta=1.0)] = unsaid()
-    """How representations are drawn; as published: 250 steps of ddim at eta 1."""
+    """How representations are corrupted and what the network predicts; by default v on the cosine schedule."""
+    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="unipc", steps=16)] = unsaid()
+    """How representations are drawn; by default 16 steps of unipc."""
     train: RDMTrain = RDMTrain()
 
     @model_validator(mode="after")

@@ -19,11 +19,11 @@ def test_every_shipped_experiment_is_valid_and_survives_a_round_trip(path, tmp_p
     assert config.load(tmp_path / "again.yaml") == experiment
 
 
-def test_the_paper_is_the_default(tmp_path):
+def test_sizes_and_recipe_of_the_paper_are_the_defaults(tmp_path):
     (tmp_path / "paper.yaml").write_text("data: {name: imagenet}\nencoder: {name: moco_v3}\ngenerator: {name: dit}")
     experiment = config.load(tmp_path / "paper.yaml")
     rdm = experiment.rdm
-    assert (rdm.width, rdm.depth, rdm.process.schedule, rdm.process.predict) == (1536, 12, "sqrt_linear", "x0")
+    assert (rdm.width, rdm.depth) == (1536, 12)
     assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay, rdm.train.clip) == (5.12e-4, 512, 0.01, None)
     generator = experiment.generator
     assert (generator.condition, generator.condition_dropout, generator.process.predict) == (
@@ -35,12 +35,12 @@ def test_the_paper_is_the_default(tmp_path):
 
 
 def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
-    experiment = config.load(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=v"])
+    experiment = config.load(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=x0"])
     assert (experiment.rdm.train.steps, experiment.rdm.train.lr) == (7, 5.12e-4)
-    assert (experiment.rdm.process.predict, experiment.rdm.process.schedule) == ("v", "sqrt_linear")
-    digits = ROOT / "configs" / "digits.yaml"  # says nothing of the RDM's sampler
-    assert config.load(digits, ["rdm.sampler.steps=60"]).rdm.sampler.eta == 1
-    assert config.load(digits, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
+    assert (experiment.rdm.process.predict, experiment.rdm.process.schedule) == ("x0", "cosine")
+    silent = ROOT / "configs" / "cifar10.yaml"  # says nothing of the RDM's sampler
+    assert config.load(silent, ["rdm.sampler.steps=60"]).rdm.sampler.name == "unipc"
+    assert config.load(silent, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
 
 
 def test_values_are_frozen(tmp_path):

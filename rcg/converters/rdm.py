@@ -54,6 +54,7 @@ class RDM:
             "label_width": tensors[LABELS].shape[1],
             "condition": "class" if conditional else "none",
             "condition_dropout": 0.0,
+            "process": {"name": "gaussian", "schedule": "sqrt_linear", "predict": "x0"},
             "sampler": {"name": "ddim", "steps": 250, "eta": 1.0, "spacing": "rcg"},
         }
         network = NETWORKS.get("rep_mlp")
