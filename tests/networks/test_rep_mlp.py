@@ -23,6 +23,7 @@ def published(arm, averaged):
         time_width=config["time_embed_dim"],
         label_width=labels["embed_dim"],
         condition="class" if conditional else "none",
+        process={"name": "gaussian", "schedule": "sqrt_linear", "predict": "x0"},
     )
     model = build(ours, RepMLP, Space((32,)), Space((), vocab=labels["n_classes"]) if conditional else None)
     tensors = {}
