@@ -49,7 +49,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     held_out = real.held_out_z[:count]
     cond = None if real.train.labels is None or rdm.cond is None else real.train.labels[chosen].to(device)
     own = rdm.config.sampler
-    names = arguments.samplers or SAMPLERS.names()
+    names = arguments.samplers or [name for name in SAMPLERS.names() if not SAMPLERS.get(name).Config.discrete]
     lines = [
         f"| rep-FD of {count} z, steps | {' | '.join(map(str, arguments.steps))} |",
         "|---" * (len(arguments.steps) + 1) + "|",

@@ -122,6 +122,20 @@ def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
     assert "give the configuration that the RDM was trained with" in other.stderr
 
 
+def test_a_sweep_compares_all_samplers_that_an_rdm_can_use(toy):
+    assert tool("train_rdm", toy, "rdm.train.steps=2").returncode == 0
+    swept = tool("sweep_rdm", toy, "--steps", 1, 3)
+    assert swept.returncode == 0, swept.stderr
+    table = (toy.parent / "run" / "rdm" / "samplers.md").read_text()
+    assert table in swept.stdout
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
+    assert rows == ["| rep-FD of 8 z, steps", "| ddim", "| ddpm", "| dpm_solver", "| heun", "| unipc"]
+    assert "as configured (name ddim, steps 4" in table
+    beyond = tool("sweep_rdm", toy, "--steps", 2000, "--samplers", "ddim")
+    assert beyond.returncode == 2
+    assert "the process has 1000 noise levels" in beyond.stderr
+
+
 def test_an_rdm_of_classes_draws_the_class_asked_for(toy):
     assert tool("train_rdm", toy, "rdm.train.steps=2", "rdm.condition=class").returncode == 0
     out = toy.parent / "drawn"
