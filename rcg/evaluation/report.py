@@ -84,7 +84,7 @@ def draw_neighbours(samples: Source, train: Source, found: Memorisation, space: 
             *(f"{position}: {far:.3g}" for position, far in zip(near, distances, strict=True)),
         ]
     columns = 1 + found.nearest.shape[1]
-    title = f"closest samples | their nearest training images and distances, {space}"
+    title = f"closest samples | their nearest training images, Euclidean distance in {space}"
     save_gallery(torch.stack(images), captions, title, path, columns=columns)
 
 
