@@ -376,8 +376,8 @@ class RDMConfig(ModelConfig):
     process: Annotated[
         SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="cosine", predict="v")
     ] = unsaid()
-    """How representations are corrupted and what the network predicts; by default v on the cosine schedule, on which eps
-    is no choice: its last level is all but pure noise."""
+    """How representations are corrupted and what the network predicts; by default v on the cosine schedule, on
+    which eps is no choice: its last level is all but pure noise."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="unipc", steps=16)] = unsaid()
     """How representations are drawn; by default 16 steps of unipc."""
     train: RDMTrain = RDMTrain()
