@@ -87,6 +87,7 @@ class TokenizerTask:
         self.data = Conditioned(train, train.config.kept_views, None)
         self.train, self.held_out, self.config, self.facts = train, held_out, config, facts
         self.perceptual, self.judges = comparisons
+        self.expected: dict[str, Tensor] = {}  # features of held-out images by judge, which never change
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the autoencoder's losses, then, once it has come in, the discriminator's."""
@@ -122,7 +123,8 @@ class TokenizerTask:
         means: dict[str, float] = {}
         codes: list[Tensor] = []
         pairs: list[Tensor] = []
-        features: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.judges}
+        made_features: dict[str, list[Tensor]] = {name: [] for name in self.judges}
+        real_features: dict[str, list[Tensor]] = {name: [] for name in self.judges if name not in self.expected}
         for real in _batches(self.held_out, count, model):
             made = model(real)
             image = made.image.float().clamp(0, 1)
@@ -130,16 +132,20 @@ class TokenizerTask:
                 means[name] = means.get(name, 0.0) + float(value) * len(real) / count
             if made.codes is not None:
                 codes.append(made.codes.flatten())
-            for name, judge in self.judges.items():
-                features[name].append((judge(real).float().cpu(), judge(image).float().cpu()))
+            for images, features in ((image, made_features), (real, real_features)):
+                for name, found in features.items():
+                    found.append(self.judges[name](images).float().cpu())
             if len(pairs) * BATCH < SHOWN:
                 pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
         score = sum(value for name, value in means.items() if name.startswith("validation_"))
         if codes:
             counts = torch.bincount(torch.cat(codes), minlength=model.quantise.vocab)
             means |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
+        self.expected |= {name: torch.cat(found) for name, found in real_features.items()}
         if count > 1:
-            means |= {name: frechet_distance(*map(torch.cat, zip(*found))) for name, found in features.items()}
+            means |= {
+                name: frechet_distance(self.expected[name], torch.cat(found)) for name, found in made_features.items()
+            }
         return Report(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
