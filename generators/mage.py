@@ -103,6 +103,8 @@ class Block(nn.Module):
 class MAGE(nn.Module):
     """Maps tokens `(B, h, w)`, `MASK` where they are unknown, to logits `(B, 1, K, h, w)`; it is told no time.
 
+    A self-conditioned one gets its last guess with them, `(B, 2h, w)`; the decoder sees it at the tokens' places.
+
     In training the encoder does not see as many masked tokens as there always are. They are dropped and brought back by
     sorting and by a product with a matrix of ones and zeros, so that no shape depends on data.
 
@@ -131,6 +133,7 @@ class MAGE(nn.Module):
         self.encoder = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.bridge = nn.Linear(width, width)
+        self.guess = nn.Linear(width, width) if config.self_condition else None
         self.decoder_positions = nn.Parameter(torch.zeros(1, self.tokens + 1, width))
         self.decoder = nn.ModuleList(
             Block(width, config.decoder_heads, config.dropout) for _ in range(config.decoder_depth)
@@ -142,7 +145,7 @@ class MAGE(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map tokens `x` `(B, h, w)`, given `cond`, to logits `(B, 1, K, h, w)`."""
-        tokens = x.flatten(1)  # (B, N)
+        tokens, *guesses = x.flatten(1).split(self.tokens, dim=1)  # (B, N)
         masked = tokens == MASK
         order = self._order(masked)
         seen = order[:, : self.tokens - self.dropped] if self.training else order
@@ -151,6 +154,8 @@ class MAGE(nn.Module):
         source = torch.where(masked, 0, order.argsort(dim=1) + 1)
         pick = (source[..., None] == torch.arange(encoded.shape[1], device=x.device)).to(encoded.dtype)
         h = torch.cat([encoded[:, :1], pick @ encoded], dim=1) + self.decoder_positions
+        if self.guess is not None:
+            h = h + F.pad(self.guess(self.norm_in(self.words(self._known(guesses[0])))), (0, 0, 1, 0))
         for block in self.decoder:
             h = block(h)
         h = self.head(self.decoder_norm(h)[:, 1:])
@@ -165,8 +170,7 @@ class MAGE(nn.Module):
         else:
             empty = torch.full_like(tokens[:, :1], self.vocab + 1)
             slot = self._embed(empty, torch.zeros_like(empty))
-        words = torch.where(tokens == MASK, self.vocab, tokens)
-        h = torch.cat([slot, self._embed(words, positions + 1)], dim=1)
+        h = torch.cat([slot, self._embed(self._known(tokens), positions + 1)], dim=1)
         for block in self.encoder:
             h = block(h)
         encoded: Tensor = self.bridge(self.norm(h))
@@ -181,6 +185,10 @@ class MAGE(nn.Module):
             return torch.arange(self.tokens, device=masked.device).expand_as(masked)
         return (masked + torch.rand(masked.shape, device=masked.device)).argsort(dim=1)
 
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Return rows of the embedding table for tokens `(B, M)`, that of a masked one for `MASK`."""
+        return torch.where(tokens == MASK, self.vocab, tokens)
+
     def _embed(self, words: Tensor, positions: Tensor) -> Tensor:
         embedded: Tensor = self.dropout(self.norm_in(self.words(words) + self.positions(positions)))
         return embedded
@@ -191,5 +199,7 @@ class MAGE(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        if self.guess is not None:
+            nn.init.zeros_(self.guess.weight)
         for table in (self.words.weight, self.positions.weight, self.decoder_positions):
             nn.init.normal_(table, std=0.02)

@@ -54,6 +54,7 @@ def main(
     """Parse, run, and exit: 0 when it went well, 2 with one sentence when a person can mend it."""
     try:
         run(parser.parse_intermixed_args(arguments))
+        parallel.leave()
     except UserError as error:
         if parallel.first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)

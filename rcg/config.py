@@ -345,10 +345,6 @@ class ModelConfig(ComponentConfig):
                 f"the sampler {self.sampler.name} cannot walk back the process {self.process.name}; those that can: "
                 f"{', '.join(known)}"
             )
-        if self.process.discrete and self.self_condition:
-            raise ValueError(
-                f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens"
-            )
         return self
 
 

@@ -16,11 +16,14 @@ from rcg.errors import UserError
 def start(config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None) -> Accelerator:
     """Join the processes that the launcher started, with the precision and trackers of `config`.
 
+    Without one nothing is trained: then the precision stays what it is, of a training before or after this.
+
     Raises:
         UserError: the precision or the tracker asked for does not exist here.
     """
-    config = config or TrainConfig(precision="no", tracker="none")
     _use_all_cores()
+    if config is None:
+        return Accelerator()
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
     plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
     tracker = None if config.tracker == "none" else config.tracker
@@ -51,6 +54,12 @@ def resolve_precision(asked: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if probe() else "no"
+
+
+def leave() -> None:
+    """Part from the other processes, when all work is done."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def gather(x: Tensor) -> Tensor:

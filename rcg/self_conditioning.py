@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rcg.contracts import Level, Net, Prediction
-from rcg.processes._affine import AffineProcess, like
+from rcg.contracts import MASK, Level, Net, Prediction
 
 
 class SelfConditioned:
     """A process whose network gets x_t and the previous estimate of x_0 side by side, `(B, 2C, ...)` for `(B, C, ...)`.
 
     It lives as long as one walk from noise to data, or one training step: the first evaluation has no estimate and
-    sees zeros. In training the first half of every batch gets an estimate made without gradients (Section 2.2).
+    sees zeros, or masks in the place of tokens. In training the first half of every batch gets an estimate made without
+    gradients (Section 2.2).
     """
 
-    def __init__(self, process: AffineProcess) -> None:
-        """Start a walk, or a training step, of `process`."""
+    def __init__(self, process: Any) -> None:
+        """Start a walk, or a training step, of `process`, which has a method `read`."""
         self.process = process
         self.heads, self.horizon = process.heads, process.horizon
         self.estimate: Tensor | None = None
@@ -26,29 +28,40 @@ class SelfConditioned:
         """Return the losses of the process, for a network that is told its own estimate for half of `x`."""
 
         def informed(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-            estimate = torch.zeros_like(x_t)
+            estimate = blank(x_t)
             half = len(x_t) // 2
             if half:
                 with torch.no_grad():
                     output = net(beside(x_t[:half], None), t[:half], None if cond is None else cond[:half])
-                    alpha, sigma = (like(scale, x_t) for scale in self.process.scales(t[:half]))
-                    estimate[:half] = self.process.solve(output[:, 0].to(x_t.dtype), x_t[:half], alpha, sigma).x0
+                    estimate[:half] = clean(self.process.read(output, x_t[:half], t[:half]), x_t[:half])
             return net(beside(x_t, estimate), t, cond)
 
-        return self.process.loss(informed, x, cond)
+        losses: dict[str, Tensor] = self.process.loss(informed, x, cond)
+        return losses
 
-    def levels(self, steps: int, spacing: str) -> list[Level]:
+    def levels(self, steps: int, *spacing: str) -> list[Level]:
         """Return the levels of the process itself."""
-        return self.process.levels(steps, spacing)
+        levels: list[Level] = self.process.levels(steps, *spacing)
+        return levels
 
-    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Any:
         """Evaluate the network on `x` `(B, *S)` beside the last estimate, and remember the new one."""
         before = self.estimate
         found = self.process.predict(lambda x_t, t, c: net(beside(x_t, before), t, c), x, level, cond)
-        self.estimate = found.x0.detach()
+        self.estimate = clean(found, x).detach()
         return found
 
 
+def clean(found: Prediction | Tensor, x: Tensor) -> Tensor:
+    """Return the estimate of clean data in a prediction at `x` `(B, *S)`; of logits, the likeliest tokens where masked."""
+    return found.x0 if isinstance(found, Prediction) else torch.where(x == MASK, found.argmax(1), x)
+
+
+def blank(x: Tensor) -> Tensor:
+    """Return what stands in the place of an estimate beside `x`."""
+    return torch.full_like(x, 0 if x.is_floating_point() else MASK)
+
+
 def beside(x: Tensor, estimate: Tensor | None) -> Tensor:
-    """Put an estimate, or zeros, beside `x` `(B, C, ...)`: `(B, 2C, ...)`."""
-    return torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
+    """Put an estimate, or none, beside `x` `(B, C, ...)`: `(B, 2C, ...)`."""
+    return torch.cat([x, blank(x) if estimate is None else estimate], dim=1)

@@ -319,7 +319,8 @@ class _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run.accelerator.end_training()
+        for tracker in self.run.accelerator.trackers:  # end_training would part the processes, which may have more to do
+            tracker.finish()
 
     def add(self, losses: dict[str, Tensor]) -> None:
         for name, value in losses.items():

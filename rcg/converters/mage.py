@@ -82,7 +82,7 @@ class MAGE:
         Raises:
             UserError: there is no MAGE in `run`, or none that came from an original checkpoint.
         """
-        part, kept = load_generator(run, "mage", {})
+        part, kept = load_generator(run, "mage", {"self_condition": False})
         if WORDS not in kept:
             raise UserError(f"{run} holds no {KEPT}: only what was converted from the original format can go back")
         found = {**kept, **_theirs(part.tensors, kept), **_encoder.original(run)}

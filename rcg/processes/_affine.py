@@ -77,6 +77,11 @@ class AffineProcess(nn.Module, ABC):
         output = net(x, times, cond).to(x.dtype)
         return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(variance=self.variance(output))
 
+    def read(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
+        """Read clean data and noise off an output `(B, heads, *S)` at `x` `(B, *S)` and times `t` `(B,)`."""
+        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        return self.solve(output[:, 0].to(x.dtype), x, alpha, sigma)
+
     def variance(self, output: Tensor) -> Tensor | float:
         """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
         return 0.0

@@ -90,7 +90,12 @@ class Masked:
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
         """Return the logits `(B, K, *S)` of the tokens where `x` `(B, *S)` is `MASK`, float32."""
-        return net(x, torch.full((len(x),), level.t, device=x.device), cond)[:, 0].float()
+        times = torch.full((len(x),), level.t, device=x.device)
+        return self.read(net(x, times, cond), x, times)
+
+    def read(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Read the logits `(B, K, *S)` off an output `(B, heads, K, *S)` at `x` `(B, *S)`, whatever the times."""
+        return output[:, 0].float()
 
     def _level(self, t: float) -> Level:
         masked = math.sin(math.pi / 2 * t)
