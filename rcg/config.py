@@ -310,7 +310,7 @@ class GuidanceConfig(Config):
 class ModelConfig(ComponentConfig):
     """A network times a process, given a condition."""
 
-    condition: Literal["none", "class", "vector", "representation"] = "none"
+    condition: Literal["none", "class", "cluster", "vector", "representation"] = "none"
     """What the model is told."""
     condition_dropout: Fraction = 0.1
     """Share of training samples whose condition is replaced by the learned null (guidance needs it)."""
@@ -399,7 +399,8 @@ class AlignConfig(Config):
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it paints an image from a representation (or a label, or nothing)."""
 
-    condition: Literal["none", "class", "representation"] = "representation"
+    condition: Literal["none", "class", "cluster", "representation"] = "representation"
+    """What the generator is told: nothing, the label, the cluster of the representation, or all of it."""
     checkpoint: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
@@ -409,8 +410,12 @@ class GeneratorConfig(ModelConfig):
 
     @property
     def arm(self) -> str:
-        """Name of its folder in a run: its own, and its condition where that is not a representation."""
-        return self.name if self.condition == "representation" else f"{self.name}-{self.condition}"
+        """Name of its folder in a run: its own, its condition where that is no representation, `self` where it is shown.
+
+        `self` stands for self-conditioning.
+        """
+        told = [] if self.condition == "representation" else [self.condition]
+        return "-".join([self.name, *told, *(["self"] if self.self_condition else [])])
 
     @model_validator(mode="after")
     def _clip_pixels_alone(self) -> GeneratorConfig:
@@ -437,6 +442,9 @@ class Experiment(Config):
     """Representation -> fewer features, before it is normalised; none: all of them."""
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
+    clusters: PositiveInt | None = None
+    """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; none: ten
+    for each class (100 without classes), at most one for 50 images."""
     rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg import autoencoder, checkpoint
+from rcg import autoencoder, checkpoint, clusters
 from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
 from rcg.config import AutoencoderConfig, GuidanceConfig
 from rcg.contracts import Autoencoder, Space
@@ -68,6 +68,10 @@ class Pipeline:
         if has_weights(self.autoencoder):
             self.parts[autoencoder.FOLDER] = tokenizer or autoencoder_part(self.autoencoder, {"image_size": size})
         self.classes: list[str] = generator.facts["classes"]
+        self.counts: list[int] | None = None  # images of each cluster
+        if config.condition == "cluster":
+            self.counts = generator.facts["clusters"]["counts"]
+            self.classes = [f"cluster {number}" for number in range(len(self.counts))]
         if config.condition == "representation":
             self._check_condition()
 
@@ -156,7 +160,8 @@ class Pipeline:
             steps: network evaluations of the generator; none: as configured.
             rdm_steps: network evaluations of the RDM; none: as configured.
             label: the class of all samples; none: one for each, as `labels` says.
-            labels: sample i is of class i modulo their number, or of one drawn from (seed, i).
+            labels: sample i is of class i modulo their number, or of one drawn from (seed, i). Clusters come as often
+                as among the training images, dealt out evenly, or drawn.
             z: representations `(B, D)` to paint from instead of generated ones.
 
         Raises:
@@ -243,9 +248,9 @@ class Pipeline:
 
     @property
     def takes_labels(self) -> bool:
-        """Whether the generator, or the RDM, is told classes."""
+        """Whether the generator, or the RDM, is told classes or clusters."""
         told = self.rdm is not None and self.rdm.cond is not None and self.rdm.cond.vocab is not None
-        return told or self.generator.config.condition == "class"
+        return told or self.generator.config.condition in ("class", "cluster")
 
     def _labels(self, indices: list[int], label: int | None, seed: int | None = None) -> Tensor | None:
         """Return the classes `(B,)` of samples: `label`, or drawn from `seed`, or one after another."""
@@ -256,8 +261,14 @@ class Pipeline:
         count = len(self.classes)
         if label is not None and not 0 <= label < count:
             raise UserError(f"class {label} is out of range: classes are 0 ({self.classes[0]}) to {count - 1}")
-        drawn = (i if seed is None else fold(seed, i, "label") for i in indices)
-        return torch.tensor([i % count if label is None else label for i in drawn], device=self.device)
+        if label is not None:
+            drawn = [label] * len(indices)
+        elif self.counts is not None:
+            shares = [i * clusters.GOLDEN if seed is None else fold(seed, i, "label") / 2**63 for i in indices]
+            drawn = [clusters.deal(self.counts, share % 1) for share in shares]
+        else:
+            drawn = [(i if seed is None else fold(seed, i, "label")) % count for i in indices]
+        return torch.tensor(drawn, device=self.device)
 
     def _check_condition(self) -> None:
         space = self.generator.cond

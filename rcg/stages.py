@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg import autoencoder, cache, checkpoint, conditions, parallel
+from rcg import autoencoder, cache, checkpoint, clusters, conditions, parallel
 from rcg import config as config_file
 from rcg.autoencoder import build_autoencoder, check_space, fill, has_weights, open_autoencoder
 from rcg.config import AutoencoderConfig, Experiment, GeneratorConfig, RDMConfig, TrainConfig, differences
@@ -35,6 +36,8 @@ from rcg.vectors import Views
 CONFIG = "config.yaml"
 REPRESENTATION = ("encoder", "projection", "normalise")
 """The sections of an experiment that decide what z is."""
+REPRESENTED = ("representation", "cluster")
+"""The conditions of a generator that are made from representations."""
 FITTED = 200_000
 """Most representations that a projection or a normaliser is fitted to."""
 
@@ -104,43 +107,42 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
 def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     """Train the experiment's pixel generator, given representations, labels or nothing."""
     config = _generator(experiment)
-    representation = open_representation(experiment) if config.condition == "representation" else None
+    representation = open_representation(experiment) if config.condition in REPRESENTED else None
     folder = generator_folder(experiment)
     first_stage = open_autoencoder(config.autoencoder, experiment.data.image_size, experiment.run)
     if not overwrite:
         _check_latents(folder, first_stage)
-    sections: tuple[str, ...] = ("data", "generator")
     encoder, patches = _aligned_with(experiment, representation)
-    if encoder:
-        sections += ("encoder",)
-    if representation:
-        sections += REPRESENTATION
-        if not representation.transform.needs_fit:  # else the space is known only once it is fitted
-            _check_rdm(experiment, representation)
+    if representation and not representation.transform.needs_fit:  # else the space is known only once it is fitted
+        _check_rdm(experiment, representation)
     accelerator = parallel.start(config.train, folder)
     StepKeys.check(config.train, accelerator.num_processes)
-    _refuse_foreign(folder, experiment, sections, resume, overwrite)
+    _refuse_foreign(folder, experiment, _deciding(experiment), resume, overwrite)
     images, validation = _images(experiment, accelerator)
-    cond: Space | None = None
-    if config.condition == "class":
-        cond = _label_space(images)
-    views, z, held_out_z = experiment.data.kept_views, None, None
-    if representation:
-        z = _train_z(images, representation, experiment, accelerator)
-        cond = representation.space
-        if representation.transform.needs_fit:
-            _check_rdm(experiment, representation)
-        held_out_z = _held_out_z(validation, representation, experiment, accelerator)
+    told = _told(experiment, representation, images, validation, accelerator)
     # Alignment needs the images themselves, for the encoder's patch tokens.
     latents = None if encoder else _kept_latents(images, first_stage, experiment, accelerator)
-    train_set, held_out = Conditioned(images, views, z, latents), Conditioned(validation, 1, held_out_z)
+    train_set = Conditioned(images, experiment.data.kept_views, told.z, latents, told.labels)
+    held_out = Conditioned(validation, 1, told.held_out_z, labels=told.held_out_labels)
     _seed(experiment, "generator")
-    model = build(config, GENERATORS.get(config.name), first_stage.space, cond, patches)
-    facts = {**_facts(images), "image_size": experiment.data.image_size}
+    model = build(config, GENERATORS.get(config.name), first_stage.space, told.space, patches)
+    facts = {**_facts(images), **told.facts, "image_size": experiment.data.image_size}
     if encoder:
         encoder.to(accelerator.device)
     task = GeneratorTask(model, first_stage.to(accelerator.device), train_set, held_out, facts, encoder)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
+
+
+def generator_steps(experiment: Experiment) -> int:
+    """Return how many steps the experiment's generator was trained, 0 where its folder holds none.
+
+    Raises:
+        UserError: the folder holds another experiment's, or other files.
+    """
+    folder = generator_folder(experiment)
+    _refuse_foreign(folder, experiment, _deciding(experiment), resume=True, overwrite=False)
+    path = folder / checkpoint.FILE
+    return int(checkpoint.load(path).facts["step"]) if path.is_file() else 0
 
 
 def fill_caches(experiment: Experiment) -> None:
@@ -266,6 +268,70 @@ def _generator(experiment: Experiment) -> GeneratorConfig:
     return experiment.generator
 
 
+def _deciding(experiment: Experiment) -> tuple[str, ...]:
+    """Return the sections of an experiment that decide what its generator becomes."""
+    config = _generator(experiment)
+    sections = ["data", "generator"]
+    if getattr(config, "align", None) is not None:
+        sections.append("encoder")
+    if config.condition in REPRESENTED:
+        sections += REPRESENTATION
+    return (*sections, "clusters") if config.condition == "cluster" else tuple(sections)
+
+
+class Told(NamedTuple):
+    """What a generator is told of the images that it learns from, and of those held out."""
+
+    space: Space | None = None
+    z: Views | None = None  # (N, V, D)
+    held_out_z: Views | None = None  # (M, 1, D)
+    labels: Tensor | None = None  # (N,) in place of the images' own
+    held_out_labels: Tensor | None = None  # (M,)
+    facts: Mapping[str, Any] = {}
+
+
+def _told(
+    experiment: Experiment,
+    representation: Representation | None,
+    images: Images,
+    validation: Images,
+    accelerator: Accelerator,
+) -> Told:
+    if _generator(experiment).condition == "class":
+        return Told(_label_space(images))
+    if representation is None:
+        return Told()
+    z = _train_z(images, representation, experiment, accelerator)
+    if representation.transform.needs_fit:
+        _check_rdm(experiment, representation)
+    held_out = _held_out_z(validation, representation, experiment, accelerator)
+    if _generator(experiment).condition == "representation":
+        return Told(representation.space, z, held_out)
+    found = _clusters(experiment, representation, images, z, accelerator)
+    near = clusters.assign(_first_views(held_out), found.centres)
+    facts = {"clusters": {"counts": found.counts, "representation": representation.space.id}}
+    return Told(found.space, labels=found.labels, held_out_labels=near, facts=facts)
+
+
+def _clusters(
+    experiment: Experiment, representation: Representation, images: Images, z: Views, accelerator: Accelerator
+) -> clusters.Clusters:
+    """Return the clusters of the training images' first views, computed once and kept in the run."""
+    number = experiment.clusters or clusters.suitable(len(images), len(images.classes))
+    if number > len(images):
+        raise UserError(f"clusters is {number}, but there are {len(images)} training images: choose fewer")
+    facts = {"representation": representation.space.id, "images": images.fingerprint}
+    facts |= {"clusters": number, "seed": experiment.seed}
+    path = _kept_in_run(experiment, "clusters", facts)
+    return clusters.kept(lambda: _first_views(z), number, experiment.seed, facts, path, accelerator)
+
+
+def _kept_in_run(experiment: Experiment, what: str, facts: Mapping[str, Any]) -> Path:
+    """Return the file of something that was fitted to representations, named by what decides it."""
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return experiment.run / "representation" / f"{what}-{name}.safetensors"
+
+
 def _trainable_autoencoder(experiment: Experiment) -> AutoencoderConfig:
     config = _generator(experiment).autoencoder
     if not isinstance(config, AutoencoderConfig):
@@ -351,8 +417,7 @@ def _fit(
     """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""
     settings = experiment.model_dump(mode="json", include={"projection", "normalise"})
     facts = {"encoder": representation.encoder_id, "images": images.fingerprint, "views": rep.views, **settings}
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    path = experiment.run / "representation" / f"transform-{name}.safetensors"
+    path = _kept_in_run(experiment, "transform", facts)
     if accelerator.is_main_process and not path.is_file():
         order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:FITTED]
         representation.transform.fit(rep.rows(order, order % rep.views))
@@ -403,7 +468,7 @@ def _facts(images: Images) -> dict[str, Any]:
 def _check_rdm(experiment: Experiment, representation: Representation) -> None:
     """Refuse to train a generator for hours on another representation than the RDM of the same run generates."""
     path = experiment.run / "rdm" / checkpoint.FILE
-    if path.is_file():
+    if path.is_file() and _generator(experiment).condition == "representation":
         space = Space.from_json(checkpoint.load(path).facts["data"])
         if space != representation.space:
             raise UserError(

@@ -125,7 +125,8 @@ class Generated:
     def _labels(self) -> str:
         if self.pipeline.takes_labels:
             label = self.how.get("label")
-            return str(self.how.get("labels") or "balanced") if label is None else f"all {label}"
+            dealt = str(self.how.get("labels") or "balanced") if label is None else f"all {label}"
+            return dealt if self.pipeline.counts is None else f"{dealt}, clusters as often as among training images"
         return "none"
 
     def batches(self, positions: Sequence[int]) -> Iterator[Batch]:

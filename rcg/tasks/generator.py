@@ -30,10 +30,18 @@ class Conditioned(Dataset[dict[str, Tensor]]):
         views: how many views were encoded.
         z: representations `(N, V, D)` of exactly these views, or None.
         latents: posteriors `(N, V, *S)` of exactly these views, which are then served in place of the images, or None.
+        labels: `(N,)` in place of the images' own, or None.
     """
 
-    def __init__(self, images: Images, views: int, z: Views | None, latents: Views | None = None) -> None:
-        self.images, self.views, self.z, self.latents = images, views, z, latents
+    def __init__(
+        self,
+        images: Images,
+        views: int,
+        z: Views | None,
+        latents: Views | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.images, self.views, self.z, self.latents, self.labels = images, views, z, latents, labels
         self.in_memory = images.in_memory or latents is not None
 
     def __len__(self) -> int:
@@ -43,7 +51,7 @@ class Conditioned(Dataset[dict[str, Tensor]]):
         """Return the image `(3, S, S)` or its posterior `(*S)`, its label and, where there are any, its z `(D,)`."""
         position, draw = key
         view = draw % self.views
-        item = {"label": self.images.label(position)}
+        item = {"label": self.images.label(position) if self.labels is None else self.labels[position]}
         if self.latents is None:
             item["image"] = self.images[(position, view)]["image"]
         else:
@@ -77,7 +85,7 @@ class GeneratorTask:
         self.modules: dict[str, nn.Module] = {"generator": model}
         self.autoencoder, self.data, self.held_out, self.facts = autoencoder, train, held_out, facts
         self.encoder = encoder
-        self.key = {"none": None, "class": "label", "representation": "z"}[model.config.condition]
+        self.key = {"none": None, "class": "label", "cluster": "label", "representation": "z"}[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch."""
