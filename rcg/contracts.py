@@ -201,7 +201,10 @@ class TokenProcess(Protocol):
 
 
 class Sampler(Protocol):
-    """A walk from noise to data that asks the network only through `process.predict`."""
+    """A walk from noise to data that asks the network only through `process.predict`.
+
+    Of real numbers, its first normal draw is where the walk begins, at the first of `process.levels`.
+    """
 
     def __call__(self, process: Any, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *S)` samples."""
