@@ -37,6 +37,30 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value, after the file")
 
 
+def add_judges(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` take what an evaluation of samples can be told: who judges, against what, and how they are drawn."""
+    from rcg.metrics.inception import TAPS  # only here: its libraries take long to load
+
+    parser.add_argument("--reference", default="train", help="train, validation, a folder of images, or .npz [train]")
+    parser.add_argument("--inception", help="file of torch-fidelity's InceptionV3, or none [its own, downloaded]")
+    parser.add_argument("--tap", choices=TAPS, default="2048", help="its layer; only 2048 gives a FID [2048]")
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        help="compare in an encoder's space too: own, a YAML file with an encoder section, or YAML; may be repeated "
+        "[own, where there is one]",
+    )
+    parser.add_argument("--num", type=positive, default=5000, help="samples of a run [5000]")
+    parser.add_argument("--seed", type=natural, default=0, help="sample i depends on (seed, i) alone [0]")
+    parser.add_argument("--guidance", type=scale, help="scale of classifier-free guidance; 1: none")
+    parser.add_argument("--steps", type=positive, help="network evaluations of the generator")
+    parser.add_argument("--rdm-steps", type=positive, help="network evaluations of the RDM")
+    parser.add_argument("--labels", choices=("balanced", "random"), default="balanced", help="classes [balanced]")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images drawn at a time [64]")
+    parser.add_argument("--resamples", type=natural, default=10, help="resamples for deviations; 0: none [10]")
+
+
 def parser_for(description: str, epilog: Callable[[], str] | None = None) -> argparse.ArgumentParser:
     """Return a parser whose mistakes are `UserError`s; `epilog` is only computed when help is asked for."""
     _leave_script_folder()

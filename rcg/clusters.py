@@ -42,7 +42,7 @@ class Clusters(NamedTuple):
 
 
 def suitable(images: int, classes: int) -> int:
-    """Return how many clusters so many images have where nobody says: ten for each class, or 100, but 50 images in each.
+    """Return how many clusters so many images have where nobody says: ten for each class, or 100, of 50 images or more.
 
     Clusters finer than classes say more than classes do; too fine ones leave too few images to learn from.
     """

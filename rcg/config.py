@@ -410,10 +410,7 @@ class GeneratorConfig(ModelConfig):
 
     @property
     def arm(self) -> str:
-        """Name of its folder in a run: its own, its condition where that is no representation, `self` where it is shown.
-
-        `self` stands for self-conditioning.
-        """
+        """Name of its folder in a run: its own, its condition where that is no representation, self if self-conditioned."""
         told = [] if self.condition == "representation" else [self.condition]
         return "-".join([self.name, *told, *(["self"] if self.self_condition else [])])
 
@@ -443,8 +440,8 @@ class Experiment(Config):
     normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
     """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
     clusters: PositiveInt | None = None
-    """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; none: ten
-    for each class (100 without classes), at most one for 50 images."""
+    """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; none:
+    ten for each class (100 without classes), at most one for 50 images."""
     rdm: Annotated[SerializeAsAny[RDMConfig], component(NETWORKS, name="rep_mlp")] = unsaid()
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 
@@ -59,6 +60,24 @@ def quality(log: Line) -> str:
     return ", ".join(words)
 
 
+def draw_together(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
+    """Write a PNG with a panel for each quantity and in it a curve for each log, whose lines hold `step` and values."""
+    names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines)))
+    rows = _chunks(names)
+    figure = matplotlib.figure.Figure(figsize=(4.4 * len(rows[0]), 3.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
+    for panel, name in zip(axes, names, strict=False):
+        for stage, lines in logs.items():
+            _plot(panel, lines, name, stage)
+        panel.set_title(name.replace("_", " "), fontsize=9)
+        panel.set_xlabel("steps", fontsize=7)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=7)
+    for panel in axes[len(names) :]:
+        panel.axis("off")
+    _save(figure, path)
+
+
 def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
     """Write a PNG with the curves of every stage's log, whose lines hold `step` and some values."""
     names = {stage: _panels(lines) for stage, lines in logs.items()}
@@ -70,13 +89,22 @@ def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
             axes.axis("off")
         for axes, name in zip(axes_row, chunk, strict=False):
             for curve in [name, *(other for other, home in TOGETHER.items() if home == name)]:
-                points = [(line["step"], line[curve]) for line in logs[stage] if curve in line]
-                if points:
-                    axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=curve)
+                _plot(axes, logs[stage], curve, curve)
             axes.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=9)
             axes.tick_params(labelsize=7)
             if len(axes.lines) > 1:
                 axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _plot(axes: Any, lines: Sequence[Line], name: str, label: str) -> None:
+    """Draw the values called `name`, where there are any."""
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
+
+
+def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 

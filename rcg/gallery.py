@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -49,6 +49,27 @@ def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path
         left, top = gap + i % columns * (width + gap), 2 * gap + line + i // columns * (height + line + gap)
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + height), caption, fill=(90, 90, 90), font=font)
+    _write(sheet, path)
+
+
+def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
+    """Write a titled PNG with a row of images `(n, 3, H, W)` in [0, 1] under each name."""
+    pictures = {
+        name: Image.fromarray(to_uint8(grid(images, columns=len(images))).permute(1, 2, 0).cpu().numpy())
+        for name, images in rows.items()
+    }
+    gap, line, font = 6, 16, ImageFont.load_default(size=11)
+    width = max(int(font.getlength(text)) for text in (title, *rows))
+    width = max(width, *(picture.width for picture in pictures.values())) + 2 * gap
+    height = gap + line + sum(gap + line + picture.height for picture in pictures.values()) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap), title, fill="black", font=font)
+    top = 2 * gap + line
+    for name, picture in pictures.items():
+        draw.text((gap, top), name, fill=(90, 90, 90), font=font)
+        sheet.paste(picture, (gap, top + line))
+        top += gap + line + picture.height
     _write(sheet, path)
 
 

@@ -33,17 +33,21 @@ def write_page(run: Path, path: Path) -> None:
         *_samples(run, list(logs)),
         *_figures(run),
         "<h2>Training</h2>",
-        _table(
+        table(
             ("stage", "cost", "megabytes", "quality"),
             ((name, _cost(latest(log)), _megabytes(run / name), quality(latest(log))) for name, log in logs.items()),
         ),
-        _picture(run / "curves.png", "curves"),
+        picture(run / "curves.png", "curves"),
         *_configurations(run, list(logs)),
     ]
-    title = f"rcg: {escape(str(run))}"
-    page = f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>\n"
+    write_document(f"rcg: {run}", parts, path)
+
+
+def write_document(title: str, parts: Iterable[str], path: Path) -> None:
+    """Write pieces of HTML, under a title, as one page."""
+    head = f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>\n"
     with checkpoint.atomic(path) as temporary:
-        temporary.write_text(f"{page}<h1>{title}</h1>\n" + "\n".join(parts) + "\n</html>\n")
+        temporary.write_text(f"{head}<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</html>\n")
 
 
 def _samples(run: Path, stages: Sequence[str]) -> Iterator[str]:
@@ -54,9 +58,9 @@ def _samples(run: Path, stages: Sequence[str]) -> Iterator[str]:
         found = grids[-1:]
     if found:
         yield "<h2>Samples</h2>"
-    for picture in found:
-        yield _picture(picture)
-        facts = picture.with_name("samples.json")
+    for gallery in found:
+        yield picture(gallery)
+        facts = gallery.with_name("samples.json")
         if facts.is_file():
             yield f"<p class=small>{escape(words(json.loads(facts.read_text())))}</p>"
 
@@ -70,11 +74,11 @@ def _figures(run: Path) -> Iterator[str]:
             (f["name"], f"{f['value']:.5g}", spread_words(f["spread"]), f["space"], f["good"])
             for f in report["figures"]
         )
-        yield _table(("figure", "value", "mean ± deviation", "features", "good is"), rows)
+        yield table(("figure", "value", "mean ± deviation", "features", "good is"), rows)
         yield from (f"<p class=mind>Mind: {escape(warning)}.</p>" for warning in report["warnings"])
         facts = ("samples", "reference", "extractors", "cost")
-        yield _table(("", ""), ((name, words(report[name])) for name in facts))
-        yield from (_picture(picture) for picture in sorted(path.parent.glob("neighbours-*.png")))
+        yield table(("", ""), ((name, words(report[name])) for name in facts))
+        yield from (picture(found) for found in sorted(path.parent.glob("neighbours-*.png")))
 
 
 def _configurations(run: Path, stages: Sequence[str]) -> Iterator[str]:
@@ -85,12 +89,14 @@ def _configurations(run: Path, stages: Sequence[str]) -> Iterator[str]:
             yield f"<details><summary>{escape(name)}</summary><pre>{escape(path.read_text())}</pre></details>"
 
 
-def _picture(path: Path, kind: str = "") -> str:
+def picture(path: Path, kind: str = "") -> str:
+    """Return a picture that needs no other file; of the kind `curves` it is scaled smoothly."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img class="{kind}" alt="{escape(path.name)}" src="data:image/png;base64,{data}"></p>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table."""
     lines = [_row("th", head)] if any(head) else []
     return "<table>\n" + "\n".join(lines + [_row("td", row) for row in rows]) + "\n</table>"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_aut
 from rcg.config import AutoencoderConfig, GuidanceConfig
 from rcg.contracts import Autoencoder, Space
 from rcg.editing.inpaint import inpaint
+from rcg.editing.two_pass import second_pass
 from rcg.errors import UserError, nearest
 from rcg.model import GenerativeModel, build
 from rcg.randomness import Streams, fold
@@ -31,6 +32,14 @@ class Samples(NamedTuple):
     images: Tensor
     z: Tensor | None  # (B, D)
     labels: Tensor | None  # (B,)
+
+
+class Rows(Protocol):
+    """Representations to paint from, looked up by the indices of samples; a tensor `(N, D)` is one."""
+
+    def __getitem__(self, indices: Any, /) -> Tensor:
+        """Return `(B, D)` for B indices."""
+        ...
 
 
 class Pipeline:
@@ -150,6 +159,7 @@ class Pipeline:
         label: int | None = None,
         labels: Literal["balanced", "random"] = "balanced",
         z: Tensor | None = None,
+        t0: float | None = None,
     ) -> Samples:
         """Draw the samples with the given indices; sample i depends on (seed, i) alone, not on its batch.
 
@@ -163,6 +173,7 @@ class Pipeline:
             labels: sample i is of class i modulo their number, or of one drawn from (seed, i). Clusters come as often
                 as among the training images, dealt out evenly, or drawn.
             z: representations `(B, D)` to paint from instead of generated ones.
+            t0: share of the way back to noise from which samples are denoised a second time; none: one pass.
 
         Raises:
             UserError: a label is given but nothing here takes one, or it is out of range.
@@ -170,9 +181,12 @@ class Pipeline:
         indices = list(indices)
         chosen = self._labels(indices, label, seed if labels == "random" else None)
         cond, z = self._condition(indices, seed, rdm_steps, chosen, z)
-        noise = Streams(seed, indices, "generator", self.device)
-        images = self.autoencoder.decode(self.generator.sample(cond, noise, self._guidance(guidance), steps))
-        return Samples(indices, images, z, chosen)
+        noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
+        latent = self.generator.sample(cond, noise, scale, steps)
+        if t0 is not None:
+            noise = Streams(seed, indices, "second pass", self.device)
+            latent = second_pass(self.generator, latent, t0, cond, noise, scale, steps)
+        return Samples(indices, self.autoencoder.decode(latent), z, chosen)
 
     @torch.inference_mode()
     def inpaint(
@@ -209,12 +223,12 @@ class Pipeline:
         batch_size: int,
         seed: int = 0,
         progress: bool = False,
-        z: Tensor | None = None,
+        z: Rows | None = None,
         **how: Any,
     ) -> Iterator[Samples]:
         """Draw many samples batch by batch, with a progress bar if asked; see `sample` for the rest.
 
-        Sample i is painted from row i of `z` `(N, D)`, where that is given.
+        Sample i is painted from row i of `z`, where that is given.
         """
         with tqdm(total=len(indices), desc="sampling", unit="image", disable=not progress) as bar:
             for start in range(0, len(indices), batch_size):

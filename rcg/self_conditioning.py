@@ -53,7 +53,7 @@ class SelfConditioned:
 
 
 def clean(found: Prediction | Tensor, x: Tensor) -> Tensor:
-    """Return the estimate of clean data in a prediction at `x` `(B, *S)`; of logits, the likeliest tokens where masked."""
+    """Return the estimate of clean data in a prediction at `x` `(B, *S)`; of tokens, the likeliest where masked."""
     return found.x0 if isinstance(found, Prediction) else torch.where(x == MASK, found.argmax(1), x)
 
 

@@ -320,7 +320,7 @@ def _clusters(
     number = experiment.clusters or clusters.suitable(len(images), len(images.classes))
     if number > len(images):
         raise UserError(f"clusters is {number}, but there are {len(images)} training images: choose fewer")
-    facts = {"representation": representation.space.id, "images": images.fingerprint}
+    facts: dict[str, Any] = {"representation": representation.space.id, "images": images.fingerprint}
     facts |= {"clusters": number, "seed": experiment.seed}
     path = _kept_in_run(experiment, "clusters", facts)
     return clusters.kept(lambda: _first_views(z), number, experiment.seed, facts, path, accelerator)

@@ -319,7 +319,8 @@ class _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self.run.accelerator.trackers:  # end_training would part the processes, which may have more to do
+        # Not end_training: that parts the processes, which may have more to do.
+        for tracker in self.run.accelerator.trackers:
             tracker.finish()
 
     def add(self, losses: dict[str, Tensor]) -> None:

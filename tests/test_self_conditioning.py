@@ -81,7 +81,7 @@ def test_guidance_and_two_walks_do_not_mix_up_their_estimates():
 
 
 class Guesser:
-    """A network of tokens `(B, 2h, w)`, always surest of symbol 1, then 2, ..., which notes the guesses it was shown."""
+    """A network of tokens `(B, 2h, w)`, surest of symbol 1, then of 2, ..., that notes the guesses it was shown."""
 
     def __init__(self):
         self.shown = []

@@ -10,49 +10,29 @@ An evaluation that was interrupted goes on where it stopped when the same comman
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from rcg import cli, config, parallel, stages
-from rcg.data import load_images
 from rcg.errors import UserError
-from rcg.evaluation.features import View, encoder_view, inception_view
-from rcg.evaluation.judging import Evaluation, Known, given_reference, judge, sampled
-from rcg.evaluation.sources import Generated, Source, of_batch, of_data, of_folder
-from rcg.metrics.inception import TAPS
+from rcg.evaluation.features import View, own_view
+from rcg.evaluation.judges import PARTS, Judges, chosen_reference, known_images
+from rcg.evaluation.judging import Evaluation, judge, sampled
+from rcg.evaluation.sources import Generated, Source, of_batch, of_folder
 from rcg.pipeline import Pipeline
-from rcg.representation import Representation, Transform, open_encoder
-
-PARTS = ("train", "validation")
 
 
 def main() -> None:
     """Parse the command line and evaluate."""
     parser = cli.parser_for(__doc__ or "")
     parser.add_argument("subject", type=Path, help="folder of a run, folder of images, or .npz batch (arr_0, NHWC)")
-    parser.add_argument("--reference", default="train", help="train, validation, a folder of images, or .npz [train]")
+    cli.add_judges(parser)
     parser.add_argument("--config", help="YAML file of the experiment whose images --reference train means, for files")
-    parser.add_argument("--inception", help="file of torch-fidelity's InceptionV3, or none [its own, downloaded]")
-    parser.add_argument("--tap", choices=TAPS, default="2048", help="its layer; only 2048 gives a FID [2048]")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        help="compare in an encoder's space too: own, a YAML file with an encoder section, or YAML; may be repeated "
-        "[own, where there is one]",
-    )
-    parser.add_argument("--num", type=cli.positive, default=5000, help="samples of a run [5000]")
-    parser.add_argument("--seed", type=cli.natural, default=0, help="sample i depends on (seed, i) alone [0]")
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
-    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance; 1: none")
-    parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator")
-    parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations of the RDM")
-    parser.add_argument("--labels", choices=("balanced", "random"), default="balanced", help="classes [balanced]")
-    parser.add_argument("--batch-size", type=cli.positive, default=64, help="images drawn at a time [64]")
     parser.add_argument("--size", type=cli.positive, help="cut pictures of a folder to this side [the first one's]")
-    parser.add_argument("--resamples", type=cli.natural, default=10, help="resamples for deviations; 0: none [10]")
     parser.add_argument("--no-memorisation", action="store_true", help="do not search the training set for samples")
     parser.add_argument("--save-images", action="store_true", help="write the samples as PNG files too")
     parser.add_argument("--out", type=Path, help="folder for reports and features [RUN/evaluation]")
@@ -85,22 +65,14 @@ def _plan(arguments: argparse.Namespace, accelerator: Accelerator) -> Evaluation
     known = None
     warnings: list[str] = []
     try:
-        known = None if experiment is None else _known(experiment, accelerator)
+        known = None if experiment is None else known_images(experiment.data, accelerator)
     except UserError as error:
         if arguments.reference in PARTS:
             raise
         warnings.append(f"memorisation is not judged: {error}")
-    statistics: Any = {}
-    if arguments.reference in PARTS:
-        if known is None:
-            raise UserError(
-                f"--reference {arguments.reference} needs the experiment: give --config FILE, or --reference with a "
-                f"folder of images or an .npz file"
-            )
-        reference: Source | None = known.train if arguments.reference == "train" else known.held_out
-    else:
-        reference, statistics = given_reference(Path(arguments.reference), samples.size)
-    views = _views(arguments, samples, origin, accelerator, warnings)
+    reference, statistics = chosen_reference(arguments.reference, known, samples.size)
+    judges = Judges(arguments.inception, arguments.tap, arguments.encoder)
+    views = judges.views(_own(samples, origin, accelerator), samples.size, accelerator, warnings)
     own = next((view.name for view in views if view.name.startswith("own-")), None)
     return Evaluation(
         samples,
@@ -139,53 +111,14 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
     return samples, {"run": str(path), "generator": arm}, experiment
 
 
-def _known(experiment: Any, accelerator: Accelerator) -> Known:
-    with accelerator.main_process_first():
-        split = load_images(experiment.data)
-    return Known(of_data(split.train, "training"), of_data(split.validation, "held-out"))
-
-
-def _views(
-    arguments: argparse.Namespace,
-    samples: Source,
-    origin: dict[str, Any],
-    accelerator: Accelerator,
-    warnings: list[str],
-) -> list[View]:
-    """Open the networks in whose features images are compared; one that nobody asked for may be missing."""
-    found, device = list[View](), accelerator.device
-    if arguments.inception != "none":
-        try:
-            with accelerator.main_process_first():
-                path = arguments.inception and Path(arguments.inception)
-                found.append(inception_view(path, arguments.tap, device))
-        except UserError as error:
-            if arguments.inception is not None:
-                raise
-            warnings.append(f"no FID: {error}; name a file with --inception FILE")
-    for text in arguments.encoder or (["own"] if isinstance(samples, Generated) else []):
-        try:
-            found.append(_encoder(text, samples, origin, device))
-        except UserError as error:
-            if arguments.encoder:
-                raise
-            warnings.append(f"no comparison in the space of the run's encoder: {error}")
-    if not found:
-        raise UserError(f"there is nothing to compare images with ({'; '.join(warnings)})")
-    return found
-
-
-def _encoder(text: str, samples: Source, origin: dict[str, Any], device: Any) -> View:
-    if text == "own":
-        if not isinstance(samples, Generated) or "run" not in origin:
-            raise UserError("--encoder own is the encoder of a run, but files are judged: name a YAML file")
-        cond = samples.pipeline.generator.cond if sampled(samples) else None
-        representation = stages.run_representation(Path(origin["run"]), origin["generator"], cond)
-        name: Any = representation.encoder.config
-        return encoder_view(f"own-{name.name}", representation, device)
-    section, size = config.parse_encoder(text)
-    representation = Representation(open_encoder(section, size or samples.size), Transform("none"))
-    return encoder_view(section.name, representation, device)
+def _own(samples: Source, origin: dict[str, Any], accelerator: Accelerator) -> Callable[[], View] | None:
+    """Return what opens the encoder of the run that is judged."""
+    if not isinstance(samples, Generated):
+        return None
+    cond = samples.pipeline.generator.cond if sampled(samples) else None
+    return lambda: own_view(
+        stages.run_representation(Path(origin["run"]), origin["generator"], cond), accelerator.device
+    )
 
 
 if __name__ == "__main__":

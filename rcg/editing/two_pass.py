@@ -1,4 +1,4 @@
-"""A sample taken half-way back to noise and denoised again (SDEdit; Meng et al., ICLR 2022), or masked again in part."""
+"""A sample taken part of the way back to noise, or masked in part, and denoised again (SDEdit; Meng et al., 2022)."""
 
 from __future__ import annotations
 

@@ -194,6 +194,12 @@ def encoder_view(name: str, representation: Representation, device: torch.device
     return View(name, facts, lambda batch: {"z": representation(batch.images / 255)}, ("z",))
 
 
+def own_view(representation: Representation, device: torch.device) -> View:
+    """Look through the encoder of the run that is judged."""
+    config: Any = representation.encoder.config
+    return encoder_view(f"own-{config.name}", representation, device)
+
+
 def condition_view() -> View:
     """Keep the representations that samples were painted from."""
     return View("condition", {"keeps": "condition"}, lambda batch: {"z": _painted_from(batch)}, ("z",))

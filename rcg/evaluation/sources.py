@@ -72,6 +72,20 @@ class Source(Protocol):
         ...
 
 
+class Told(Protocol):
+    """Representations that samples are painted from instead of generated ones.
+
+    Attributes:
+        facts: everything that decides them, JSON-serialisable.
+    """
+
+    facts: dict[str, Any]
+
+    def __getitem__(self, indices: list[int], /) -> Tensor:
+        """Return the representations `(B, D)` for the samples with these indices."""
+        ...
+
+
 @dataclass(frozen=True)
 class Generated:
     """Samples of a pipeline: sample i depends on (seed, i) alone.
@@ -80,8 +94,9 @@ class Generated:
         pipeline: what paints them.
         count: how many there are.
         seed: which universe of samples.
-        how: `guidance`, `steps`, `rdm_steps`, `label` and `labels` of `Pipeline.sample`.
+        how: `guidance`, `steps`, `rdm_steps`, `label`, `labels` and `t0` of `Pipeline.sample`.
         batch_size: images drawn at a time.
+        told: what they are painted from instead of generated representations, where it is something else.
     """
 
     pipeline: Pipeline
@@ -89,6 +104,7 @@ class Generated:
     seed: int
     how: dict[str, Any]
     batch_size: int = 64
+    told: Told | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -114,8 +130,9 @@ class Generated:
             "sampler": generator.sampler.model_dump(mode="json") | _given(steps=self.how.get("steps")),
             # Without a condition there is nothing to be guided towards.
             "guidance": None if generator.condition == "none" else guidance.model_dump(mode="json"),
+            **_given(t0=self.how.get("t0"), told=None if self.told is None else self.told.facts),
         }
-        if self.pipeline.rdm is not None and generator.condition == "representation":
+        if self.pipeline.rdm is not None and generator.condition == "representation" and self.told is None:
             rdm = self.pipeline.rdm.config.sampler.model_dump(mode="json")
             facts["rdm_sampler"] = rdm | _given(steps=self.how.get("rdm_steps"))
         unused = {"encoder"} | ({"rdm"} if "rdm_sampler" not in facts else set())
@@ -131,7 +148,7 @@ class Generated:
 
     def batches(self, positions: Sequence[int]) -> Iterator[Batch]:
         """Draw the samples at `positions`."""
-        for drawn in self.pipeline.batches(positions, self.batch_size, self.seed, **self.how):
+        for drawn in self.pipeline.batches(positions, self.batch_size, self.seed, z=self.told, **self.how):
             yield Batch(drawn.indices, to_uint8(drawn.images), drawn.z)
 
 

@@ -60,7 +60,9 @@ def test_the_walk_goes_through_the_levels_that_are_left(share, evaluations):
     assert m.network.calls == evaluations
 
 
-@pytest.mark.parametrize("process", [Gaussian(GaussianConfig(predict="x0")), Flow(FlowConfig()), Flow(FlowConfig(shift=3))])
+@pytest.mark.parametrize(
+    "process", [Gaussian(GaussianConfig(predict="x0")), Flow(FlowConfig()), Flow(FlowConfig(shift=3))]
+)
 def test_a_level_is_a_share_of_the_walk_of_the_process(process):
     assert level(process, 1.0) == process.levels(10, "trailing")[0]
     assert level(process, 0.3) == pytest.approx(process.levels(10, "trailing")[7])
