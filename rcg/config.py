@@ -410,7 +410,7 @@ class GeneratorConfig(ModelConfig):
 
     @property
     def arm(self) -> str:
-        """Name of its folder in a run: its own, its condition where that is no representation, self if self-conditioned."""
+        """Name of its folder in a run: its own, its condition if not a representation, self if self-conditioned."""
         told = [] if self.condition == "representation" else [self.condition]
         return "-".join([self.name, *told, *(["self"] if self.self_condition else [])])
 

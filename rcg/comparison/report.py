@@ -1,0 +1,216 @@
+"""What a comparison found: compare.md, compare.json, compare.png, curves.png and one self-contained compare.html."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from rcg.checkpoint import atomic
+from rcg.comparison.arms import ARMS
+from rcg.comparison.study import Outcome, Result, Study
+from rcg.curves import draw_together, latest, read_logs
+from rcg.evaluation.figures import Figure
+from rcg.evaluation.report import words
+from rcg.gallery import save_rows
+from rcg.metrics.bootstrap import Spread
+from rcg.page import picture, table, write_document
+
+NAME = "compare"
+PAPER = "RCG reports 0.93 (Table 9a: MAGE-B on ImageNet at 256 px)"
+SHOWN, LARGE = 16, 64
+"""Samples of each arm in the picture; half as many where they have more pixels a side than that."""
+HEAD = ("arm", "told when it samples", "training", "evaluations", "seconds")
+
+
+def gap_closed(none: Figure, arm: Figure, oracle: Figure) -> Spread | None:
+    """Return (none - arm) / (none - oracle), None where the oracle is no better than nothing.
+
+    The deviation takes those of the three figures as independent and small: errors propagate to first order.
+    """
+    whole, closed = none.value - oracle.value, none.value - arm.value
+    if whole <= 0:
+        return None
+    share = closed / whole
+    if arm in (none, oracle):
+        return Spread(share, 0.0)
+    # The derivatives by the three figures are 1 - share, -1 and share, over the whole gap.
+    errors = (1 - share) * _deviation(none), _deviation(arm), share * _deviation(oracle)
+    return Spread(share, math.hypot(*errors) / whole)
+
+
+def _deviation(figure: Figure) -> float:
+    return figure.spread.deviation if figure.spread else 0.0
+
+
+def write(study: Study, result: Result) -> None:
+    """Write the report of a comparison into its folder."""
+    out, run = study.out, study.experiment.run
+    logs = read_logs(run)
+    networks = dict.fromkeys(found.folder for found in result.outcomes.values() if not found.missing)
+    draw_together({name: logs[name] for name in networks if name in logs}, out / "curves.png")
+    _draw_samples(study, result)
+    title = f"{run}: what {study.generator.name} is told, and what it is worth"
+    head, rows = _head(result), [_row(key, result) for key in result.outcomes]
+    said, facts = list(headlines(result)), dict(_facts(study, result, logs))
+    lines = [f"# {title}", "", *(f"{line}\n" for line in said)]
+    lines += [_markdown(head), _markdown(["---"] * len(head)), *map(_markdown, rows), ""]
+    lines += [f"![first samples of each arm]({NAME}.png)\n", "![curves of training](curves.png)\n"]
+    lines += [f"- {name}: {text}" for name, text in facts.items()]
+    lines += ["", *(f"**Mind:** {warning}.\n" for warning in result.warnings)]
+    for kind, text in ((".md", "\n".join(lines)), (".json", json.dumps(_values(study, result, facts), indent=1))):
+        with atomic(out / f"{NAME}{kind}") as temporary:
+            temporary.write_text(text + "\n")
+    parts = [f"<p>{escape(line)}</p>" for line in said] + [table(head, rows), "<h2>First samples of each arm</h2>"]
+    parts += [picture(out / f"{NAME}.png"), "<h2>Training</h2>", picture(out / "curves.png", "curves")]
+    parts += ["<h2>How it was done</h2>", table(("", ""), facts.items())]
+    parts += [f"<p class=mind>Mind: {escape(warning)}.</p>" for warning in result.warnings]
+    configuration = escape(study.experiment.to_yaml())
+    parts.append(f"<details><summary>Configuration</summary><pre>{configuration}</pre></details>")
+    write_document(title, parts, out / f"{NAME}.html")
+
+
+def headlines(result: Result) -> Iterator[str]:
+    """Say for each distance which share of the gap generated representations close."""
+    for view, distance in result.views:
+        none, generated, oracle = (_figure(key, result, view, distance) for key in ("none", "generated", "oracle"))
+        if none is None or generated is None or oracle is None:
+            yield f"The share of the gap that is closed needs the arms none, generated and oracle ({distance}, {view})."
+            continue
+        found = gap_closed(none, generated, oracle)
+        numbers = f"none {none.value:.4g}, generated {generated.value:.4g}, oracle {oracle.value:.4g}"
+        if found is None:
+            yield f"In {distance} ({view}) real representations are no better than none: there is no gap ({numbers})."
+        else:
+            yield (
+                f"In {distance} ({view}) generated representations close {found.mean:.2f} ± {found.deviation:.2g} of "
+                f"the gap, (none - generated) / (none - oracle): {numbers}. {PAPER}."
+            )
+
+
+def _figure(key: str, result: Result, view: str, name: str) -> Figure | None:
+    found = result.outcomes.get(key)
+    figures = found.report.figures if found and found.report else []
+    return next((figure for figure in figures if (figure.space, figure.name) == (view, name)), None)
+
+
+def _head(result: Result) -> list[str]:
+    distances = [name for _, distance in result.views for name in (distance, f"gap closed in {distance}")]
+    return [*HEAD, *distances, "precision", "recall"]
+
+
+def _row(key: str, result: Result) -> list[str]:
+    arm, found = ARMS[key], result.outcomes[key]
+    if found.missing or found.cost is None:
+        return [arm.name, f"not available: {found.missing}", *[""] * (len(_head(result)) - 2)]
+    training = f"{found.facts['steps']} steps in {found.facts['seconds']:.0f} s"
+    evaluations = f"{found.cost.generator:.4g}" + (f" + {found.cost.rdm:.4g} of the RDM" if found.cost.rdm else "")
+    cells = [arm.name, _told(arm.told, found), training, evaluations, f"{found.cost.seconds:.3g}"]
+    for view, distance in result.views:
+        cells += [_number(_figure(key, result, view, distance)), _closed(key, result, view, distance)]
+    main = result.views[0][0]
+    return cells + [_number(_figure(key, result, main, name)) for name in ("precision", "recall")]
+
+
+def _told(words: str, found: Outcome) -> str:
+    if found.facts["clusters"]:
+        return f"{words}, {found.facts['clusters']} of them"
+    told = found.facts["told"]
+    return f"{words} ({told['representations of']})" if told and "number" in told else words
+
+
+def _number(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure.value:.4g}" + (f" ± {figure.spread.deviation:.2g}" if figure.spread else "")
+
+
+def _gap(key: str, result: Result, view: str, distance: str) -> Spread | None:
+    none, arm, oracle = (_figure(name, result, view, distance) for name in ("none", key, "oracle"))
+    return gap_closed(none, arm, oracle) if none and arm and oracle else None
+
+
+def _closed(key: str, result: Result, view: str, distance: str) -> str:
+    found = _gap(key, result, view, distance)
+    if found is None:
+        return ""
+    return f"{found.mean:.2f}" + (f" ± {found.deviation:.2g}" if found.deviation else "")
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _draw_samples(study: Study, result: Result) -> None:
+    """Draw the first samples of each arm, a row for each; sample i begins at the same noise in all of them."""
+    rows = {}
+    for key, found in result.outcomes.items():
+        if found.cost is not None:
+            shown = SHOWN if found.cost.images.shape[-1] <= LARGE else SHOWN // 2
+            name = f"{ARMS[key].name}: told {_told(ARMS[key].told, found)}; {found.cost.generator:.4g} evaluations"
+            rows[name] = found.cost.images[:shown] / 255
+    title = f"{study.experiment.run} · seed {study.drawing.seed} · the first samples of each arm"
+    save_rows(rows, title, study.out / f"{NAME}.png")
+
+
+def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]:
+    """Yield how it was done, by what it is about."""
+    done = [found for found in result.outcomes.values() if found.cost is not None]
+    drawing, first = study.drawing, done[0]
+    guidance = next((found.facts["guidance"] for found in done if found.facts["guidance"]), None)
+    reference = next(found.report.facts["reference"] for found in done if found.report)
+    yield "samples", f"{drawing.count} of each arm, seed {drawing.seed}; classes and clusters {drawing.labels}"
+    yield "sampler", words(first.facts["sampler"])
+    yield "guidance", "none" if guidance is None else f"{words(guidance)}; none where there is no condition"
+    yield "reference", words(reference)
+    yield "extractors", words(next(found.report.facts["extractors"] for found in done if found.report))
+    if result.floors:
+        yield "real images", "; ".join(f"{f.name} {f.value:.4g} ({f.space})" for f in result.floors)
+    yield (
+        "training",
+        f"the same section generator.train and the same images for all: {first.facts['steps']} steps of "
+        f"{first.facts['batch_size']}. Self-conditioning evaluates its network once more, without gradients, for half "
+        f"of each batch; seconds are of the machine and the hour of each training",
+    )
+    others = [(name, latest(lines)) for name, lines in logs.items() if name in ("encoder", "tokenizer", "rdm")]
+    if others:
+        yield "besides", "; ".join(f"{name} {log['step']:.0f} steps in {log['seconds']:.0f} s" for name, log in others)
+    yield (
+        "evaluations",
+        f"of the generator for one sample, counted as {len(first.cost.images) if first.cost else 0} were drawn; a "
+        f"guided one counts twice. Two passes: a whole one, and {drawing.t0:g} of another (t0), from samples taken "
+        f"back to that share of the noise; encoded: two whole ones, and one of the encoder",
+    )
+    yield "seconds", f"for one sample, in batches of {drawing.batch_size}, on {result.device}"
+    yield (
+        "deviations",
+        f"over {study.resamples} resamples of the samples, of gaps to first order from those of the three distances; "
+        f"the luck of training is not in them",
+    )
+
+
+def _values(study: Study, result: Result, facts: dict[str, str]) -> dict[str, Any]:
+    """Return everything as JSON-serialisable values."""
+    arms = {}
+    for key, found in result.outcomes.items():
+        closed = {view: _gap(key, result, view, distance) for view, distance in result.views}
+        cost = None if found.cost is None else {k: v for k, v in found.cost._asdict().items() if k != "images"}
+        arms[key] = {
+            "name": ARMS[key].name,
+            "told": ARMS[key].told,
+            "network": found.folder,
+            "missing": found.missing,
+            "training": dict(found.facts),
+            "cost": cost,
+            "figures": _listed(found.report.figures if found.report else []),
+            "gap_closed": {view: spread._asdict() for view, spread in closed.items() if spread},
+        }
+    drawing = {"number": study.drawing.count, "seed": study.drawing.seed, "t0": study.drawing.t0, **study.drawing.how}
+    about = {"run": str(study.experiment.run), "drawing": drawing, "device": result.device, "facts": facts}
+    return {**about, "arms": arms, "real": _listed(result.floors), "warnings": result.warnings}
+
+
+def _listed(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    return [figure._asdict() | {"spread": figure.spread and figure.spread._asdict()} for figure in figures]
