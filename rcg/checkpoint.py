@@ -87,8 +87,8 @@ def is_part(path: Path) -> bool:
         return False
 
 
-def load(path: Path | str, device: str = "cpu") -> Part:
-    """Read a part.
+def load(path: Path | str, device: str = "cpu", weights: bool = True) -> Part:
+    """Read a part, with or without its weights.
 
     Raises:
         UserError: the file is missing, truncated, or not one of ours.
@@ -99,7 +99,8 @@ def load(path: Path | str, device: str = "cpu") -> Part:
     try:
         with safe_open(path, framework="pt", device=device) as file:
             header = json.loads((file.metadata() or {})[_HEADER])
-            return Part(**header, tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            names = file.keys() if weights else ()
+            return Part(**header, tensors={name: file.get_tensor(name) for name in names})
     except KeyError:
         raise UserError(f"{path} holds weights but was not written by rcg: it has no description of them") from None
     except (SafetensorError, ValueError, TypeError) as error:

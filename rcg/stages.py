@@ -142,7 +142,7 @@ def generator_steps(experiment: Experiment) -> int:
     folder = generator_folder(experiment)
     _refuse_foreign(folder, experiment, _deciding(experiment), resume=True, overwrite=False)
     path = folder / checkpoint.FILE
-    return int(checkpoint.load(path).facts["step"]) if path.is_file() else 0
+    return int(checkpoint.load(path, weights=False).facts["step"]) if path.is_file() else 0
 
 
 def fill_caches(experiment: Experiment) -> None:
