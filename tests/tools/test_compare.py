@@ -1,0 +1,163 @@
+"""Arms compared through the tool: what is there is used, what is missing is trained, what was interrupted goes on."""
+
+import json
+import shutil
+
+import pytest
+
+from rcg import checkpoint, stages
+from rcg.comparison.arms import ARMS
+from rcg.evaluation.sources import Generated
+from tests.pipeline.test_tokens import GENERATOR
+from tests.toy import tool, write
+from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+
+QUICK = ("--inception", "none", "--num", 24, "--resamples", 2, "--batch-size", 8)
+STEPS = 4
+"""Evaluations of one pass."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An encoder, an RDM and the generator that is told representations; the comparison has to train the others."""
+    folder = tmp_path_factory.mktemp("compared")
+    path = write(folder, generator__guidance={"scale": 1.5})
+    for stage in ("train_encoder", "train_rdm", "train_pixel"):
+        done = tool(stage, path)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainings(folder):
+    """Compare, interrupted in the second training; compare again; return what was trained in each."""
+    trained, train = [], stages.train_generator
+
+    def dying(experiment, **how):
+        trained.append(experiment.generator.arm)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        train(experiment, **how)
+
+    (folder / "before").mkdir()
+    shutil.copy(folder / "run" / "dit" / checkpoint.FILE, folder / "before")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train_generator", dying)
+        with pytest.raises(KeyboardInterrupt):
+            tool("compare", folder / "toy.yaml", *QUICK)
+        first = list(trained)
+        done = tool("compare", folder / "toy.yaml", *QUICK)
+        assert done.returncode == 0, done.stderr
+    return first, trained[len(first) :]
+
+
+@pytest.fixture(scope="module")
+def found(folder, trainings):
+    return json.loads((folder / "run" / "comparison-dit" / "compare.json").read_text())
+
+
+def test_only_what_is_missing_is_trained(folder, trainings):
+    assert trainings == (["dit-none", "dit-none-self"], ["dit-none-self", "dit-cluster", "dit-class"])
+    before, after = ((place / checkpoint.FILE).read_bytes() for place in (folder / "before", folder / "run" / "dit"))
+    assert before == after
+
+
+def test_every_arm_costs_what_it_asks_of_its_networks(found):
+    asked = {key: (arm["cost"]["generator"], arm["cost"]["rdm"]) for key, arm in found["arms"].items()}
+    assert asked == {
+        "none": (STEPS, 0),
+        "twice": (1.5 * STEPS, 0),
+        "self": (STEPS, 0),
+        "encoded": (STEPS + 2 * STEPS, 0),
+        "cluster": (2 * STEPS, 0),
+        "class": (2 * STEPS, 0),
+        "generated": (2 * STEPS, 4),
+        "oracle": (2 * STEPS, 0),
+    }
+    assert {arm["training"]["steps"] for arm in found["arms"].values()} == {20}
+    assert all(arm["cost"]["seconds"] > 0 for arm in found["arms"].values())
+
+
+def test_arms_are_told_what_their_names_say(found):
+    told = {key: arm["training"]["told"] for key, arm in found["arms"].items() if arm["training"]["told"]}
+    assert {key: facts["representations of"] for key, facts in told.items()} == {
+        "encoded": "samples",
+        "oracle": "training images",
+    }
+    assert found["arms"]["cluster"]["training"]["clusters"] == 3
+    values = [arm["figures"][0]["value"] for arm in found["arms"].values()]
+    assert len(set(values)) == len(ARMS)
+
+
+def test_the_share_of_the_gap_is_that_of_the_figures(found):
+    fd = {key: next(f["value"] for f in arm["figures"] if f["name"] == "FD") for key, arm in found["arms"].items()}
+    for key, arm in found["arms"].items():
+        share = arm["gap_closed"].get("own-moco_v3")
+        if fd["none"] > fd["oracle"]:
+            assert share["mean"] == pytest.approx((fd["none"] - fd[key]) / (fd["none"] - fd["oracle"]))
+        else:
+            assert share is None
+    assert found["real"][0]["name"] == "FD of 20 held-out images"
+
+
+def test_the_page_needs_no_other_file_and_the_table_has_every_arm(folder, found):
+    out = folder / "run" / "comparison-dit"
+    page, text = (out / "compare.html").read_text(), (out / "compare.md").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "src=" not in page.replace('src="data:image/png;base64,', "")
+    for arm in found["arms"].values():
+        assert f"<td>{arm['name']}</td>" in page
+        assert f"| {arm['name']} |" in text
+    assert "| 8 + 4 of the RDM |" in text
+    assert (out / "compare.png").is_file()
+
+
+def test_the_same_command_again_draws_and_trains_nothing(folder, found, monkeypatch):
+    monkeypatch.setattr(Generated, "batches", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(stages, "train_generator", lambda *_, **__: pytest.fail("trained again"))
+    assert tool("compare", folder / "toy.yaml", *QUICK).returncode == 0
+    assert json.loads((folder / "run" / "comparison-dit" / "compare.json").read_text()) == found
+
+
+def test_arms_that_are_not_there_are_left_out_without_training(folder, trainings, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "dit-none")
+    arguments = (folder / "toy.yaml", f"run={tmp_path / 'run'}", *QUICK, "--no-train")
+    done = tool("compare", *arguments, "--arms", "class", "none", "encoded")
+    assert done.returncode == 0, done.stderr
+    assert "| one pass | not available: dit-none is at step 0 of 20: leave --no-train out to train it |" in done.stdout
+    assert "| two passes, encoded | not available: dit-none is at step 0" in done.stdout
+    assert "needs the arms none, generated and oracle" in done.stdout
+    assert not (tmp_path / "run" / "dit-none").exists()
+    none = tool("compare", *arguments, "--arms", "none")
+    assert none.returncode == 2
+    assert "none of the arms can be judged: dit-none is at step 0 of 20" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generator.depth=3"], "dit-none holds another experiment (generator.depth: 2 -> 3)"),
+        (["generator.train.steps=10"], "was trained for 20 steps, but generator.train.steps is 10"),
+        (["--t0", "0"], "expected a number above 0, at most 1, got '0'"),
+        (["--arms", "nothing"], "invalid choice: 'nothing'"),
+        (["--out", "FILE"], "is a file, not a folder"),
+    ],
+)
+def test_mistakes_give_one_sentence_before_anything_is_trained(folder, trainings, arguments, said, monkeypatch):
+    monkeypatch.setattr(stages, "train_generator", lambda *_, **__: pytest.fail("trained"))
+    arguments = [str(folder / "toy.yaml") if text == "FILE" else text for text in arguments]
+    done = tool("compare", folder / "toy.yaml", *arguments, *QUICK)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_generator_of_tokens_is_compared_alike(tmp_path):
+    path = write(tmp_path, generator=GENERATOR, data__limit=80, encoder__weights="none", rdm__train__steps=2)
+    assert tool("train_rdm", path).returncode == 0
+    done = tool("compare", path, *QUICK, "--t0", 0.25)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "comparison-mage" / "compare.json").read_text())
+    asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items()}
+    assert asked == dict.fromkeys(ARMS, STEPS) | {"twice": 1.25 * STEPS, "encoded": 2 * STEPS}
+    assert found["arms"]["self"]["network"] == "mage-none-self"
