@@ -53,7 +53,7 @@ def write(study: Study, result: Result) -> None:
     draw_together({name: logs[name] for name in networks if name in logs}, out / "curves.png")
     _draw_samples(study, result)
     title = f"{run}: what {study.generator.name} is told, and what it is worth"
-    head, rows = _head(result), [_row(key, result) for key in result.outcomes]
+    head, rows = _head(result), [*(_row(key, result) for key in result.outcomes), *_real(result)]
     said, facts = list(headlines(result)), dict(_facts(study, result, logs))
     lines = [f"# {title}", "", *(f"{line}\n" for line in said)]
     lines += [_markdown(head), _markdown(["---"] * len(head)), *map(_markdown, rows), ""]
@@ -80,13 +80,13 @@ def headlines(result: Result) -> Iterator[str]:
             yield f"The share of the gap that is closed needs the arms none, generated and oracle ({distance}, {view})."
             continue
         found = gap_closed(none, generated, oracle)
-        numbers = f"none {none.value:.4g}, generated {generated.value:.4g}, oracle {oracle.value:.4g}"
+        numbers = f"none {_number(none)}, generated {_number(generated)}, oracle {_number(oracle)}"
         if found is None:
             yield f"In {distance} ({view}) real representations are no better than none: there is no gap ({numbers})."
         else:
             yield (
-                f"In {distance} ({view}) generated representations close {found.mean:.2f} ± {found.deviation:.2g} of "
-                f"the gap, (none - generated) / (none - oracle): {numbers}."
+                f"In {distance} ({view}) generated representations close {_spread(found)} of the gap, "
+                f"(none - generated) / (none - oracle): {numbers}."
             )
     yield PAPER
 
@@ -115,6 +115,14 @@ def _row(key: str, result: Result) -> list[str]:
     return cells + [_number(_figure(key, result, main, name)) for name in ("precision", "recall")]
 
 
+def _real(result: Result) -> Iterator[list[str]]:
+    """Yield a row with the distances of held-out images, where they are known."""
+    if result.floors:
+        by_view = {floor.space: floor for floor in result.floors}
+        distances = [cell for view, _ in result.views for cell in (_number(by_view.get(view)), "")]
+        yield ["real images", f"{result.held_out} held-out ones", "", "", "", *distances, "", ""]
+
+
 def _told(words: str, found: Outcome) -> str:
     if found.facts["clusters"]:
         return f"{words}, {found.facts['clusters']} of them"
@@ -135,9 +143,11 @@ def _gap(key: str, result: Result, view: str, distance: str) -> Spread | None:
 
 def _closed(key: str, result: Result, view: str, distance: str) -> str:
     found = _gap(key, result, view, distance)
-    if found is None:
-        return ""
-    return f"{found.mean:.2f}" + (f" ± {found.deviation:.2g}" if found.deviation else "")
+    return "" if found is None else _spread(found)
+
+
+def _spread(share: Spread) -> str:
+    return f"{share.mean:.2f}" + (f" ± {share.deviation:.2g}" if share.deviation else "")
 
 
 def _markdown(cells: Sequence[str]) -> str:
@@ -168,8 +178,6 @@ def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]
     yield "reference", words(reference)
     yield "precision, recall", f"in the features of {result.views[0][0]}"
     yield "extractors", words(next(found.report.facts["extractors"] for found in done if found.report))
-    if result.floors:
-        yield "real images", "; ".join(f"{f.name} {f.value:.4g} ({f.space})" for f in result.floors)
     yield (
         "training",
         f"the same section generator.train and the same images for all: {first.facts['steps']} steps of "
@@ -183,7 +191,7 @@ def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]
         "evaluations",
         f"of the generator for one sample, counted as {len(first.cost.images) if first.cost else 0} were drawn; a "
         f"guided one counts twice. Two passes: a whole one, and {drawing.t0:g} of another (t0), from samples taken "
-        f"back to that share of the noise; encoded: two whole ones, and one of the encoder",
+        f"back to that share of the noise, or of masks; encoded: two whole ones, and one of the encoder",
     )
     yield "seconds", f"for one sample, in batches of {drawing.batch_size}, on {result.device}"
     yield (

@@ -86,6 +86,7 @@ class Result:
         outcomes: by the keys of the arms.
         views: names of the networks that judged, and of the distances in their features.
         floors: the distances of held-out images.
+        held_out: how many these are.
         device: what it ran on.
         warnings: sentences about what is doubtful or missing.
     """
@@ -93,6 +94,7 @@ class Result:
     outcomes: dict[str, Outcome]
     views: list[tuple[str, str]]
     floors: list[Figure]
+    held_out: int
     device: str
     warnings: list[str]
 
@@ -148,7 +150,7 @@ def compare(study: Study) -> Result | None:
     said = [line for found in outcomes.values() if found.report for line in found.report.warnings]
     names = [(view.name, view.distance) for view in views]
     device = f"{accelerator.num_processes} x {accelerator.device.type}"
-    return Result(outcomes, names, floors, device, list(dict.fromkeys([*warnings, *said])))
+    return Result(outcomes, names, floors, len(known.held_out), device, list(dict.fromkeys([*warnings, *said])))
 
 
 def _missing(study: Study, known: Known) -> dict[str, str]:
@@ -158,9 +160,8 @@ def _missing(study: Study, known: Known) -> dict[str, str]:
         UserError: a folder holds another experiment's network, or one that was trained for longer.
     """
     found = {}
-    images: Any = known.train
     for key in study.keys:
-        reason = unavailable(key, study.experiment, images.images.classes) or _untrained(key, study)
+        reason = unavailable(key, study.experiment, known.train.images.classes) or _untrained(key, study)
         if reason:
             found[key] = reason
     return found

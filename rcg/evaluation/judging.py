@@ -17,7 +17,7 @@ from rcg.evaluation import figures
 from rcg.evaluation.features import View, condition_view, extract, pixel_view, saving_view
 from rcg.evaluation.figures import Figure, Reference, Resampling
 from rcg.evaluation.report import Report, draw_neighbours
-from rcg.evaluation.sources import Generated, Source, arrays, key, of_batch, of_folder
+from rcg.evaluation.sources import Generated, Source, Stored, arrays, key, of_batch, of_folder
 from rcg.metrics.frechet import Gaussian
 from rcg.metrics.inception import SPATIAL
 
@@ -26,8 +26,8 @@ from rcg.metrics.inception import SPATIAL
 class Known:
     """A training set and what was held out of it."""
 
-    train: Source
-    held_out: Source
+    train: Stored
+    held_out: Stored
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def test_the_page_needs_no_other_file_and_the_table_has_every_arm(folder, found)
         assert f"<td>{arm['name']}</td>" in page
         assert f"| {arm['name']} |" in text
     assert "| 8 + 4 of the RDM |" in text
+    assert "| real images | 20 held-out ones |" in text
     assert (out / "compare.png").is_file()
 
 
