@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from rcg import nn as layers
 from rcg.config import GuidanceConfig, TrainConfig
 from rcg.contracts import Space
 from rcg.model import GenerativeModel, build
-from rcg.nn import attend, dropout
 from rcg.randomness import Streams
 from rcg.registry import AUTOENCODERS, ENCODERS, GENERATORS, NETWORKS, SAMPLERS
 from rcg.train import EMA
@@ -192,11 +192,8 @@ def _as_published(model: GenerativeModel, run: Callable[[], Any]) -> Callable[[]
             module.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
 
     def published() -> None:
-        layers.attend, layers.dropout = written_out, nn.functional.dropout
-        try:
+        with patch.multiple(layers, attend=written_out, dropout=nn.functional.dropout):
             run()
-        finally:
-            layers.attend, layers.dropout = attend, dropout
 
     return published
 
