@@ -37,6 +37,16 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value, after the file")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` take --precision."""
+    parser.add_argument(
+        "--precision",
+        choices=("no", "bf16", "fp16", "auto"),
+        default="no",
+        help="mixed precision of the networks; bf16 is 2 to 5 times as fast, and rounds [no]",
+    )
+
+
 def parser_for(description: str, epilog: Callable[[], str] | None = None) -> argparse.ArgumentParser:
     """Return a parser whose mistakes are `UserError`s; `epilog` is only computed when help is asked for."""
     _leave_script_folder()

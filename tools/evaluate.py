@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations of the RDM")
     parser.add_argument("--labels", choices=("balanced", "random"), default="balanced", help="classes [balanced]")
     parser.add_argument("--batch-size", type=cli.positive, default=64, help="images drawn at a time [64]")
+    cli.add_precision(parser)
     parser.add_argument("--size", type=cli.positive, help="cut pictures of a folder to this side [the first one's]")
     parser.add_argument("--resamples", type=cli.natural, default=10, help="resamples for deviations; 0: none [10]")
     parser.add_argument("--no-memorisation", action="store_true", help="do not search the training set for samples")
@@ -127,7 +128,7 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
         return (of_folder(path, arguments.size) if path.is_dir() else of_batch(path)), {}, experiment
     local = (path / "generator.safetensors").is_file()
     pipeline = (Pipeline.from_pretrained(path) if local else Pipeline.from_run(path, arguments.generator)).to(
-        accelerator.device
+        accelerator.device, arguments.precision
     )
     generator: Any = pipeline.generator.config
     arm = arguments.generator or generator.arm
