@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rcg.config import Fraction, GeneratorConfig
 from rcg.contracts import Space
 from rcg.errors import UserError
-from rcg.nn import recomputed
+from rcg.nn import Dropout, recomputed
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -101,7 +101,7 @@ class Residual(nn.Module):
         self.time = nn.Linear(time, 2 * outputs if scale_shift else outputs)
         self.style = nn.Linear(style, outputs) if style else None
         self.norm_out = GroupNorm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 

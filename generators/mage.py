@@ -24,7 +24,7 @@ from rcg.config import (
 )
 from rcg.contracts import MASK, Space
 from rcg.errors import UserError
-from rcg.nn import Attention, ConditionEmbedding
+from rcg.nn import Attention, ConditionEmbedding, Dropout
 from rcg.processes.masked import MaskedConfig
 from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 
@@ -91,7 +91,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width, drop=dropout)
+        self.mlp = Mlp(width, 4 * width)
+        self.mlp.drop1 = self.mlp.drop2 = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `(B, N, width)`."""
@@ -128,7 +129,7 @@ class MAGE(nn.Module):
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
         self.norm_in = nn.LayerNorm(width, eps=1e-6)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.cond = ConditionEmbedding(cond, width) if cond else None
         self.encoder = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg import autoencoder, checkpoint, clusters
+from rcg import autoencoder, checkpoint, clusters, parallel
 from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
 from rcg.config import AutoencoderConfig, GuidanceConfig
 from rcg.contracts import Autoencoder, Space
@@ -77,6 +78,7 @@ class Pipeline:
         if has_weights(self.autoencoder):
             self.parts[autoencoder.FOLDER] = tokenizer or autoencoder_part(self.autoencoder, {"image_size": size})
         self.classes: list[str] = generator.facts["classes"]
+        self.precision = "no"
         self.counts: list[int] | None = None  # images of each cluster
         if config.condition == "cluster":
             self.counts = generator.facts["clusters"]["counts"]
@@ -135,12 +137,22 @@ class Pipeline:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload rcg pipeline"))
 
-    def to(self, device: torch.device | str) -> Pipeline:
-        """Move all networks to `device`."""
+    def to(self, device: torch.device | str, precision: str = "no") -> Pipeline:
+        """Move all networks to `device`, to evaluate them in mixed precision: `no`, `bf16`, `fp16`, or `auto`.
+
+        Raises:
+            UserError: fp16 without a GPU.
+        """
+        self.precision = parallel.resolve_precision(precision)
         for module in (self.generator, self.rdm, self.autoencoder):
             if isinstance(module, nn.Module):
                 module.to(device)
         return self
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        """Return what lets networks multiply in the pipeline's precision."""
+        half = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self.precision != "no")
 
     @property
     def device(self) -> torch.device:
@@ -180,13 +192,15 @@ class Pipeline:
         """
         indices = list(indices)
         chosen = self._labels(indices, label, seed if labels == "random" else None)
-        cond, z = self._condition(indices, seed, rdm_steps, chosen, z)
         noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
-        latent = self.generator.sample(cond, noise, scale, steps)
-        if t0 is not None:
-            noise = Streams(seed, indices, "second pass", self.device)
-            latent = second_pass(self.generator, latent, t0, cond, noise, scale, steps)
-        return Samples(indices, self.autoencoder.decode(latent), z, chosen)
+        with self._cast():
+            cond, z = self._condition(indices, seed, rdm_steps, chosen, z)
+            latent = self.generator.sample(cond, noise, scale, steps)
+            if t0 is not None:
+                noise = Streams(seed, indices, "second pass", self.device)
+                latent = second_pass(self.generator, latent, t0, cond, noise, scale, steps)
+            images = self.autoencoder.decode(latent)
+        return Samples(indices, images.float(), z, chosen)
 
     @torch.inference_mode()
     def inpaint(
@@ -212,10 +226,11 @@ class Pipeline:
         indices = list(range(len(image)))
         image, hole = image.to(self.device), hole.to(self.device)
         labels = self._labels(indices, label)
-        cond, z = self._condition(indices, seed, rdm_steps, labels, z)
         noise, scale = Streams(seed, indices, "generator", self.device), self._guidance(guidance)
-        painted = inpaint(self.generator, self.autoencoder, image, hole, cond, noise, scale, steps)
-        return Samples(indices, painted, z, labels)
+        with self._cast():
+            cond, z = self._condition(indices, seed, rdm_steps, labels, z)
+            painted = inpaint(self.generator, self.autoencoder, image, hole, cond, noise, scale, steps)
+        return Samples(indices, painted.float(), z, labels)
 
     def batches(
         self,
@@ -258,7 +273,7 @@ class Pipeline:
                 "tools/sample.py RUN --representations FILE"
             )
         cond = labels if self.rdm.cond is not None else None
-        return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps)
+        return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps).float()
 
     @property
     def takes_labels(self) -> bool:

@@ -63,6 +63,7 @@ def _study(arguments: argparse.Namespace, experiment: Experiment) -> Study:
         arguments.steps,
         arguments.rdm_steps,
         arguments.batch_size,
+        arguments.precision,
     )
     name = experiment.generator.name if experiment.generator else "none"
     return Study(

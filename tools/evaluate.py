@@ -99,7 +99,7 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
         return (of_folder(path, arguments.size) if path.is_dir() else of_batch(path)), {}, experiment
     local = (path / "generator.safetensors").is_file()
     pipeline = (Pipeline.from_pretrained(path) if local else Pipeline.from_run(path, arguments.generator)).to(
-        accelerator.device
+        accelerator.device, arguments.precision
     )
     generator: Any = pipeline.generator.config
     arm = arguments.generator or generator.arm

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
     parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance; 1: none")
     parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator")
+    cli.add_precision(parser)
     parser.add_argument("--class", dest="label", type=cli.natural, help="the class, for models trained on classes")
     cli.main(parser, paint)
 
@@ -55,7 +56,7 @@ def main() -> None:
 @torch.inference_mode()
 def paint(arguments: argparse.Namespace) -> None:
     """Write the panel: a row for each image."""
-    pipeline = Pipeline.from_run(arguments.run, arguments.generator).to(parallel.start().device)
+    pipeline = Pipeline.from_run(arguments.run, arguments.generator).to(parallel.start().device, arguments.precision)
     generator: Any = pipeline.generator.config
     name = arguments.generator or generator.arm
     size = pipeline.parts["generator"].facts["image_size"]

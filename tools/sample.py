@@ -40,6 +40,7 @@ def main() -> None:
         "--representations", type=Path, help="file of tools/sample_rdm.py to paint from, row i for sample i"
     )
     parser.add_argument("--batch-size", type=cli.positive, default=64, help="images drawn at a time [64]")
+    cli.add_precision(parser)
     parser.add_argument("--save-images", action="store_true", help="also write one PNG per sample, named by its index")
     parser.add_argument("--class", dest="label", type=cli.natural, help="the class, for models trained on classes")
     cli.main(parser, sample)
@@ -50,7 +51,7 @@ def sample(arguments: argparse.Namespace) -> None:
     accelerator = parallel.start()
     local = (arguments.run / "generator.safetensors").is_file()
     load = Pipeline.from_pretrained if local else lambda run: Pipeline.from_run(run, arguments.generator)
-    pipeline = load(arguments.run).to(accelerator.device)
+    pipeline = load(arguments.run).to(accelerator.device, arguments.precision)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file, not a folder")
     mine = range(accelerator.process_index, arguments.num, accelerator.num_processes)
@@ -77,7 +78,7 @@ def sample(arguments: argparse.Namespace) -> None:
             images[:SHOWN], captions[:SHOWN], f"{title} · guidance {guidance:g}", arguments.out / "gallery.png"
         )
         facts = {"num": arguments.num, "seed": arguments.seed, "steps": steps, "guidance": guidance}
-        facts |= {"processes": accelerator.num_processes}
+        facts |= {"precision": pipeline.precision, "processes": accelerator.num_processes}
         facts |= {"seconds": round(seconds, 2), "images_per_second": round(arguments.num / seconds, 2)}
         with atomic(arguments.out / "samples.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")

@@ -57,6 +57,7 @@ class Drawing:
         steps: network evaluations of one pass; none: as configured.
         rdm_steps: network evaluations of the RDM; none: as configured.
         batch_size: images drawn at a time.
+        precision: mixed precision of the networks; `no`: without.
     """
 
     count: int
@@ -67,6 +68,7 @@ class Drawing:
     steps: int | None
     rdm_steps: int | None
     batch_size: int
+    precision: str = "no"
 
     @property
     def how(self) -> dict[str, Any]:
@@ -82,9 +84,10 @@ def variant(experiment: Experiment, arm: Arm) -> Experiment:
     return experiment.model_copy(update={"generator": experiment.generator.model_copy(update=told)})
 
 
-def opened(experiment: Experiment, arm: Arm, device: torch.device) -> Pipeline:
+def opened(experiment: Experiment, arm: Arm, drawing: Drawing, device: torch.device) -> Pipeline:
     """Load the trained network of an arm with its neighbours."""
-    return Pipeline.from_run(experiment.run, stages.generator_folder(variant(experiment, arm)).name).to(device)
+    folder = stages.generator_folder(variant(experiment, arm))
+    return Pipeline.from_run(experiment.run, folder.name).to(device, drawing.precision)
 
 
 def samples_of(key: str, experiment: Experiment, drawing: Drawing, device: torch.device) -> Generated:
@@ -93,13 +96,13 @@ def samples_of(key: str, experiment: Experiment, drawing: Drawing, device: torch
     Raises:
         UserError: a part of its pipeline is missing, or does not fit.
     """
-    pipeline, seed, how = opened(experiment, ARMS[key], device), drawing.seed, drawing.how
+    pipeline, seed, how = opened(experiment, ARMS[key], drawing, device), drawing.seed, drawing.how
     told: Told | None = None
     if key == "twice":
         how["t0"] = drawing.t0
     elif key == "encoded":
         representation = stages.fitted_representation(experiment, pipeline.generator.cond).to(device)
-        told = Encoded(opened(experiment, ARMS["none"], device), representation, seed, drawing.steps)
+        told = Encoded(opened(experiment, ARMS["none"], drawing, device), representation, seed, drawing.steps)
         seed = fold(seed, "second pass")  # else both passes would begin at the same noise
     elif key == "oracle":
         assert pipeline.generator.cond is not None

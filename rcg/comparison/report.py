@@ -193,7 +193,8 @@ def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]
         f"guided one counts twice. Two passes: a whole one, and {drawing.t0:g} of another (t0), from samples taken "
         f"back to that share of the noise, or of masks; encoded: two whole ones, and one of the encoder",
     )
-    yield "seconds", f"for one sample, in batches of {drawing.batch_size}, on {result.device}"
+    precision = f"mixed precision: {drawing.precision}"
+    yield "seconds", f"for one sample, in batches of {drawing.batch_size}, on {result.device}; {precision}"
     yield (
         "deviations",
         f"over {study.resamples} resamples of the samples, of gaps to first order from those of the three distances; "
@@ -218,6 +219,7 @@ def _values(study: Study, result: Result, facts: dict[str, str]) -> dict[str, An
             "gap_closed": {view: spread._asdict() for view, spread in closed.items() if spread},
         }
     drawing = {"number": study.drawing.count, "seed": study.drawing.seed, "t0": study.drawing.t0, **study.drawing.how}
+    drawing["precision"] = study.drawing.precision
     about = {"run": str(study.experiment.run), "drawing": drawing, "device": result.device, "facts": facts}
     return {**about, "arms": arms, "real": _listed(result.floors), "warnings": result.warnings}
 

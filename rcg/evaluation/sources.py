@@ -135,6 +135,8 @@ class Generated:
         if self.pipeline.rdm is not None and generator.condition == "representation" and self.told is None:
             rdm = self.pipeline.rdm.config.sampler.model_dump(mode="json")
             facts["rdm_sampler"] = rdm | _given(steps=self.how.get("rdm_steps"))
+        if self.pipeline.precision != "no":
+            facts["precision"] = self.pipeline.precision
         unused = {"encoder"} | ({"rdm"} if "rdm_sampler" not in facts else set())
         used = {kind: _digest(part) for kind, part in self.pipeline.parts.items() if kind not in unused}
         return facts | {"weights": used}

@@ -64,6 +64,18 @@ def test_the_same_seed_gives_the_same_images_whatever_the_number_of_processes(ru
     assert np.abs(galleries[0] - galleries[1]).max() <= 1
 
 
+def test_mixed_precision_rounds_and_does_no_more(run):
+    exact, rounded = Pipeline.from_run(run, "dit"), Pipeline.from_run(run, "dit").to("cpu", "bf16")
+    multiplied = []
+    rounded.generator.network.register_forward_hook(lambda module, inputs, output: multiplied.append(output.dtype))
+    a, b = (pipeline.sample(range(6), seed=1, guidance=1.5) for pipeline in (exact, rounded))
+    assert set(multiplied) == {torch.bfloat16}
+    assert b.images.dtype == b.z.dtype == torch.float32
+    assert 0 < float((a.images - b.images).abs().mean()) < 0.03
+    with pytest.raises(UserError, match="fp16, which needs a GPU"):
+        exact.to("cpu", "fp16")
+
+
 def test_images_can_be_painted_from_representations_that_were_drawn_before(run, tmp_path):
     toy = run.parent / "toy.yaml"
     drawn = tool("sample_rdm", toy, "--num", 5, "--seed", 4, "--out", tmp_path / "z")

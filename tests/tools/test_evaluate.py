@@ -49,8 +49,10 @@ def evaluate(run, out, *arguments):
 
 
 def test_a_report_says_everything_that_decides_its_figures(run, tmp_path):
-    found = evaluate(run, tmp_path, "--guidance", 1.5, "--steps", 3, "--rdm-steps", 2, "--seed", 4)
+    options = ("--guidance", 1.5, "--steps", 3, "--rdm-steps", 2, "--seed", 4, "--precision", "bf16")
+    found = evaluate(run, tmp_path, *options)
     samples = found["samples"]
+    assert samples["precision"] == "bf16"
     assert (samples["number"], samples["seed"], samples["labels"]) == (70, 4, "none")
     assert samples["sampler"]["steps"] == 3
     assert samples["rdm_sampler"]["steps"] == 2
