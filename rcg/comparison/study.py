@@ -118,7 +118,8 @@ def compare(study: Study) -> Result | None:
     """
     experiment = study.experiment
     check(experiment, study.keys)
-    accelerator = parallel.start(study.generator.train)
+    # All that follows runs in the precision of the trainings, which cannot change as long as a program runs.
+    accelerator = parallel.start(study.generator.train.model_copy(update={"tracker": "none"}))
     known = known_images(experiment.data, accelerator)
     missing = _missing(study, known)
     if len(missing) == len(study.keys):

@@ -156,7 +156,7 @@ def test_mistakes_give_one_sentence_before_anything_is_trained(folder, trainings
 def test_a_generator_of_tokens_is_compared_alike(tmp_path):
     path = write(tmp_path, generator=GENERATOR, data__limit=80, encoder__weights="none", rdm__train__steps=2)
     assert tool("train_rdm", path).returncode == 0
-    done = tool("compare", path, *QUICK, "--t0", 0.25)
+    done = tool("compare", path, "generator.train.tracker=tensorboard", *QUICK, "--t0", 0.25)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "comparison-mage" / "compare.json").read_text())
     asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items()}
