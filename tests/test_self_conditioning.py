@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from rcg.config import GuidanceConfig
 from rcg.contracts import MASK, Space
 from rcg.model import build
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
@@ -126,5 +127,5 @@ def test_mage_hears_its_last_guess_once_it_has_learnt_to():
     assert not torch.allclose(loud[1], loud[2])
     m.train()(torch.randint(12, (4, 4, 4)), torch.tensor([0, 1, 2, 0]))["cross_entropy"].backward()
     assert m.network.guess.weight.grad.abs().sum() > 0
-    drawn = m.eval().sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), steps=3)
+    drawn = m.eval().sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), GuidanceConfig(scale=2.0), steps=3)
     assert drawn.shape == (2, 4, 4)

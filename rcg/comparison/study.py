@@ -101,13 +101,14 @@ class Result:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What judges all arms."""
+    """What judges all arms, and what it lacks."""
 
     views: list[View]
     reference: Source | None
     statistics: Mapping[str, Gaussian]
     known: Known
     accelerator: Accelerator
+    warnings: list[str]
 
 
 def compare(study: Study) -> Result | None:
@@ -116,55 +117,62 @@ def compare(study: Study) -> Result | None:
     Raises:
         UserError: the experiment cannot be compared, or a part of its run is missing or belongs to another one.
     """
-    experiment = study.experiment
-    check(experiment, study.keys)
+    check(study.experiment, study.keys)
     # All that follows runs in the precision of the trainings, which cannot change as long as a program runs.
     accelerator = parallel.start(study.generator.train.model_copy(update={"tracker": "none"}))
-    known = known_images(experiment.data, accelerator)
+    known = known_images(study.experiment.data, accelerator)
     missing = _missing(study, known)
-    if len(missing) == len(study.keys):
-        raise UserError(f"none of the arms can be judged: {'; '.join(dict.fromkeys(missing.values()))}")
-    open_autoencoder(study.generator.autoencoder, experiment.data.image_size, experiment.run)
-    if any(ARMS[key].condition in stages.REPRESENTED for key in study.keys):
-        open_representation(experiment)
-    reference, statistics = chosen_reference(study.reference, known, experiment.data.image_size)
+    bench = _set_up(study, known, accelerator)  # before hours of training, for it may be refused
     _say(study, missing, accelerator)
     if study.train:
         _train(study, missing)
-    warnings: list[str] = []
-    views = study.judges.views(
-        lambda: own_view(stages.fitted_representation(experiment, None), accelerator.device),
-        experiment.data.image_size,
-        accelerator,
-        warnings,
-    )
-    bench = _Bench(views, reference, statistics, known, accelerator)
     outcomes = {}
     for number, key in enumerate(study.keys, 1):
-        _print(
-            accelerator, f"[{number}/{len(study.keys)}] {ARMS[key].name}: {missing.get(key) or 'sampled and judged'}"
-        )
-        outcomes[key] = _judged(key, study, bench, missing.get(key))
+        state = missing.get(key, "sampled and judged")
+        _print(accelerator, f"[{number}/{len(study.keys)}] {ARMS[key].name}: {state}")
+        outcomes[key] = Outcome(_folder(key, study), state) if key in missing else _judged(key, study, bench)
     floors = _floors(study, bench)
     if not accelerator.is_main_process:
         return None
     said = [line for found in outcomes.values() if found.report for line in found.report.warnings]
-    names = [(view.name, view.distance) for view in views]
+    names = [(view.name, view.distance) for view in bench.views]
     device = f"{accelerator.num_processes} x {accelerator.device.type}"
-    return Result(outcomes, names, floors, len(known.held_out), device, list(dict.fromkeys([*warnings, *said])))
+    return Result(outcomes, names, floors, len(known.held_out), device, list(dict.fromkeys([*bench.warnings, *said])))
+
+
+def _set_up(study: Study, known: Known, accelerator: Accelerator) -> _Bench:
+    """Open the judges, after the neighbours that the networks need.
+
+    Raises:
+        UserError: the encoder or the autoencoder is not trained, or a judge or the reference cannot be had.
+    """
+    experiment, size = study.experiment, study.experiment.data.image_size
+    open_autoencoder(study.generator.autoencoder, size, experiment.run)
+    if any(ARMS[key].condition in stages.REPRESENTED for key in study.keys):
+        open_representation(experiment)
+    reference, statistics = chosen_reference(study.reference, known, size)
+    warnings: list[str] = []
+
+    def own() -> View:
+        return own_view(stages.fitted_representation(experiment, None), accelerator.device)
+
+    views = study.judges.views(own, size, accelerator, warnings)
+    return _Bench(views, reference, statistics, known, accelerator, warnings)
 
 
 def _missing(study: Study, known: Known) -> dict[str, str]:
     """Return why arms cannot be judged, by their keys.
 
     Raises:
-        UserError: a folder holds another experiment's network, or one that was trained for longer.
+        UserError: a folder holds another experiment's network, or one that was trained for longer, or none is left.
     """
     found = {}
     for key in study.keys:
         reason = unavailable(key, study.experiment, known.train.images.classes) or _untrained(key, study)
         if reason:
             found[key] = reason
+    if len(found) == len(study.keys):
+        raise UserError(f"none of the arms can be judged: {'; '.join(dict.fromkeys(found.values()))}")
     return found
 
 
@@ -197,7 +205,7 @@ def _say(study: Study, missing: Mapping[str, str], accelerator: Accelerator) -> 
     """Say which networks are there and which are going to be trained."""
     for name, experiment in _networks(study, missing).items():
         there, steps = stages.generator_steps(experiment), study.generator.train.steps
-        state = "is trained" if there == steps else f"is trained from step {there} to {steps}"
+        state = "is trained" if there == steps else f"will be trained from step {there} to {steps}"
         _print(accelerator, f"{experiment.run / name} {state}")
 
 
@@ -215,15 +223,16 @@ def _train(study: Study, missing: Mapping[str, str]) -> None:
                 raise UserError(f"{name} was stopped at step {there}: the same command goes on from there")
 
 
-def _judged(key: str, study: Study, bench: _Bench, missing: str | None) -> Outcome:
-    folder = stages.generator_folder(variant(study.experiment, ARMS[key])).name
-    if missing is not None:
-        return Outcome(folder, missing)
+def _folder(key: str, study: Study) -> str:
+    return stages.generator_folder(variant(study.experiment, ARMS[key])).name
+
+
+def _judged(key: str, study: Study, bench: _Bench) -> Outcome:
     samples = samples_of(key, study.experiment, study.drawing, bench.accelerator.device)
     own = next((view.name for view in bench.views if view.name.startswith("own-")), None)
     evaluation = Evaluation(
         samples,
-        {"run": str(study.experiment.run), "generator": folder, "arm": ARMS[key].name},
+        {"run": str(study.experiment.run), "generator": _folder(key, study), "arm": ARMS[key].name},
         bench.views,
         bench.reference,
         study.reference,
@@ -237,7 +246,7 @@ def _judged(key: str, study: Study, bench: _Bench, missing: str | None) -> Outco
     cost = None
     if bench.accelerator.is_main_process:
         cost = measured(samples, study.out / key / "shown.safetensors")
-    return Outcome(folder, None, _facts(samples), cost, report)
+    return Outcome(_folder(key, study), None, _facts(samples), cost, report)
 
 
 def _facts(samples: Generated) -> dict[str, Any]:

@@ -143,12 +143,14 @@ def test_arms_that_are_not_there_are_left_out_without_training(folder, trainings
         (["--t0", "0"], "expected a number above 0, at most 1, got '0'"),
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--out", "FILE"], "is a file, not a folder"),
+        (["--inception", "nowhere.pth"], "nowhere.pth"),
+        (["--reference", "nowhere.npz"], "nowhere.npz is not an .npz file that can be read"),
     ],
 )
 def test_mistakes_give_one_sentence_before_anything_is_trained(folder, trainings, arguments, said, monkeypatch):
     monkeypatch.setattr(stages, "train_generator", lambda *_, **__: pytest.fail("trained"))
     arguments = [str(folder / "toy.yaml") if text == "FILE" else text for text in arguments]
-    done = tool("compare", folder / "toy.yaml", *arguments, *QUICK)
+    done = tool("compare", folder / "toy.yaml", *QUICK, *arguments)
     assert done.returncode == 2
     assert said in done.stderr
 
