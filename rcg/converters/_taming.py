@@ -66,6 +66,7 @@ def architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "multipliers": [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in levels],
         "blocks": len(blocks),
         "attention": [2**i for i in sorted(attention)],
+        "groups": 32,  # always, in the published code
         "channels": tensors["decoder.conv_in.weight"].shape[1],
     }
 
