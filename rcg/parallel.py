@@ -65,13 +65,22 @@ def _asked_to_shard() -> bool:
 
 
 def _sharding(config: TrainConfig, precision: str, shardable: bool) -> FullyShardedDataParallelPlugin:
-    """Read the rest of accelerate's configuration of FSDP."""
+    """Read the rest of accelerate's configuration of FSDP, as far as it can be followed."""
     if not shardable:
         raise UserError("FSDP shards RDMs and generators; encoders and tokenizers are trained without it")
+    if config.compile:
+        raise UserError("train.compile does not go with FSDP: set train.compile=false, or launch without FSDP")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("accelerate's configuration asks for the first version of FSDP: set fsdp_version: 2")
     # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
     computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise UserError(
+            f"accelerate's configuration says fsdp_state_dict_type: {plugin.state_dict_type.name}, whose files hold "
+            f"pickled code: set FULL_STATE_DICT"
+        )
     return plugin
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -28,6 +29,7 @@ def cut(tensor: Tensor, like: Tensor) -> Tensor:
 
 def announce(module: nn.Module, accelerator: Accelerator) -> None:
     """Tell accelerate, before it shards `module`, how: layer by layer, and computing in the precision asked for."""
+    module.to(memory_format=torch.contiguous_format)  # the only one that torch shards
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     layers = {type(layer).__name__ for part in lists for layer in part if not isinstance(layer, nn.ModuleList)}
     vars(module)["_no_split_modules"] = sorted(layers)

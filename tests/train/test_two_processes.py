@@ -22,15 +22,20 @@ from rcg.loader import Vectors
 from rcg.model import build
 from rcg.processes.gaussian import Draws
 from rcg.registry import GENERATORS, NETWORKS
+from rcg.sharding import shard, whole
 from rcg.train import train
 from safetensors.torch import save_file
 from pathlib import Path
 
-kind, accumulate, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+kind, accumulate, folder, steps = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 torch.manual_seed(0)
 shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
-small = {"width": 32, "depth": 2} | ({} if kind == "rep_mlp" else {"heads": 2, "patch": 4})
+small = {
+    "rep_mlp": {"width": 32, "depth": 2},
+    "dit": {"width": 32, "depth": 2, "heads": 2, "patch": 4, "checkpoint": True},
+    "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
+}[kind]
 network = registry.get(kind)
 model = build(network.Config(**small), network, Space(shape), cond)
 for p in model.parameters():  # zero-initialised layers would hide errors of the first steps
@@ -56,7 +61,8 @@ class Fed:
         yield "model", self.modules["model"](batch["x"], batch["cond"] if cond else None)
 
     def after_step(self, step):
-        pass
+        if step == steps - 1:  # later there is nobody left to gather shards from
+            self.live = {k: whole(v).contiguous() for k, v in self.modules["model"].state_dict().items()}
 
     def evaluate(self, models, step):
         from rcg.contracts import Report
@@ -67,29 +73,40 @@ class Fed:
         return model_part("rdm", models["model"], {})
 
 
-config = TrainConfig(steps=20, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
+config = TrainConfig(steps=steps, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
                      tracker="none", weight_decay=0.01)
-accelerator = parallel.start(config, folder)
+accelerator = parallel.start(config, folder, shardable=True)
 task = Fed()
 train(task, config, folder, accelerator, seed=3, workers=0)
+parameters = list(task.modules["model"].parameters())
+held = sum(shard(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
 if accelerator.is_main_process:
-    live = accelerator.unwrap_model(task.modules["model"]).state_dict()
-    save_file(live, folder / "live.safetensors")
-    print("processes", accelerator.num_processes)
+    save_file({k.removeprefix("module."): v for k, v in task.live.items()}, folder / "live.safetensors")
+    print("processes", accelerator.num_processes, f"held {held:.1f}")
 accelerator.end_training()
 '''
 
 
-def run(kind, processes, accumulate, folder):
-    folder.mkdir()
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch` makes of a configuration file that asks for FSDP."""
+
+
+def run(kind, processes, accumulate, folder, sharded=False, steps=20):
+    folder.mkdir(exist_ok=True)
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), str(program), kind, str(accumulate), str(folder)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
+    command = [sys.executable, *launch, str(program), kind, str(accumulate), str(folder), str(steps)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= SHARDED if sharded else {}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"processes {processes}" in done.stdout
+    assert f"processes {processes} held {0.5 if sharded else 1:.1f}" in done.stdout
     return {
         **load_file(folder / "live.safetensors"),
         **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()},
@@ -155,6 +172,16 @@ def test_two_processes_end_where_one_does(kind, tmp_path):
         assert other.keys() == one.keys()
         worst = max((other[name] - one[name]).abs().max().item() for name in one)
         assert worst < 1e-5, worst
+
+
+@pytest.mark.parametrize("kind", ["dit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rep_mlp", "adm"))])
+def test_two_processes_with_half_of_the_weights_each_end_where_one_does(kind, tmp_path):
+    one = run(kind, 1, 1, tmp_path / "one")
+    run(kind, 2, 3, tmp_path / "sharded", sharded=True, steps=8)
+    sharded = run(kind, 2, 3, tmp_path / "sharded", sharded=True)  # goes on from step 8
+    assert sharded.keys() == one.keys()
+    worst = max((sharded[name] - one[name]).abs().max().item() for name in one)
+    assert worst < 1e-5, worst
 
 
 TOKENIZER = """
