@@ -292,6 +292,11 @@ class ProcessConfig(ComponentConfig):
     discrete: ClassVar[bool] = False
     """Whether it corrupts tokens."""
 
+    @property
+    def amplification(self) -> float:
+        """By what an error of the network is multiplied in the clean data that it implies, at the noisiest level."""
+        return 1.0
+
 
 class GuidanceConfig(Config):
     """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
@@ -350,6 +355,20 @@ class ModelConfig(ComponentConfig):
                 f"self_condition needs an estimate in real numbers, but {self.process.name} guesses tokens"
             )
         return self
+
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed, but hardly meant."""
+        if self.process.amplification > TOLERATED and not getattr(self.sampler, "clip", False):
+            yield (
+                f"process: at the noisiest level an error of the predicted noise is {self.process.amplification:.3g} "
+                f"times as large in clean data, and {self.sampler.name} with {self.sampler.steps} steps sets out from "
+                f"there: choose predict: v or x0, or schedule: linear with 1000 levels"
+            )
+
+
+TOLERATED = 2.0**9
+"""Beyond it the rounding of bfloat16 alone, 2^-9, is an error as large as the data; DDPM's linear schedule has 157."""
 
 
 class RDMTrain(TrainConfig):
@@ -445,6 +464,12 @@ class Experiment(Config):
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
     """z -> image; an experiment may end with its RDM."""
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed, but hardly meant, each with its section."""
+        for section in ("rdm", "generator"):
+            model: ModelConfig | None = getattr(self, section)
+            yield from () if model is None else (f"{section}.{doubt}" for doubt in model.doubts())
 
     def to_yaml(self) -> str:
         """Write the resolved experiment as YAML that `load` reads again."""
