@@ -6,6 +6,7 @@ Facts that a neighbour knows (representation width, image shape, class count) ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -356,7 +357,6 @@ class ModelConfig(ComponentConfig):
             )
         return self
 
-
     def doubts(self) -> Iterator[str]:
         """Yield what is allowed, but hardly meant."""
         if self.process.amplification > TOLERATED and not getattr(self.sampler, "clip", False):
@@ -610,9 +610,20 @@ def describe() -> str:
     for section, schema in schemas.items():
         lines.append(f"\n{section or 'experiment'}: {(schema.__doc__ or '').splitlines()[0]}")
         for key, field in schema.model_fields.items():
-            default = "" if field.is_required() or isinstance(field.default, Config | dict) else f" [{field.default}]"
+            default = "" if field.is_required() or isinstance(field.default, Config | dict) else _written(field.default)
             names = known.get(section.split(".")[-1]) if key == "name" else known.get(key)
             choices = f" One of: {', '.join(names.names())}." if names else ""
-            lines.append(f"  {key:18} {field.description or ''}{choices}{default}")
+            lines.append(f"  {key:19} {_meaning(schema, key)}{choices}{default}")
     lines.append("\nEach component adds keys of its own; its file documents them.")
     return "\n".join(lines)
+
+
+def _meaning(schema: type[Config], key: str) -> str:
+    """Return on one line what a key means; a section that only changes a default leaves that to those it extends."""
+    fields = (base.model_fields[key] for base in schema.__mro__ if key in getattr(base, "model_fields", {}))
+    return " ".join(next((field.description for field in fields if field.description), "").split())
+
+
+def _written(default: Any) -> str:
+    """Write a default as a person would in YAML."""
+    return f" [{default if isinstance(default, str) else json.dumps(default)}]"

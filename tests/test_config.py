@@ -1,5 +1,6 @@
 """YAML to frozen values: defaults, overrides, round trips."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_noise_as_the_prediction_where_all_but_noise_is_gone_raises_a_doubt(tmp_
     clipped = [*eps, "generator.sampler.clip=true"]  # as the published ADM at 64 px
     assert not list(config.load(write(tmp_path), clipped).doubts())
     assert "mind: rdm.process" in tool("train_rdm", write(tmp_path), "rdm.process.predict=eps").stderr
+
+
+def test_help_says_on_one_line_what_each_key_means_and_its_default():
+    lines = config.describe().splitlines()
+    keys = [line for line in lines if line.startswith("  ")]
+    assert len(keys) > 100
+    assert all(re.fullmatch(r"  [a-z_]+ +[^ \[].*[.\]]", line) for line in keys)
+    assert all(line[:1].isalpha() and line.endswith((".", ":")) for line in lines if line and line not in keys)
+    text = next(line for line in keys if line.split()[0] == "decay_all")
+    assert text.endswith("too, as the published RDM does. [false]")
 
 
 def test_values_are_frozen(tmp_path):

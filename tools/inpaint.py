@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--seed", type=cli.natural, default=0, help="seed of the results [0]")
     parser.add_argument("--out", type=Path, help="the panel: original, masked, results [RUN/inpaint.png]")
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
-    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance; 1: none")
-    parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator")
+    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance [as configured]")
+    parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator [as configured]")
     parser.add_argument("--class", dest="label", type=cli.natural, help="the class, for models trained on classes")
     cli.main(parser, paint)
 
