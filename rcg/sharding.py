@@ -45,9 +45,15 @@ def cut_parameters(module: nn.Module, like: nn.Module) -> None:
             setattr(module.get_submodule(owner), key, nn.Parameter(theirs.detach().clone(), requires_grad=False))
 
 
-def assembled(module: nn.Module) -> nn.Module:
-    """Return a copy of a module with whole parameters, or the module itself if none is cut; every process has to ask."""
-    parameters = [p for p in module.parameters() if isinstance(p, DTensor)]
-    if not parameters:
-        return module
-    return deepcopy(module, {id(p): nn.Parameter(whole(p), requires_grad=False) for p in parameters})
+def assembled(module: nn.Module, keep: bool) -> nn.Module:
+    """Return a copy of a module with whole parameters, or the module itself if none is cut.
+
+    Every process has to ask; those that do not `keep` the copy get the module.
+    """
+    found = {}
+    for p in module.parameters():
+        if isinstance(p, DTensor):
+            full = whole(p)  # one at a time, so that other processes never hold them all
+            if keep:
+                found[id(p)] = nn.Parameter(full, requires_grad=False)
+    return deepcopy(module, found) if found else module

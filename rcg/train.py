@@ -50,7 +50,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed average needs."""
-        state = {name: whole(tensor) for name, tensor in self.module.state_dict().items()}
+        state = {name: whole(tensor).cpu() for name, tensor in self.module.state_dict().items()}
         return {"updates": self.updates, "module": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -103,13 +103,13 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def models(self) -> dict[str, nn.Module]:
-        """Return the modules to judge and keep, whole: averaged where an average is kept, else live.
+        """Return the modules to judge and keep: averaged where an average is kept, else live.
 
-        Every process has to ask, for what is sharded is gathered.
+        Every process has to ask: what is sharded is gathered for the main one.
         """
         live = {name: self.accelerator.unwrap_model(module) for name, module in self.task.modules.items()}
         kept = {name: self.averages[name].module if name in self.averages else live[name] for name in live}
-        return {name: assembled(module) for name, module in kept.items()}
+        return {name: assembled(module, keep=self.main) for name, module in kept.items()}
 
     @property
     def main(self) -> bool:
@@ -210,8 +210,8 @@ def _check_sharding(state: Path, accelerator: Accelerator) -> None:
     sharded = (state / f"{FSDP_MODEL_NAME}.bin").is_file()
     if sharded != accelerator.is_fsdp2:
         raise UserError(
-            f"{state} was written {'with' if sharded else 'without'} FSDP: go on as the run was started, or start again "
-            f"with --overwrite"
+            f"{state} was written {'with' if sharded else 'without'} FSDP: go on as the run was started, or start "
+            f"again with --overwrite"
         )
 
 

@@ -46,7 +46,7 @@ class GaussianConfig(AffineConfig):
 
     @property
     def amplification(self) -> float:
-        """sigma / alpha of the last level where noise is predicted, for x_0 = (x_t - sigma eps) / alpha; else 1."""
+        """The last level's sigma / alpha where noise is predicted, for x_0 = (x_t - sigma eps) / alpha; else 1."""
         if self.predict != "eps":
             return 1.0
         log_alpha_bar = float(np.log1p(-betas(self.schedule, self.steps)).sum())
