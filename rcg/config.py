@@ -620,7 +620,8 @@ def describe() -> str:
 
 def _meaning(schema: type[Config], key: str) -> str:
     """Return on one line what a key means; a section that only changes a default leaves that to those it extends."""
-    fields = (base.model_fields[key] for base in schema.__mro__ if key in getattr(base, "model_fields", {}))
+    bases = (base for base in schema.__mro__ if issubclass(base, Config))
+    fields = (base.model_fields[key] for base in bases if key in base.model_fields)
     return " ".join(next((field.description for field in fields if field.description), "").split())
 
 

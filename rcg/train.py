@@ -43,8 +43,8 @@ class EMA:
         """Move the average towards `module`, whose parameters may be shards as its own are; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = ([shard(p.data) for p in m.parameters()] for m in (self.module, module))
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        averages, weights = ([shard(p.data) for p in m.parameters()] for m in (self.module, module))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
 
