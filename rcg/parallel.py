@@ -75,7 +75,8 @@ def _sharding(config: TrainConfig, precision: str, shardable: bool) -> FullyShar
     # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
     computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    # Every process draws the same weights, so that none has to wait for the first one's.
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise UserError(
             f"accelerate's configuration says fsdp_state_dict_type: {plugin.state_dict_type.name}, whose files hold "

@@ -268,7 +268,6 @@ def _evaluate(run: Run) -> Report:
             report = run.task.evaluate({name: model.eval() for name, model in models.items()}, run.progress.step)
         for name, model in models.items():
             model.train(modes[name])
-    del models
     run.accelerator.wait_for_everyone()
     if run.config.patience is not None:
         score = torch.tensor(math.inf if report.score is None else report.score, device=run.accelerator.device)
