@@ -24,7 +24,7 @@ from rcg.config import (
 )
 from rcg.contracts import MASK, Space
 from rcg.errors import UserError
-from rcg.nn import Attention, ConditionEmbedding, Dropout
+from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed
 from rcg.processes.masked import MaskedConfig
 from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 
@@ -122,7 +122,7 @@ class MAGE(nn.Module):
                 raise UserError(f"generator.width is {config.width}; it must be a multiple of {key}")
         assert isinstance(config.process, MaskedConfig)
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
-        self.tokens = math.prod(data.shape)
+        self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
         self.dropped = config.process.fewest(self.tokens)
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
@@ -153,7 +153,7 @@ class MAGE(nn.Module):
         pick = (source[..., None] == torch.arange(encoded.shape[1], device=x.device)).to(encoded.dtype)
         h = torch.cat([encoded[:, :1], pick @ encoded], dim=1) + self.decoder_positions
         for block in self.decoder:
-            h = block(h)
+            h = recomputed(block, h, enabled=self.checkpoint)
         h = self.head(self.decoder_norm(h)[:, 1:])
         # The output shares the embeddings, but does not train them (as published).
         logits = F.linear(h, self.words.weight[: self.vocab].detach(), self.bias)
@@ -169,7 +169,7 @@ class MAGE(nn.Module):
         words = torch.where(tokens == MASK, self.vocab, tokens)
         h = torch.cat([slot, self._embed(words, positions + 1)], dim=1)
         for block in self.encoder:
-            h = block(h)
+            h = recomputed(block, h, enabled=self.checkpoint)
         encoded: Tensor = self.bridge(self.norm(h))
         return encoded
 

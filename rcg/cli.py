@@ -26,7 +26,10 @@ def stage(train: Callable[..., None], description: str) -> NoReturn:
     fresh.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")
 
     def run(arguments: argparse.Namespace) -> None:
-        train(config.load(arguments.config, arguments.overrides), arguments.resume, arguments.overwrite)
+        experiment = config.load(arguments.config, arguments.overrides)
+        for doubt in experiment.doubts() if parallel.first_process() else ():
+            print(f"mind: {doubt}", file=sys.stderr, flush=True)
+        train(experiment, arguments.resume, arguments.overwrite)
 
     main(parser, run)
 
