@@ -36,6 +36,8 @@ class UNetConfig(GeneratorConfig):
     """Sides of the feature maps whose positions attend to each other."""
     head_width: PositiveInt = 64
     """Channels of an attention head."""
+    heads: PositiveInt | None = None
+    """Attention heads everywhere; none: as many as `head_width` gives."""
     dropout: Fraction = 0.0
     """Share of activations dropped in residual blocks."""
 
@@ -204,14 +206,15 @@ def time_embedding(width: int) -> nn.Sequential:
 
 
 def heads_for(channels: int, config: UNetConfig) -> int:
-    """Return how many heads of about `head_width` share `channels`.
+    """Return how many heads share `channels`: those asked for, or as many as are about `head_width` wide.
 
     Raises:
         UserError: they do not share them evenly.
     """
-    heads = max(1, channels // config.head_width)
+    heads = config.heads or max(1, channels // config.head_width)
     if channels % heads:
-        raise UserError(f"generator.head_width is {config.head_width}, which does not divide {channels} channels")
+        key = "heads" if config.heads else "head_width"
+        raise UserError(f"generator.{key} is {getattr(config, key)}, which does not divide {channels} channels")
     return heads
 
 

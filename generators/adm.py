@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import SerializeAsAny
+from pydantic import PositiveInt, SerializeAsAny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +41,8 @@ class ADMConfig(UNetConfig):
     """The ADM U-Net; at 256 px it was published with a width of 256."""
 
     name: str = "adm"
+    time_width: PositiveInt | None = None
+    """Width of the sinusoids of the time; none: `width`."""
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
@@ -78,10 +80,10 @@ class ADM(nn.Module):
 
     def __init__(self, config: ADMConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
-        self.width, self.checkpoint = config.width, config.checkpoint
+        self.width, self.checkpoint = config.time_width or config.width, config.checkpoint
         self.styled = config.condition_path == "style"
-        embedding = 4 * config.width
-        self.time = time_embedding(config.width)
+        embedding = 4 * self.width
+        self.time = time_embedding(self.width)
         self.cond, style = _condition(cond, embedding, self.styled)
         multipliers = config.multipliers or next(m for side, m in PUBLISHED.items() if data.shape[1] >= side)
         self.unet = UNet(config, multipliers, data, heads, _parts(config, embedding, style))

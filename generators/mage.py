@@ -24,7 +24,7 @@ from rcg.config import (
 )
 from rcg.contracts import MASK, Space
 from rcg.errors import UserError
-from rcg.nn import Attention, ConditionEmbedding, Dropout
+from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed
 from rcg.processes.masked import MaskedConfig
 from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 
@@ -124,7 +124,7 @@ class MAGE(nn.Module):
                 raise UserError(f"generator.width is {config.width}; it must be a multiple of {key}")
         assert isinstance(config.process, MaskedConfig)
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
-        self.tokens = math.prod(data.shape)
+        self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
         self.dropped = config.process.fewest(self.tokens)
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
@@ -158,7 +158,7 @@ class MAGE(nn.Module):
         if self.guess is not None:
             h = h + F.pad(self.guess(self.norm_in(self.words(self._known(guesses[0])))), (0, 0, 1, 0))
         for block in self.decoder:
-            h = block(h)
+            h = recomputed(block, h, enabled=self.checkpoint)
         h = self.head(self.decoder_norm(h)[:, 1:])
         # The output shares the embeddings, but does not train them (as published).
         logits = F.linear(h, self.words.weight[: self.vocab].detach(), self.bias)
@@ -173,7 +173,7 @@ class MAGE(nn.Module):
             slot = self._embed(empty, torch.zeros_like(empty))
         h = torch.cat([slot, self._embed(self._known(tokens), positions + 1)], dim=1)
         for block in self.encoder:
-            h = block(h)
+            h = recomputed(block, h, enabled=self.checkpoint)
         encoded: Tensor = self.bridge(self.norm(h))
         return encoded
 

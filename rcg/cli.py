@@ -26,7 +26,10 @@ def stage(train: Callable[..., None], description: str) -> NoReturn:
     fresh.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")
 
     def run(arguments: argparse.Namespace) -> None:
-        train(config.load(arguments.config, arguments.overrides), arguments.resume, arguments.overwrite)
+        experiment = config.load(arguments.config, arguments.overrides)
+        for doubt in experiment.doubts() if parallel.first_process() else ():
+            print(f"mind: {doubt}", file=sys.stderr, flush=True)
+        train(experiment, arguments.resume, arguments.overwrite)
 
     main(parser, run)
 
@@ -63,9 +66,9 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num", type=positive, default=5000, help="samples of a run [5000]")
     parser.add_argument("--seed", type=natural, default=0, help="sample i depends on (seed, i) alone [0]")
-    parser.add_argument("--guidance", type=scale, help="scale of classifier-free guidance; 1: none")
-    parser.add_argument("--steps", type=positive, help="network evaluations of the generator")
-    parser.add_argument("--rdm-steps", type=positive, help="network evaluations of the RDM")
+    parser.add_argument("--guidance", type=scale, help="scale of classifier-free guidance [as configured]")
+    parser.add_argument("--steps", type=positive, help="network evaluations of the generator [as configured]")
+    parser.add_argument("--rdm-steps", type=positive, help="network evaluations of the RDM [as configured]")
     parser.add_argument("--labels", choices=("balanced", "random"), default="balanced", help="classes [balanced]")
     parser.add_argument("--batch-size", type=positive, default=64, help="images drawn at a time [64]")
     add_precision(parser)

@@ -6,6 +6,7 @@ Facts that a neighbour knows (representation width, image shape, class count) ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -292,6 +293,11 @@ class ProcessConfig(ComponentConfig):
     discrete: ClassVar[bool] = False
     """Whether it corrupts tokens."""
 
+    @property
+    def amplification(self) -> float:
+        """By what an error of the network is multiplied in the clean data that it implies, at the noisiest level."""
+        return 1.0
+
 
 class GuidanceConfig(Config):
     """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
@@ -346,6 +352,19 @@ class ModelConfig(ComponentConfig):
                 f"{', '.join(known)}"
             )
         return self
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed, but hardly meant."""
+        if self.process.amplification > TOLERATED and not getattr(self.sampler, "clip", False):
+            yield (
+                f"process: at the noisiest level an error of the predicted noise is {self.process.amplification:.3g} "
+                f"times as large in clean data, and {self.sampler.name} with {self.sampler.steps} steps sets out from "
+                f"there: choose predict: v or x0, or schedule: linear with 1000 levels"
+            )
+
+
+TOLERATED = 2.0**9
+"""Beyond it the rounding of bfloat16 alone, 2^-9, is an error as large as the data; DDPM's linear schedule has 157."""
 
 
 class RDMTrain(TrainConfig):
@@ -446,6 +465,12 @@ class Experiment(Config):
     """Noise -> z."""
     generator: Annotated[SerializeAsAny[GeneratorConfig], component(GENERATORS)] | None = None
     """z -> image; an experiment may end with its RDM."""
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed, but hardly meant, each with its section."""
+        for section in ("rdm", "generator"):
+            model: ModelConfig | None = getattr(self, section)
+            yield from () if model is None else (f"{section}.{doubt}" for doubt in model.doubts())
 
     def to_yaml(self) -> str:
         """Write the resolved experiment as YAML that `load` reads again."""
@@ -586,9 +611,21 @@ def describe() -> str:
     for section, schema in schemas.items():
         lines.append(f"\n{section or 'experiment'}: {(schema.__doc__ or '').splitlines()[0]}")
         for key, field in schema.model_fields.items():
-            default = "" if field.is_required() or isinstance(field.default, Config | dict) else f" [{field.default}]"
+            default = "" if field.is_required() or isinstance(field.default, Config | dict) else _written(field.default)
             names = known.get(section.split(".")[-1]) if key == "name" else known.get(key)
             choices = f" One of: {', '.join(names.names())}." if names else ""
-            lines.append(f"  {key:18} {field.description or ''}{choices}{default}")
+            lines.append(f"  {key:19} {_meaning(schema, key)}{choices}{default}")
     lines.append("\nEach component adds keys of its own; its file documents them.")
     return "\n".join(lines)
+
+
+def _meaning(schema: type[Config], key: str) -> str:
+    """Return on one line what a key means; a section that only changes a default leaves that to those it extends."""
+    bases = (base for base in schema.__mro__ if issubclass(base, Config))
+    fields = (base.model_fields[key] for base in bases if key in base.model_fields)
+    return " ".join(next((field.description for field in fields if field.description), "").split())
+
+
+def _written(default: Any) -> str:
+    """Write a default as a person would in YAML."""
+    return f" [{default if isinstance(default, str) else json.dumps(default)}]"

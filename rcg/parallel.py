@@ -5,25 +5,35 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, is_wandb_available
+from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    is_wandb_available,
+)
 from torch import Tensor, distributed
+from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
 
 from rcg.config import TrainConfig
 from rcg.errors import UserError
 
 
-def start(config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None) -> Accelerator:
+def start(
+    config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None, shardable: bool = False
+) -> Accelerator:
     """Join the processes that the launcher started, with the precision and trackers of `config`.
 
-    Without one nothing is trained: then the precision stays what it is, of a training before or after this.
+    Without a `config` nothing is trained, and the precision stays what it is, of a training before or after this;
+    `shardable` says whether what is trained can be sharded (FSDP).
 
     Raises:
-        UserError: the precision or the tracker asked for does not exist here.
+        UserError: the precision, the tracker or the sharding asked for does not exist here.
     """
     _use_all_cores()
     if config is None:
-        return Accelerator()
+        return Accelerator(mixed_precision=None if is_initialized() else "no")
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
     plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
     tracker = None if config.tracker == "none" else config.tracker
@@ -31,12 +41,50 @@ def start(config: TrainConfig | None = None, folder: str | os.PathLike[str] | No
         raise UserError(
             "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
         )
-    return Accelerator(
-        mixed_precision=resolve_precision(config.precision),
+    precision = resolve_precision(config.precision)
+    sharding = _sharding(config, precision, shardable) if _asked_to_shard() else None
+    accelerator = Accelerator(
+        mixed_precision=precision,
         gradient_accumulation_plugin=plugin,
+        fsdp_plugin=sharding,
         log_with=tracker,
         project_dir=folder,
     )
+    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_on_cpus(accelerator, sharding)
+    return accelerator
+
+
+def _shard_on_cpus(accelerator: Accelerator, sharding: FullyShardedDataParallelPlugin) -> None:
+    """Make accelerate do on CPUs what torch does there as well; it would leave modules whole without a word."""
+    accelerator.state.fsdp_plugin = sharding
+    for state in (accelerator.state, PartialState()):
+        state.distributed_type = DistributedType.FSDP
+
+
+def _asked_to_shard() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _sharding(config: TrainConfig, precision: str, shardable: bool) -> FullyShardedDataParallelPlugin:
+    """Read the rest of accelerate's configuration of FSDP, as far as it can be followed."""
+    if not shardable:
+        raise UserError("FSDP shards RDMs and generators; encoders and tokenizers are trained without it")
+    if config.compile:
+        raise UserError("train.compile does not go with FSDP: set train.compile=false, or launch without FSDP")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("accelerate's configuration asks for the first version of FSDP: set fsdp_version: 2")
+    # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
+    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Every process draws the same weights, so that none has to wait for the first one's.
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise UserError(
+            f"accelerate's configuration says fsdp_state_dict_type: {plugin.state_dict_type.name}, whose files hold "
+            f"pickled code: set FULL_STATE_DICT"
+        )
+    return plugin
 
 
 def resolve_precision(asked: str) -> str:

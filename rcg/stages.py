@@ -90,7 +90,7 @@ def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
     config = experiment.rdm
     representation = open_representation(experiment)
     folder = experiment.run / "rdm"
-    accelerator = parallel.start(config.train, folder)
+    accelerator = parallel.start(config.train, folder, shardable=True)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, ("data", *REPRESENTATION, "rdm"), resume, overwrite)
     images, validation = _images(experiment, accelerator)
@@ -115,7 +115,7 @@ def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> No
     encoder, patches = _aligned_with(experiment, representation)
     if representation and not representation.transform.needs_fit:  # else the space is known only once it is fitted
         _check_rdm(experiment, representation)
-    accelerator = parallel.start(config.train, folder)
+    accelerator = parallel.start(config.train, folder, shardable=True)
     StepKeys.check(config.train, accelerator.num_processes)
     _refuse_foreign(folder, experiment, _deciding(experiment), resume, overwrite)
     images, validation = _images(experiment, accelerator)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from rcg.errors import UserError
 from rcg.gallery import save_image
 from rcg.loader import StepKeys, loader
 from rcg.randomness import fold
+from rcg.sharding import announce, assembled, cut, cut_parameters, shard, whole
 
 
 class EMA:
@@ -38,21 +40,24 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards `module`; buffers are copied."""
+        """Move the average towards `module`, whose parameters may be shards as its own are; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), [p.data for p in module.parameters()], 1 - decay)
+        averages, weights = ([shard(p.data) for p in m.parameters()] for m in (self.module, module))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed average needs."""
-        return {"updates": self.updates, "module": self.module.state_dict()}
+        state = {name: whole(tensor).cpu() for name, tensor in self.module.state_dict().items()}
+        return {"updates": self.updates, "module": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.updates = state["updates"]
-        self.module.load_state_dict(state["module"])
+        mine = self.module.state_dict()
+        self.module.load_state_dict({name: cut(tensor, mine[name]) for name, tensor in state["module"].items()})
 
 
 @dataclass
@@ -98,9 +103,13 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def models(self) -> dict[str, nn.Module]:
-        """Return the modules to judge and keep: averaged where an average is kept, else live."""
+        """Return the modules to judge and keep: averaged where an average is kept, else live.
+
+        Every process has to ask: what is sharded is gathered for the main one.
+        """
         live = {name: self.accelerator.unwrap_model(module) for name, module in self.task.modules.items()}
-        return {name: self.averages[name].module if name in self.averages else live[name] for name in live}
+        kept = {name: self.averages[name].module if name in self.averages else live[name] for name in live}
+        return {name: assembled(module, keep=self.main) for name, module in kept.items()}
 
     @property
     def main(self) -> bool:
@@ -175,20 +184,35 @@ def _prepare(run: Run) -> Run:
     config, accelerator = run.config, run.accelerator
     for name, module in list(run.task.modules.items()):
         module.to(accelerator.device)
-        if config.ema is not None:
-            run.averages[name] = EMA(module, config.ema)
+        # A sharded module cannot be copied to be judged: an average without a memory follows it where none is kept.
+        if config.ema is not None or accelerator.is_fsdp2:
+            run.averages[name] = EMA(module, config.ema or 0.0)
             accelerator.register_for_checkpointing(run.averages[name])
         if config.compile:
             getattr(module, "network", module).compile()
+        if accelerator.is_fsdp2:
+            announce(module, accelerator)
         optimiser = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas, fused=True)
         run.task.modules[name], run.optimisers[name] = accelerator.prepare(module, optimiser)
+        if accelerator.is_fsdp2:
+            cut_parameters(run.averages[name].module, run.task.modules[name])
     accelerator.register_for_checkpointing(run.progress)
     # TensorBoard makes this the name of a folder, the others the name of a project.
     accelerator.init_trackers("tensorboard" if config.tracker == "tensorboard" else "rcg")
     state = latest_state(run.folder)
     if state is not None:
+        _check_sharding(state, accelerator)
         accelerator.load_state(str(state))
     return run
+
+
+def _check_sharding(state: Path, accelerator: Accelerator) -> None:
+    sharded = (state / f"{FSDP_MODEL_NAME}.bin").is_file()
+    if sharded != accelerator.is_fsdp2:
+        raise UserError(
+            f"{state} was written {'with' if sharded else 'without'} FSDP: go on as the run was started, or start "
+            f"again with --overwrite"
+        )
 
 
 def _groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -237,8 +261,8 @@ def _every(period: int | None, run: Run) -> bool:
 def _evaluate(run: Run) -> Report:
     """Judge the models on the main process; the others wait."""
     report = Report({}, {})
+    models = run.models()
     if run.main:
-        models = run.models()
         modes = {name: model.training for name, model in models.items()}
         with run.accelerator.autocast():
             report = run.task.evaluate({name: model.eval() for name, model in models.items()}, run.progress.step)
@@ -271,15 +295,20 @@ def _save(run: Run) -> None:
         for old in states.iterdir():
             if old != target:
                 shutil.rmtree(old)
-        # With early stopping the model of the best evaluation stays.
-        if run.config.patience is None or run.progress.best_step in (0, run.progress.step):
-            part = run.task.export(run.models())
-            facts = {"step": run.progress.step, "steps": run.config.steps, "seconds": round(run.progress.seconds, 1)}
-            checkpoint.save(
-                run.folder / checkpoint.FILE,
-                checkpoint.Part(part.kind, part.config, {**part.facts, **facts}, part.tensors),
-            )
+    # With early stopping the model of the best evaluation stays.
+    if run.config.patience is None or run.progress.best_step in (0, run.progress.step):
+        _export(run, run.models())
     run.accelerator.wait_for_everyone()
+
+
+def _export(run: Run, models: Mapping[str, nn.Module]) -> None:
+    if run.main:
+        part = run.task.export(models)
+        facts = {"step": run.progress.step, "steps": run.config.steps, "seconds": round(run.progress.seconds, 1)}
+        checkpoint.save(
+            run.folder / checkpoint.FILE,
+            checkpoint.Part(part.kind, part.config, {**part.facts, **facts}, part.tensors),
+        )
 
 
 @contextmanager

@@ -1,20 +1,25 @@
 """YAML to frozen values: defaults, overrides, round trips."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from rcg import config
 from rcg.errors import UserError
+from rcg.processes.gaussian import Gaussian, GaussianConfig
 from rcg.registry import Registry
-from tests.toy import ROOT, write
+from tests.toy import ROOT, tool, write
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_experiment_is_valid_and_survives_a_round_trip(path, tmp_path):
     experiment = config.load(path)
-    assert experiment.run == Path("runs") / path.stem
+    assert experiment.run.parent == Path("runs")
+    assert not list(experiment.doubts())
+    assert max(map(len, path.read_text().splitlines())) <= 120
     (tmp_path / "again.yaml").write_text(experiment.to_yaml())
     assert config.load(tmp_path / "again.yaml") == experiment
 
@@ -41,6 +46,45 @@ def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
     silent = ROOT / "configs" / "cifar10.yaml"  # says nothing of the RDM's sampler
     assert config.load(silent, ["rdm.sampler.steps=60"]).rdm.sampler.name == "unipc"
     assert config.load(silent, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [
+        ({"schedule": "cosine"}, 20291),
+        ({"schedule": "linear"}, 157.4),
+        ({"schedule": "sqrt_linear"}, 83.8),
+        ({"schedule": "cosine", "predict": "v"}, 1),
+    ],
+)
+def test_an_error_of_the_noise_is_sigma_over_alpha_times_as_large_in_the_data(process, times):
+    walk = Gaussian(GaussianConfig(**process))
+    noisiest = walk.levels(1, "trailing")[0]
+    x, output = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    error = walk.solve(output, x, noisiest.alpha, noisiest.sigma).x0.abs().item()
+    assert GaussianConfig(**process).amplification == pytest.approx(error) == pytest.approx(times, rel=1e-3)
+
+
+def test_noise_as_the_prediction_where_all_but_noise_is_gone_raises_a_doubt(tmp_path):
+    (doubt,) = config.load(write(tmp_path), ["rdm.process.predict=eps"]).doubts()
+    assert doubt.startswith("rdm.process: at the noisiest level an error of the predicted noise is 2.03e+04 times")
+    assert "ddim with 4 steps" in doubt
+    assert "predict: v or x0" in doubt
+    eps = ["generator.process={predict: eps, schedule: cosine}"]
+    assert [text.split(":")[0] for text in config.load(write(tmp_path), eps).doubts()] == ["generator.process"]
+    clipped = [*eps, "generator.sampler.clip=true"]  # as the published ADM at 64 px
+    assert not list(config.load(write(tmp_path), clipped).doubts())
+    assert "mind: rdm.process" in tool("train_rdm", write(tmp_path), "rdm.process.predict=eps").stderr
+
+
+def test_help_says_on_one_line_what_each_key_means_and_its_default():
+    lines = config.describe().splitlines()
+    keys = [line for line in lines if line.startswith("  ")]
+    assert len(keys) > 100
+    assert all(re.fullmatch(r"  [a-z_]+ +[^ \[].*[.\]]", line) for line in keys)
+    assert all(line[:1].isalpha() and line.endswith((".", ":")) for line in lines if line and line not in keys)
+    text = next(line for line in keys if line.split()[0] == "decay_all")
+    assert text.endswith("too, as the published RDM does. [false]")
 
 
 def test_values_are_frozen(tmp_path):

@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--seed", type=cli.natural, default=0, help="sample i depends on (seed, i) alone [0]")
     parser.add_argument("--out", type=Path, required=True, help="folder for gallery.png, samples.json and images")
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
-    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance; 1: none")
-    parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator")
-    parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations of the RDM")
+    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance [as configured]")
+    parser.add_argument("--steps", type=cli.positive, help="network evaluations of the generator [as configured]")
+    parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations of the RDM [as configured]")
     parser.add_argument(
         "--representations", type=Path, help="file of tools/sample_rdm.py to paint from, row i for sample i"
     )

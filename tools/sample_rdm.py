@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--num", type=cli.positive, default=1000, help="how many representations [1000]")
     parser.add_argument("--seed", type=cli.natural, default=0, help="sample i depends on (seed, i) alone [0]")
     parser.add_argument("--out", type=Path, help="folder of the results [RUN/representations]")
-    parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations")
-    parser.add_argument("--guidance", type=cli.scale, help="scale of guidance, for an RDM trained with a condition")
+    parser.add_argument("--rdm-steps", type=cli.positive, help="network evaluations [as configured]")
+    parser.add_argument(
+        "--guidance", type=cli.scale, help="scale of guidance, for an RDM with a condition [as configured]"
+    )
     parser.add_argument(
         "--weak", type=Path, help="run with a smaller or shorter trained RDM: --guidance leads away from it"
     )

@@ -29,7 +29,9 @@ def main() -> None:
     parser = cli.parser_for(__doc__ or "", epilog=config.describe)
     cli.add_experiment(parser)
     parser.add_argument("--samplers", nargs="+", help="which ones [all that the RDM can use]")
-    parser.add_argument("--steps", nargs="+", type=cli.positive, default=[4, 8, 16, 32, 64], help="[4 8 16 32 64]")
+    parser.add_argument(
+        "--steps", nargs="+", type=cli.positive, default=[4, 8, 16, 32, 64], help="how many [4 8 16 32 64]"
+    )
     parser.add_argument("--num", type=cli.positive, default=5000, help="representations, at most those held out [5000]")
     parser.add_argument("--seed", type=cli.natural, default=0, help="of the draws [0]")
     cli.main(parser, sweep)

@@ -19,6 +19,7 @@ from rcg.errors import UserError
 from rcg.nn import Attention
 
 GROUPS = 32
+"""Of the published networks."""
 
 
 class ConvConfig(AutoencoderConfig):
@@ -31,6 +32,9 @@ class ConvConfig(AutoencoderConfig):
     where images are small: from 64 px on at least 16 x 16 positions remain, below 8 x 8."""
     blocks: PositiveInt = 2
     """Residual blocks at each resolution."""
+    groups: PositiveInt | None = None
+    """Groups of channels that are normalised together; none: 32 as published, in narrow networks fewer, so that four
+    channels share a group. Alone, a channel would lose the image's colours."""
     attention: tuple[PositiveInt, ...] | None = None
     """Down-sampling factors at which blocks are followed by self-attention; none: the published ones."""
     channels: PositiveInt = 4
@@ -64,7 +68,9 @@ class ConvConfig(AutoencoderConfig):
         if attention is None:
             attention = tuple(factor for factor in self.published_attention if factor in levels)
         width = self.width or (128 if image_size >= 128 else 64)
-        return self.model_copy(update={"width": width, "multipliers": multipliers, "attention": attention})
+        groups = self.groups or min(GROUPS, width // 4)
+        sizes = {"width": width, "multipliers": multipliers, "attention": attention, "groups": groups}
+        return self.model_copy(update=sizes)
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,10 @@ class Encoder(nn.Module):
         for i, (before, width) in enumerate(zip([config.width, *widths], widths)):
             sample = Downsample(width, lineage.pooled) if i + 1 < len(widths) else None
             attends = 2**i in config.attention
-            self.down.append(Level([before, *[width] * config.blocks], lineage, attends, "downsample", sample))
-        self.mid = Middle(widths[-1], lineage)
-        self.norm_out = norm(widths[-1])
+            inner = [before, *[width] * config.blocks]
+            self.down.append(Level(inner, config.groups, lineage, attends, "downsample", sample))
+        self.mid = Middle(widths[-1], config.groups, lineage)
+        self.norm_out = norm(widths[-1], config.groups)
         size = 1 if lineage.pointwise else 3
         self.conv_out = nn.Conv2d(widths[-1], outputs, size, padding=size // 2)
 
@@ -164,13 +171,13 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], lineage)
+        self.mid = Middle(widths[-1], config.groups, lineage)
         self.up = nn.ModuleList()  # finest level first, as the published files count
         for i, (width, before) in enumerate(zip(widths, [*widths[1:], widths[-1]])):
             sample = Upsample(width) if i else None
             inner = [before, *[width] * (config.blocks + lineage.spare)]
-            self.up.append(Level(inner, lineage, 2**i in config.attention, "upsample", sample))
-        self.norm_out = norm(widths[0])
+            self.up.append(Level(inner, config.groups, lineage, 2**i in config.attention, "upsample", sample))
+        self.norm_out = norm(widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -185,10 +192,12 @@ class Decoder(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where asked for, then a change of resolution."""
 
-    def __init__(self, widths: list[int], lineage: Lineage, attends: bool, name: str, sample: nn.Module | None) -> None:
+    def __init__(
+        self, widths: list[int], groups: int, lineage: Lineage, attends: bool, name: str, sample: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(Residual(a, b, lineage) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(SpatialAttention(width) for width in widths[1:] if attends)
+        self.block = nn.ModuleList(Residual(a, b, groups, lineage) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(SpatialAttention(width, groups) for width in widths[1:] if attends)
         self.sample = name if sample is not None else ""
         if sample is not None:
             self.add_module(name, sample)
@@ -205,11 +214,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Two residual blocks, in one lineage with attention between them."""
 
-    def __init__(self, width: int, lineage: Lineage) -> None:
+    def __init__(self, width: int, groups: int, lineage: Lineage) -> None:
         super().__init__()
-        self.block_1 = Residual(width, width, lineage)
-        self.attn_1 = SpatialAttention(width) if lineage.attention else nn.Identity()
-        self.block_2 = Residual(width, width, lineage)
+        self.block_1 = Residual(width, width, groups, lineage)
+        self.attn_1 = SpatialAttention(width, groups) if lineage.attention else nn.Identity()
+        self.block_2 = Residual(width, width, groups, lineage)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, h, w)` to the same shape."""
@@ -220,11 +229,11 @@ class Middle(nn.Module):
 class Residual(nn.Module):
     """Two convolutions after normalisation and SiLU, added to a shortcut."""
 
-    def __init__(self, before: int, after: int, lineage: Lineage) -> None:
+    def __init__(self, before: int, after: int, groups: int, lineage: Lineage) -> None:
         super().__init__()
-        self.norm1 = norm(before)
+        self.norm1 = norm(before, groups)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=lineage.bias)
-        self.norm2 = norm(after)
+        self.norm2 = norm(after, groups)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=lineage.bias)
         self.shortcut_of_output = lineage.shortcut_of_output
         self.nin_shortcut: nn.Conv2d | None = None
@@ -245,9 +254,9 @@ class Residual(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions, added to its input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(width)
+        self.norm = norm(width, groups)
         self.attention = Attention(width, heads=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -285,6 +294,6 @@ class Upsample(nn.Module):
         return h
 
 
-def norm(width: int) -> nn.GroupNorm:
-    """Normalise in 32 groups, with the published epsilon."""
-    return nn.GroupNorm(GROUPS, width, eps=1e-6)
+def norm(width: int, groups: int) -> nn.GroupNorm:
+    """Normalise in groups, with the published epsilon."""
+    return nn.GroupNorm(groups, width, eps=1e-6)

@@ -119,7 +119,7 @@ def compare(study: Study) -> Result | None:
     """
     check(study.experiment, study.keys)
     # All that follows runs in the precision of the trainings, which cannot change as long as a program runs.
-    accelerator = parallel.start(study.generator.train.model_copy(update={"tracker": "none"}))
+    accelerator = parallel.start(study.generator.train.model_copy(update={"tracker": "none"}), shardable=True)
     known = known_images(study.experiment.data, accelerator)
     missing = _missing(study, known)
     bench = _set_up(study, known, accelerator)  # before hours of training, for it may be refused

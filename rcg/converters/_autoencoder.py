@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rcg import checkpoint, weights
 from rcg.autoencoder import FOLDER, autoencoder_part, build_autoencoder
-from rcg.converters._taming import architecture, ours, theirs
+from rcg.converters._taming import GROUPS, architecture, ours, theirs
 from rcg.errors import UserError
 from rcg.registry import AUTOENCODERS
 
@@ -67,5 +67,22 @@ def write(name: str, run: Path, path: Path) -> None:
     part = checkpoint.load(run / FOLDER / checkpoint.FILE)
     if part.config["name"] != name or ("quantise.codebook" not in part.tensors and name != "kl"):
         raise UserError(f"{run / FOLDER} holds no {name} autoencoder that the original code could load")
+    tensors = original(run)
     with checkpoint.atomic(path) as temporary:
-        torch.save({"state_dict": theirs(part.tensors)}, temporary)
+        torch.save({"state_dict": tensors}, temporary)
+
+
+def original(run: Path) -> dict[str, Tensor]:
+    """Return the tensors of `run`/tokenizer under their original names.
+
+    Raises:
+        UserError: the original code would normalise other groups of channels.
+    """
+    path = run / FOLDER / checkpoint.FILE
+    part = checkpoint.load(path)
+    if part.config["groups"] != GROUPS:
+        raise UserError(
+            f"{path} normalises {part.config['groups']} groups of channels, but the original code always {GROUPS}: "
+            f"train it with generator.autoencoder.groups={GROUPS} to take it there"
+        )
+    return theirs(part.tensors)

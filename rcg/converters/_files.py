@@ -101,8 +101,11 @@ def save_generator(
     image_size: int,
     kept: Mapping[str, Tensor],
     path: Path,
+    **more: Any,
 ) -> list[Path]:
     """Write a generator with `tensors` from the file `path` into `run`, and what is `kept` for the way back.
+
+    What is said in `more` joins its facts.
 
     Raises:
         UserError: the tensors do not fit the model, or the folder is there already.
@@ -118,6 +121,7 @@ def save_generator(
         "classes": [str(i) for i in classes],
         "fingerprint": "",
         "image_size": image_size,
+        **more,
     }
     written = [folder / checkpoint.FILE]
     part = checkpoint.Part("generator", config.model_dump(mode="json"), facts, model.state_dict())

@@ -14,6 +14,8 @@ from torch import Tensor
 
 PREFIXES = ("first_stage_model.", "vqgan.")
 """What whole generators put before the names of their autoencoder."""
+GROUPS = 32
+"""Groups of channels that published autoencoders normalise, whatever their width."""
 KNOWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
 """Discriminators, perceptual networks and averages lie beside these in training checkpoints."""
 
@@ -66,6 +68,7 @@ def architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "multipliers": [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in levels],
         "blocks": len(blocks),
         "attention": [2**i for i in sorted(attention)],
+        "groups": GROUPS,
         "channels": tensors["decoder.conv_in.weight"].shape[1],
     }
 

@@ -15,7 +15,6 @@ from rcg.contracts import Space
 from rcg.converters import _autoencoder, _encoder, _unet
 from rcg.converters._files import LIVE, claim, first_stage, load_generator, save_generator
 from rcg.converters._rcg import LABELS, average_name, schedule
-from rcg.converters._taming import theirs as their_autoencoder
 from rcg.errors import UserError
 from rcg.model import build
 from rcg.registry import CONVERTERS, GENERATORS
@@ -119,8 +118,7 @@ class LDM:
         if part.config["condition"] == "class":
             found[LABELS] = part.tensors["network.cond.embed.embed.weight"][:-1]
         if (run / FOLDER / checkpoint.FILE).is_file():
-            tokenizer = their_autoencoder(checkpoint.load(run / FOLDER / checkpoint.FILE).tensors)
-            found |= {FIRST_STAGE + key: value for key, value in tokenizer.items()}
+            found |= {FIRST_STAGE + key: value for key, value in _autoencoder.original(run).items()}
         found |= {key: value for key, value in kept.items() if not key.startswith(LIVE)}
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)

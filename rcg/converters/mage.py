@@ -15,7 +15,6 @@ from rcg.autoencoder import FOLDER
 from rcg.contracts import Space
 from rcg.converters import _autoencoder, _encoder
 from rcg.converters._files import KEPT, cond_space, inverse, load_generator, save_generator
-from rcg.converters._taming import theirs
 from rcg.errors import UserError
 from rcg.model import GenerativeModel, build
 from rcg.registry import CONVERTERS, GENERATORS
@@ -87,8 +86,7 @@ class MAGE:
             raise UserError(f"{run} holds no {KEPT}: only what was converted from the original format can go back")
         found = {**kept, **_theirs(part.tensors, kept), **_encoder.original(run)}
         if (run / FOLDER / checkpoint.FILE).is_file():
-            tokenizer = checkpoint.load(run / FOLDER / checkpoint.FILE)
-            found |= {TOKENIZER + key: value for key, value in theirs(tokenizer.tensors).items()}
+            found |= {TOKENIZER + key: value for key, value in _autoencoder.original(run).items()}
         with checkpoint.atomic(path) as temporary:
             torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
 

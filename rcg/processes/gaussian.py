@@ -44,6 +44,14 @@ class GaussianConfig(AffineConfig):
             )
         return self
 
+    @property
+    def amplification(self) -> float:
+        """The last level's sigma / alpha where noise is predicted, for x_0 = (x_t - sigma eps) / alpha; else 1."""
+        if self.predict != "eps":
+            return 1.0
+        log_alpha_bar = float(np.log1p(-betas(self.schedule, self.steps)).sum())
+        return math.sqrt(math.expm1(-log_alpha_bar))
+
 
 def betas(schedule: str, steps: int) -> np.ndarray:
     """Return the noise added at each of the `steps` levels, float64, in (0, 1).

@@ -104,12 +104,25 @@ def test_an_original_dit_is_class_conditional_and_approximates_its_gelu(tmp_path
     equal(tensors, weights.read(tmp_path / "back.pt"))
 
 
-@pytest.mark.parametrize("arm", ["rep", "uncond", "class"])
-def test_an_adm_checkpoint_becomes_a_run_and_goes_back(arm, tmp_path):
+def by_kind(tensors, heads):
+    """Reorder projections to the new attention order: queries of all heads, then their keys, then their values."""
+    place = torch.arange(3 * 64).view(heads, 3, -1).permute(1, 0, 2).flatten()
+    return {key: value[place] if ".qkv." in key else value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("arm", "told"),
+    [
+        ("rep", {"num_head_channels": 16}),
+        ("uncond", {"num_head_channels": -1, "num_heads": 4}),
+        ("class", {"num_head_channels": 16, "use_new_attention_order": True}),
+    ],
+)
+def test_an_adm_checkpoint_becomes_a_run_and_goes_back(arm, told, tmp_path):
     name = f"adm_unet_tiny_{arm}"
     _, tensors = recorded(name)
-    found = state(name)
-    args = argparse.Namespace(image_size=16, num_head_channels=16)
+    found = by_kind(state(name), 4) if "use_new_attention_order" in told else state(name)
+    args = argparse.Namespace(image_size=16, **told)
     live = {key: value + 1 for key, value in found.items()}
     torch.save({"model": live, "model_ema": found, "epoch": 3, "args": args}, tmp_path / "adm.pth")
     convert("adm", tmp_path / "adm.pth", tmp_path / "run")
@@ -166,14 +179,94 @@ def test_full_size_dits_fit_by_name_and_shape_and_go_back(size):
 def test_full_size_adms_fit_by_name_and_shape_and_go_back(arm):
     found = listed(f"adm_256_{arm}")
     condition = adm.condition_of(found)
-    network, side = GENERATORS.get("adm"), adm.image_size(found, None, Path("adm.pth"))
+    network, layout = GENERATORS.get("adm"), adm.layout_of(found, None, Path("adm.pth"))
+    side = layout.side
     config = network.Config(**_unet.shape_of(found, side), condition=condition)
     assert (side, config.blocks, config.attention) == (256, 2, (32, 16, 8))
     with torch.device("meta"):
         model = build(config, network, Space((3, side, side)), Space((256,)) if arm == "rep" else None)
-    ours = adm.ours(found, 64)
+    ours = adm.ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(adm.theirs(ours, condition, 64)) == shapes(found)
+    assert shapes(adm.theirs(ours, condition, layout)) == shapes(found)
+
+
+def guided_diffusion(side, width, multipliers, blocks, classes):
+    """List the tensors of guided-diffusion's U-Net at the flags of its README, as tensors without memory."""
+    shapes = {"time_embed.0": (4 * width, width), "time_embed.2": (4 * width, 4 * width)}
+    found = {"label_emb.weight": (classes, 4 * width)} if classes else {}
+
+    def residual(name, inputs, outputs):
+        shapes[f"{name}.in_layers.0"], shapes[f"{name}.in_layers.2"] = (inputs,), (outputs, inputs, 3, 3)
+        shapes[f"{name}.emb_layers.1"] = (2 * outputs, 4 * width)
+        shapes[f"{name}.out_layers.0"], shapes[f"{name}.out_layers.3"] = (outputs,), (outputs, outputs, 3, 3)
+        if inputs != outputs:
+            shapes[f"{name}.skip_connection"] = (outputs, inputs, 1, 1)
+
+    def attention(name, channels):
+        shapes[f"{name}.norm"], shapes[f"{name}.qkv"] = (channels,), (3 * channels, channels, 1)
+        shapes[f"{name}.proj_out"] = (channels, channels, 1)
+
+    widths = [int(width * multiplier) for multiplier in multipliers]
+    attends = [side // 2**level in (32, 16, 8) for level in range(len(widths))]
+    shapes["input_blocks.0.0"], kept, cell = (widths[0], 3, 3, 3), [widths[0]], 0
+    for level, channels in enumerate(widths):
+        for block in range(blocks + 1):
+            if block == blocks and level == len(widths) - 1:
+                continue
+            cell += 1
+            residual(f"input_blocks.{cell}.0", kept[-1], channels)
+            if attends[level] and block < blocks:
+                attention(f"input_blocks.{cell}.1", channels)
+            kept.append(channels)
+    residual("middle_block.0", widths[-1], widths[-1])
+    attention("middle_block.1", widths[-1])
+    residual("middle_block.2", widths[-1], widths[-1])
+    cell, channels = 0, widths[-1]
+    for level in reversed(range(len(widths))):
+        for block in range(blocks + 1):
+            residual(f"output_blocks.{cell}.0", channels + kept.pop(), widths[level])
+            channels = widths[level]
+            if attends[level]:
+                attention(f"output_blocks.{cell}.1", channels)
+            if level and block == blocks:
+                residual(f"output_blocks.{cell}.{1 + attends[level]}", channels, channels)
+            cell += 1
+    shapes["out.0"], shapes["out.2"] = (widths[0],), (6, widths[0], 3, 3)
+    for name, shape in shapes.items():
+        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {key: torch.empty(shape, device="meta") for key, shape in found.items()}
+
+
+PUBLISHED = {
+    64: (192, (1, 2, 3, 4), 3, "cosine", 12),
+    128: (256, (1, 1, 2, 3, 4), 2, "linear", 4),
+    256: (256, (1, 1, 2, 2, 4, 4), 2, "linear", 16),
+    512: (256, (0.5, 1, 1, 2, 2, 4, 4), 2, "linear", 16),
+}
+"""Width, multipliers, blocks, schedule and the heads of the middle block of guided-diffusion's networks."""
+
+
+def test_the_list_of_guided_diffusions_tensors_is_that_of_a_file():
+    width, multipliers, blocks, *_ = PUBLISHED[256]
+    assert shapes(guided_diffusion(256, width, multipliers, blocks, 0)) == shapes(listed("adm_256_uncond"))
+
+
+@pytest.mark.parametrize("side", PUBLISHED)
+def test_every_class_conditional_network_of_guided_diffusion_fits_and_goes_back(side):
+    width, multipliers, blocks, schedule, heads = PUBLISHED[side]
+    found = guided_diffusion(side, width, multipliers, blocks, 1000)
+    layout = adm.layout_of(found, None, Path("adm.pt"))
+    config = adm.config_of(found, layout)
+    assert (layout.side, config.blocks, config.attention) == (side, blocks, (32, 16, 8))
+    assert (config.process.schedule, config.process.variance) == (schedule, "learned_range")
+    assert layout.by_kind == (side == 64)
+    assert not list(config.doubts())
+    with torch.device("meta"):
+        model = build(config, GENERATORS.get("adm"), Space((3, side, side)), Space((), vocab=1000))
+    assert model.network.bottleneck[1].attention.heads == heads
+    ours = adm.ours(found, layout)
+    assert shapes(ours) == shapes(model.network.state_dict())
+    assert shapes(adm.theirs(ours, "class", layout)) == shapes(found)
 
 
 def test_a_full_size_ldm_fits_by_name_and_shape_and_goes_back():

@@ -94,20 +94,22 @@ def test_images_and_levels_that_do_not_fit_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "side", "width"),
+    ("name", "size", "side", "width", "groups"),
     [
-        ("vqgan", 256, 16, 128),
-        ("vqgan", 128, 16, 128),
-        ("vqgan", 64, 16, 64),
-        ("vqgan", 32, 8, 64),
-        ("vqgan", 16, 8, 64),
-        ("vq", 256, 32, 128),
-        ("kl", 256, 32, 128),
-        ("kl", 64, 16, 64),
-        ("vq", 32, 8, 64),
+        ("vqgan", 256, 16, 128, 32),
+        ("vqgan", 128, 16, 128, 32),
+        ("vqgan", 64, 16, 64, 16),
+        ("vqgan", 32, 8, 64, 16),
+        ("vqgan", 16, 8, 64, 16),
+        ("vq", 256, 32, 128, 32),
+        ("kl", 256, 32, 128, 32),
+        ("kl", 64, 16, 64, 16),
+        ("vq", 32, 8, 64, 16),
     ],
 )
-def test_sizes_that_are_not_given_follow_the_image(name, size, side, width):
+def test_sizes_that_are_not_given_follow_the_image(name, size, side, width, groups):
     with torch.device("meta"):
         autoencoder = build_autoencoder(AUTOENCODERS.get(name).Config(), size)
     assert (autoencoder.side, autoencoder.encoder.conv_in.out_channels) == (side, width)
+    norms = [module for module in autoencoder.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {groups}

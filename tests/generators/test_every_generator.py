@@ -16,12 +16,13 @@ SMALL = {
     "dit": {"width": 16, "depth": 2, "heads": 2, "patch": 4},
     "adm": {"width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
     "ldm": {"width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
+    "mage": {"width": 16, "depth": 2, "heads": 2, "decoder_depth": 2, "decoder_heads": 2},
 }
-"""A small network of each kind for images of 16 px."""
+"""A small network of each kind for images of 16 px, or 4 x 4 tokens."""
 DENOISERS = [name for name in GENERATORS.names() if GENERATORS.get(name).Config().process.name in ("gaussian", "flow")]
 WALKS = [name for name in SAMPLERS.names() if issubclass(SAMPLERS.get(name).Config, GridConfig)]
 CONDITIONS = {"none": None, "class": Space((), vocab=5), "representation": Space((6,))}
-PIXELS = Space((3, 16, 16))
+PIXELS, TOKENS = Space((3, 16, 16)), Space((4, 4), vocab=12, id="tokens")
 UNHEARD = (".cross.q.", ".cross.kv.weight", ".norm2.")
 """With one token to attend to, queries and keys change nothing."""
 
@@ -30,7 +31,7 @@ def model(name, condition="representation", **config):
     torch.manual_seed(0)
     network = GENERATORS.get(name)
     config = network.Config(condition=condition, **SMALL.get(name, {}) | config)
-    return build(config, network, PIXELS, CONDITIONS[condition])
+    return build(config, network, TOKENS if config.process.discrete else PIXELS, CONDITIONS[condition])
 
 
 def awake(m):
@@ -105,6 +106,27 @@ def test_its_name_alone_gives_a_working_network(name):
             config = network.Config()
             built = build(config, network, Space((3, side, side)), Space((6,)))
             assert built.process.heads in (1, 2)
+
+
+@pytest.mark.parametrize("name", GENERATORS.names())
+def test_activations_that_are_computed_again_change_no_gradient(name):
+    losses, gradients, calls = [], [], []
+    for checkpoint in (False, True):
+        m = awake(model(name, checkpoint=checkpoint))
+        seen = []
+        for module in m.network.modules():
+            module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(module))
+        torch.manual_seed(1)
+        x = torch.randint(12, (3, 4, 4)) if m.data.vocab else torch.randn(3, 3, 16, 16)
+        loss = sum(m(x, torch.randn(3, 6)).values())
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({key: p.grad for key, p in m.named_parameters()})
+        calls.append(len(seen))
+    assert calls[1] > 1.5 * calls[0]
+    assert losses[0] == losses[1]
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
 
 
 def test_a_network_that_cannot_recompute_says_so():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from rcg import checkpoint, weights
-from rcg.autoencoder import open_autoencoder, restore_autoencoder
+from rcg.autoencoder import autoencoder_part, build_autoencoder, open_autoencoder, restore_autoencoder
 from rcg.converters._taming import architecture, ours, theirs
 from rcg.errors import UserError
-from rcg.registry import AUTOENCODERS
+from rcg.registry import AUTOENCODERS, CONVERTERS
 from tests.parity import DATA, recorded, state
 from tests.toy import tool
 
@@ -114,6 +114,14 @@ def test_there_and_back_gives_every_tensor(kind, name, tmp_path):
     after = weights.read(tmp_path / "back.ckpt")["state_dict"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_what_the_original_code_would_normalise_otherwise_does_not_go_there(tmp_path):
+    narrow = build_autoencoder(AUTOENCODERS.get("vqgan").Config(width=32, multipliers=(1, 1), channels=4), 16)
+    checkpoint.save(tmp_path / "tokenizer" / checkpoint.FILE, autoencoder_part(narrow, {"image_size": 16}))
+    with pytest.raises(UserError, match="normalises 8 groups of channels, but the original code always 32"):
+        CONVERTERS.get("vqgan").write(tmp_path, tmp_path / "back.ckpt")
+    assert not (tmp_path / "back.ckpt").exists()
 
 
 def listed(name):

@@ -31,7 +31,7 @@ def model(name):
     elif name.startswith("adm"):
         settings = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 16}
         kind, shape = "adm", (3, 16, 16)
-        found = {f"network.{key}": value for key, value in adm.ours(found, 16).items()}
+        found = {f"network.{key}": value for key, value in adm.ours(found, adm.Layout(16, head_width=16)).items()}
     else:
         settings = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (8, 4), "head_width": 16}
         kind, shape = "ldm", (4, 8, 8)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rcg import checkpoint
-from tests.toy import ROOT, write
+from rcg import checkpoint, parallel
+from rcg.config import TrainConfig
+from rcg.errors import UserError
+from rcg.pipeline import Pipeline
+from tests.toy import ROOT, tool, write
 
 PROGRAM = '''
 import sys
@@ -22,15 +25,20 @@ from rcg.loader import Vectors
 from rcg.model import build
 from rcg.processes.gaussian import Draws
 from rcg.registry import GENERATORS, NETWORKS
+from rcg.sharding import shard, whole
 from rcg.train import train
 from safetensors.torch import save_file
 from pathlib import Path
 
-kind, accumulate, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+kind, accumulate, folder, steps = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 torch.manual_seed(0)
 shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
-small = {"width": 32, "depth": 2} | ({} if kind == "rep_mlp" else {"heads": 2, "patch": 4})
+small = {
+    "rep_mlp": {"width": 32, "depth": 2},
+    "dit": {"width": 32, "depth": 2, "heads": 2, "patch": 4, "checkpoint": True},
+    "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
+}[kind]
 network = registry.get(kind)
 model = build(network.Config(**small), network, Space(shape), cond)
 for p in model.parameters():  # zero-initialised layers would hide errors of the first steps
@@ -56,7 +64,8 @@ class Fed:
         yield "model", self.modules["model"](batch["x"], batch["cond"] if cond else None)
 
     def after_step(self, step):
-        pass
+        if step == steps - 1:  # later there is nobody left to gather shards from
+            self.live = {k: whole(v).contiguous() for k, v in self.modules["model"].state_dict().items()}
 
     def evaluate(self, models, step):
         from rcg.contracts import Report
@@ -67,41 +76,60 @@ class Fed:
         return model_part("rdm", models["model"], {})
 
 
-config = TrainConfig(steps=20, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
+config = TrainConfig(steps=steps, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
                      tracker="none", weight_decay=0.01)
-accelerator = parallel.start(config, folder)
+accelerator = parallel.start(config, folder, shardable=True)
 task = Fed()
 train(task, config, folder, accelerator, seed=3, workers=0)
+parameters = list(task.modules["model"].parameters())
+held = sum(shard(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
 if accelerator.is_main_process:
-    live = accelerator.unwrap_model(task.modules["model"]).state_dict()
-    save_file(live, folder / "live.safetensors")
-    print("processes", accelerator.num_processes)
+    save_file({k.removeprefix("module."): v for k, v in task.live.items()}, folder / "live.safetensors")
+    print("processes", accelerator.num_processes, f"held {held:.1f}")
 accelerator.end_training()
 '''
 
 
-def run(kind, processes, accumulate, folder):
-    folder.mkdir()
+ONE = [sys.executable]
+TWO = [*ONE, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SHARDED = [
+    *ONE,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(ROOT / "configs" / "accelerate" / "fsdp.yaml"),
+]
+SHARDED += ["--num_processes", "2", "--main_process_port", "0"]
+
+
+def run(kind, launch, accumulate, folder, steps=20):
+    folder.mkdir(exist_ok=True)
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), str(program), kind, str(accumulate), str(folder)]
+    command = [*launch, str(program), kind, str(accumulate), str(folder), str(steps)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"processes {processes}" in done.stdout
+    expected = "processes 1 held 1.0" if launch == ONE else f"processes 2 held {0.5 if launch == SHARDED else 1.0}"
+    assert expected in done.stdout
     return {
         **load_file(folder / "live.safetensors"),
         **{f"ema.{k}": v for k, v in load_file(folder / "model.safetensors").items()},
     }
 
 
+def difference(one, other):
+    """Return the largest difference of any weight."""
+    assert other.keys() == one.keys()
+    return max((other[name] - one[name]).abs().max().item() for name in one)
+
+
 def test_two_processes_train_an_encoder_and_share_the_encoding(tmp_path):
     path = write(tmp_path)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    for tool in ("train_encoder", "train_rdm"):
+    for stage in ("train_encoder", "train_rdm"):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-        command = [*launch, str(ROOT / "tools" / f"{tool}.py"), str(path)]
+        command = [*launch, str(ROOT / "tools" / f"{stage}.py"), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     state = tmp_path / "run" / "encoder" / "state" / "step-000000006"
@@ -148,13 +176,52 @@ def test_two_processes_share_the_shards_of_a_cache(tmp_path):
 
 @pytest.mark.parametrize("kind", ["rep_mlp", "dit"])
 def test_two_processes_end_where_one_does(kind, tmp_path):
-    one = run(kind, 1, 1, tmp_path / "one")
-    two = run(kind, 2, 1, tmp_path / "two")
-    accumulated = run(kind, 2, 3, tmp_path / "accumulated")
-    for other in (two, accumulated):
-        assert other.keys() == one.keys()
-        worst = max((other[name] - one[name]).abs().max().item() for name in one)
-        assert worst < 1e-5, worst
+    one = run(kind, ONE, 1, tmp_path / "one")
+    for accumulate in (1, 3):
+        two = run(kind, TWO, accumulate, tmp_path / f"accumulated{accumulate}")
+        assert difference(one, two) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rep_mlp", "dit", "adm"])
+def test_two_processes_with_half_of_the_weights_each_end_where_one_does(kind, tmp_path):
+    one = run(kind, ONE, 1, tmp_path / "one")
+    run(kind, SHARDED, 3, tmp_path / "sharded", steps=8)
+    resumed = run(kind, SHARDED, 3, tmp_path / "sharded")
+    assert difference(one, resumed) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_generator_is_trained_in_shards_by_its_tool_and_goes_on_only_so(tmp_path):
+    path = write(tmp_path, generator__condition="none", generator__train__precision="bf16")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*SHARDED, str(ROOT / "tools" / "train_pixel.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "run" / "dit-none"
+    assert checkpoint.load(folder / checkpoint.FILE).facts["step"] == 20
+    assert len(list((folder / "samples").iterdir())) == 1
+    assert Pipeline.from_run(tmp_path / "run").sample(range(2)).images.shape == (2, 3, 16, 16)
+    whole = tool("train_pixel", path, "--resume")
+    assert whole.returncode == 2
+    assert "step-000000020 was written with FSDP: go on as the run was started" in whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "train", "shardable", "said"),
+    [
+        ({}, {}, True, "set fsdp_version: 2"),
+        ({"VERSION": "2", "STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, {}, True, "set FULL_STATE_DICT"),
+        ({"VERSION": "2"}, {"compile": True}, True, "set train.compile=false"),
+        ({"VERSION": "2"}, {}, False, "encoders and tokenizers are trained without it"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(asked, train, shardable, said, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for key, value in asked.items():
+        monkeypatch.setenv(f"FSDP_{key}", value)
+    with pytest.raises(UserError, match=said):
+        parallel.start(TrainConfig(precision="no", tracker="none", **train), shardable=shardable)
 
 
 TOKENIZER = """
