@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcg.checkpoint import atomic
 from rcg.comparison.arms import ARMS
@@ -18,7 +18,7 @@ from rcg.gallery import save_rows
 from rcg.metrics.bootstrap import Spread
 from rcg.page import picture, table, write_document
 
-NAME = "compare"
+NAME, CURVES = "compare", "curves.png"
 PAPER = "RCG's paper: 0.93 of the gap in FID (Table 9a: MAGE-B, ImageNet at 256 px)."
 SHOWN, LARGE = 16, 64
 """Samples of each arm in the picture; half as many where they have more pixels a side than that."""
@@ -45,31 +45,55 @@ def _deviation(figure: Figure) -> float:
     return figure.spread.deviation if figure.spread else 0.0
 
 
+class Page(NamedTuple):
+    """What people are to read, before it is Markdown or HTML."""
+
+    title: str
+    headlines: list[str]
+    head: list[str]
+    rows: list[list[str]]
+    facts: dict[str, str]
+    """How it was done, by what it is about."""
+    warnings: list[str]
+
+
 def write(study: Study, result: Result) -> None:
     """Write the report of a comparison into its folder."""
-    out, run = study.out, study.experiment.run
-    logs = read_logs(run)
+    out, logs = study.out, read_logs(study.experiment.run)
     networks = dict.fromkeys(found.folder for found in result.outcomes.values() if not found.missing)
-    draw_together({name: logs[name] for name in networks if name in logs}, out / "curves.png")
+    draw_together({name: logs[name] for name in networks if name in logs}, out / CURVES)
     _draw_samples(study, result)
-    title = f"{run}: what {study.generator.name} is told, and what it is worth"
-    head, rows = _head(result), [*(_row(key, result) for key in result.outcomes), *_real(result)]
-    said, facts = list(headlines(result)), dict(_facts(study, result, logs))
-    lines = [f"# {title}", "", *(f"{line}\n" for line in said)]
-    lines += [_markdown(head), _markdown(["---"] * len(head)), *map(_markdown, rows), ""]
-    lines += [f"![first samples of each arm]({NAME}.png)\n", "![curves of training](curves.png)\n"]
-    lines += [f"- {name}: {text}" for name, text in facts.items()]
-    lines += ["", *(f"**Mind:** {warning}.\n" for warning in result.warnings)]
-    for kind, text in ((".md", "\n".join(lines)), (".json", json.dumps(_values(study, result, facts), indent=1))):
+    page = Page(
+        f"{study.experiment.run}: what {study.generator.name} is told, and what it is worth",
+        list(headlines(result)),
+        _head(result),
+        [*(_row(key, result) for key in result.outcomes), *_real(result)],
+        dict(_facts(study, result, logs)),
+        result.warnings,
+    )
+    values = json.dumps(_values(study, result, page.facts), indent=1)
+    for kind, text in ((".md", _markdown(page)), (".json", values)):
         with atomic(out / f"{NAME}{kind}") as temporary:
             temporary.write_text(text + "\n")
-    parts = [f"<p>{escape(line)}</p>" for line in said] + [table(head, rows), "<h2>First samples of each arm</h2>"]
-    parts += [picture(out / f"{NAME}.png"), "<h2>Training</h2>", picture(out / "curves.png", "curves")]
-    parts += ["<h2>How it was done</h2>", table(("", ""), facts.items())]
-    parts += [f"<p class=mind>Mind: {escape(warning)}.</p>" for warning in result.warnings]
-    configuration = escape(study.experiment.to_yaml())
-    parts.append(f"<details><summary>Configuration</summary><pre>{configuration}</pre></details>")
-    write_document(title, parts, out / f"{NAME}.html")
+    write_document(page.title, _html(page, study), out / f"{NAME}.html")
+
+
+def _markdown(page: Page) -> str:
+    lines = [f"# {page.title}", "", *(f"{line}\n" for line in page.headlines)]
+    lines += [f"| {' | '.join(cells)} |" for cells in (page.head, ["---"] * len(page.head), *page.rows)]
+    lines += ["", f"![first samples of each arm]({NAME}.png)\n", f"![curves of training]({CURVES})\n"]
+    lines += [f"- {name}: {text}" for name, text in page.facts.items()]
+    return "\n".join([*lines, "", *(f"**Mind:** {warning}.\n" for warning in page.warnings)])
+
+
+def _html(page: Page, study: Study) -> Iterator[str]:
+    yield from (f"<p>{escape(line)}</p>" for line in page.headlines)
+    yield table(page.head, page.rows)
+    yield f"<h2>First samples of each arm</h2>{picture(study.out / f'{NAME}.png')}"
+    yield f"<h2>Training</h2>{picture(study.out / CURVES, 'curves')}"
+    yield f"<h2>How it was done</h2>{table(('', ''), page.facts.items())}"
+    yield from (f"<p class=mind>Mind: {escape(warning)}.</p>" for warning in page.warnings)
+    yield f"<details><summary>Configuration</summary><pre>{escape(study.experiment.to_yaml())}</pre></details>"
 
 
 def headlines(result: Result) -> Iterator[str]:
@@ -98,8 +122,9 @@ def _figure(key: str, result: Result, view: str, name: str) -> Figure | None:
 
 
 def _head(result: Result) -> list[str]:
-    distances = [name for _, distance in result.views for name in (distance, f"gap closed in {distance}")]
-    return [*HEAD, *distances, "precision", "recall"]
+    every = [distance for _, distance in result.views]
+    names = [name if every.count(name) == 1 else f"{name} ({view})" for view, name in result.views]
+    return [*HEAD, *(cell for name in names for cell in (name, f"gap closed in {name}")), "precision", "recall"]
 
 
 def _row(key: str, result: Result) -> list[str]:
@@ -148,10 +173,6 @@ def _closed(key: str, result: Result, view: str, distance: str) -> str:
 
 def _spread(share: Spread) -> str:
     return f"{share.mean:.2f}" + (f" ± {share.deviation:.2g}" if share.deviation else "")
-
-
-def _markdown(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _draw_samples(study: Study, result: Result) -> None:
