@@ -4,10 +4,12 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from rcg import checkpoint, stages
+from rcg import checkpoint
 from rcg.clusters import GOLDEN, assign, deal, fit, suitable
 from rcg.config import load
 from rcg.pipeline import Pipeline
+from rcg.real import real_representations
+from rcg.representation import open_representation
 from tests.toy import tool, write
 
 
@@ -72,7 +74,7 @@ def test_a_generator_learns_the_labels_that_the_run_keeps(run):
     assert sum(counts) == 180
     assert clusters.facts["representation"] == part.facts["clusters"]["representation"]
     experiment = load(run / "dit-cluster" / "config.yaml")
-    real = stages.real_representations(experiment, stages.open_representation(experiment).space)
+    real = real_representations(experiment, open_representation(experiment).space)
     assert torch.equal(assign(real.z, clusters.tensors["centres"]), clusters.tensors["labels"])
 
 

@@ -16,13 +16,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rcg import cli, config, parallel, stages
+from rcg import cli, config, parallel
+from rcg.claims import CONFIG
 from rcg.errors import UserError
 from rcg.evaluation.features import View, own_view
 from rcg.evaluation.judges import PARTS, Judges, chosen_reference, known_images
 from rcg.evaluation.judging import Evaluation, judge, sampled
 from rcg.evaluation.sources import Generated, Source, of_batch, of_folder
 from rcg.pipeline import Pipeline
+from rcg.real import run_representation
 
 
 def main() -> None:
@@ -103,8 +105,8 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
     )
     generator: Any = pipeline.generator.config
     arm = arguments.generator or generator.arm
-    if experiment is None and (path / arm / stages.CONFIG).is_file():
-        experiment = config.load(path / arm / stages.CONFIG).model_copy(update={"run": path})
+    if experiment is None and (path / arm / CONFIG).is_file():
+        experiment = config.load(path / arm / CONFIG).model_copy(update={"run": path})
     how = {"guidance": arguments.guidance, "steps": arguments.steps, "rdm_steps": arguments.rdm_steps}
     how |= {"labels": arguments.labels}
     samples = Generated(pipeline, arguments.num, arguments.seed, how, arguments.batch_size)
@@ -116,9 +118,7 @@ def _own(samples: Source, origin: dict[str, Any], accelerator: Accelerator) -> C
     if not isinstance(samples, Generated):
         return None
     cond = samples.pipeline.generator.cond if sampled(samples) else None
-    return lambda: own_view(
-        stages.run_representation(Path(origin["run"]), origin["generator"], cond), accelerator.device
-    )
+    return lambda: own_view(run_representation(Path(origin["run"]), origin["generator"], cond), accelerator.device)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcg import cli, parallel, stages
+from rcg import cli, parallel
 from rcg.data import resize
 from rcg.datasets.image_folder import decode
 from rcg.editing.inpaint import box, hide, shrink
 from rcg.errors import UserError
 from rcg.gallery import save_gallery
 from rcg.pipeline import Pipeline
+from rcg.real import run_representation
 
 
 def main() -> None:
@@ -91,7 +92,7 @@ def _represent(image: Tensor, run: Path, name: str, pipeline: Pipeline) -> Tenso
     if space is None or space.vocab is not None:
         return None
     try:
-        representation = stages.run_representation(run, name, space)
+        representation = run_representation(run, name, space)
     except UserError as error:
         raise UserError(f"{error}; or use --condition generated") from None
     z: Tensor = representation.to(pipeline.device)(image.to(pipeline.device))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rcg import checkpoint, cli, conditions, config, parallel, stages
+from rcg import checkpoint, cli, conditions, config, parallel
 from rcg.config import GuidanceConfig
 from rcg.errors import UserError
 from rcg.gallery import save_gallery
@@ -26,8 +26,8 @@ from rcg.metrics.representation import nearest
 from rcg.model import GenerativeModel
 from rcg.pipeline import restore
 from rcg.randomness import Streams
+from rcg.real import Real, real_representations
 from rcg.registry import NETWORKS
-from rcg.stages import Real
 from rcg.steering import Probe, Steered
 
 SHOWN, NEIGHBOURS = 16, 8
@@ -70,7 +70,7 @@ def sample(arguments: argparse.Namespace) -> None:
     part = checkpoint.load(experiment.run / "rdm" / checkpoint.FILE)
     device = parallel.start().device
     rdm = restore(part, NETWORKS).to(device)
-    real = stages.real_representations(experiment, rdm.data)
+    real = real_representations(experiment, rdm.data)
     asked, probe = _asked(arguments, rdm, real)
     drawn = _draw(arguments, rdm, asked, probe, device)
     facts = {"space": rdm.data.to_json(), "seed": arguments.seed}

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rcg import checkpoint, cli, config, parallel, stages
+from rcg import checkpoint, cli, config, parallel
 from rcg.config import SamplerConfig
 from rcg.errors import UserError
 from rcg.metrics.frechet import frechet_distance
 from rcg.model import GenerativeModel
 from rcg.pipeline import restore
 from rcg.randomness import Streams
+from rcg.real import real_representations
 from rcg.registry import NETWORKS, SAMPLERS
 
 BATCH = 1000
@@ -45,7 +46,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     rdm = restore(checkpoint.load(experiment.run / "rdm" / checkpoint.FILE), NETWORKS).to(device)
     if rdm.cond is not None and rdm.cond.vocab is None:
         raise UserError("the RDM is told vectors, for which there is no sweep: use tools/sample_rdm.py --vectors FILE")
-    real = stages.real_representations(experiment, rdm.data)
+    real = real_representations(experiment, rdm.data)
     count = min(arguments.num, len(real.held_out_z), len(real.z))
     chosen = torch.randperm(len(real.z), generator=torch.Generator().manual_seed(0))[:count]
     held_out = real.held_out_z[:count]

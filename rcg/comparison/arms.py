@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rcg import stages
+from rcg import checkpoint, stages
 from rcg.config import Experiment
 from rcg.errors import UserError
 from rcg.evaluation.sources import Generated, Told
 from rcg.pipeline import Pipeline
 from rcg.randomness import fold
+from rcg.real import Real, fitted_representation, real_representations
 from rcg.representation import Representation
-from rcg.stages import Real
 
 
 class Arm(NamedTuple):
@@ -101,12 +101,12 @@ def samples_of(key: str, experiment: Experiment, drawing: Drawing, device: torch
     if key == "twice":
         how["t0"] = drawing.t0
     elif key == "encoded":
-        representation = stages.fitted_representation(experiment, pipeline.generator.cond).to(device)
+        representation = fitted_representation(experiment, pipeline.generator.cond).to(device)
         told = Encoded(opened(experiment, ARMS["none"], drawing, device), representation, seed, drawing.steps)
         seed = fold(seed, "second pass")  # else both passes would begin at the same noise
     elif key == "oracle":
         assert pipeline.generator.cond is not None
-        told = OfReal(stages.real_representations(experiment, pipeline.generator.cond), drawing.count, seed)
+        told = OfReal(real_representations(experiment, pipeline.generator.cond), drawing.count, seed)
     return Generated(pipeline, drawing.count, seed, how, drawing.batch_size, told)
 
 
@@ -174,7 +174,7 @@ def check(experiment: Experiment, keys: Sequence[str]) -> None:
             "compute: leave it out"
         )
     told = [key for key in keys if ARMS[key].condition == "representation"]
-    if told and not (experiment.run / "rdm" / stages.checkpoint.FILE).is_file():
+    if told and not (experiment.run / "rdm" / checkpoint.FILE).is_file():
         raise UserError(
             f"{experiment.run / 'rdm'} holds no trained RDM, beside which the arms {', '.join(told)} are sampled: run "
             f"tools/train_rdm.py with the same configuration first, or choose others with --arms"

@@ -23,6 +23,7 @@ from rcg.evaluation.judging import Evaluation, Known, judge, sampled
 from rcg.evaluation.report import Report
 from rcg.evaluation.sources import Generated, Source
 from rcg.metrics.frechet import Gaussian
+from rcg.real import fitted_representation
 from rcg.representation import open_representation
 
 
@@ -154,7 +155,7 @@ def _set_up(study: Study, known: Known, accelerator: Accelerator) -> _Bench:
     warnings: list[str] = []
 
     def own() -> View:
-        return own_view(stages.fitted_representation(experiment, None), accelerator.device)
+        return own_view(fitted_representation(experiment, None), accelerator.device)
 
     views = study.judges.views(own, size, accelerator, warnings)
     return _Bench(views, reference, statistics, known, accelerator, warnings)

@@ -12,7 +12,7 @@ from rcg.errors import UserError
 from rcg.evaluation.figures import Figure
 from rcg.metrics.bootstrap import Spread
 from rcg.randomness import Streams
-from rcg.stages import Real
+from rcg.real import Real
 from tests.test_model import model
 from tests.toy import write
 
