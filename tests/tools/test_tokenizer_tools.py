@@ -28,7 +28,7 @@ def toy(folder, autoencoder=KL, **changes):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run with a KL autoencoder trained against a discriminator, an RDM and a DiT in its latents."""
-    path = toy(tmp_path_factory.mktemp("tokenizer") / "a")
+    path = toy(tmp_path_factory.mktemp("tokenizer") / "a", {**KL, "groups": 32})  # as published files have them
     for stage in ("train_tokenizer", "train_rdm", "train_pixel"):
         done = tool(stage, path)
         assert done.returncode == 0, done.stderr
