@@ -11,7 +11,6 @@ from torch import Tensor
 from generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
 from generators.autoencoders._quantisers import FSQConfig, NearestConfig, quantiser
 from rcg.contracts import Reconstruction
-from rcg.converters._taming import ours
 
 LINEAGES = {"maskgit": MASKGIT, "taming": TAMING}
 
@@ -76,7 +75,7 @@ class Quantised(ConvAutoencoder):
 
     def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file under our names."""
-        tensors = ours(found)
+        tensors = self.published(found)
         codebook = tensors.get("quantise.codebook")
         if codebook is not None:  # published files do not say how often a code was used
             tensors["quantise.counts"] = torch.ones(len(codebook))

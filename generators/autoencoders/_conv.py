@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import AutoencoderConfig
+from rcg.converters._taming import GROUPS, ours
 from rcg.errors import UserError
 from rcg.nn import Attention
-
-GROUPS = 32
-"""Of the published networks."""
 
 
 class ConvConfig(AutoencoderConfig):
@@ -129,6 +127,19 @@ class ConvAutoencoder(nn.Module):
         """Map `(B, channels, h, w)` to images `(B, 3, H, W)`, nominally in [0, 1]."""
         x: Tensor = self.decoder(self.post_quant_conv(z))
         return (x + 1) / 2 if self.signed else x
+
+    def published(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a published file under our names.
+
+        Raises:
+            UserError: this network would normalise other groups of channels.
+        """
+        if self.config.groups != GROUPS:
+            raise UserError(
+                f"published autoencoders normalise {GROUPS} groups of channels, this one {self.config.groups}: set "
+                f"generator.autoencoder.groups={GROUPS}"
+            )
+        return ours(found)
 
     @property
     def last_layer(self) -> Tensor:

@@ -12,7 +12,6 @@ from generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
 from generators.autoencoders._latents import Standardiser, draw
 from rcg.autoencoder import identity
 from rcg.contracts import Reconstruction, Space
-from rcg.converters._taming import ours
 from rcg.registry import AUTOENCODERS
 
 
@@ -75,4 +74,4 @@ class KL(ConvAutoencoder):
     def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file, of the original or of diffusers' layout, under our names."""
         scaled = {"standardise.mean": torch.tensor(0.0), "standardise.std": torch.tensor(1 / self.config.scale)}
-        return ours(found) | scaled
+        return self.published(found) | scaled

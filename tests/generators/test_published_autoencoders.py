@@ -160,4 +160,4 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
     assert "is not a kl autoencoder" in said.stderr
     build = AUTOENCODERS.get("vqgan")
     with pytest.raises(UserError, match=r"does not fit VQGAN: it lacks encoder\.down"):
-        open_autoencoder(build.Config(weights=str(tmp_path / "vq.ckpt")), 32, None)
+        open_autoencoder(build.Config(groups=32, weights=str(tmp_path / "vq.ckpt")), 32, None)

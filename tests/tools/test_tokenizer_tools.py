@@ -13,7 +13,8 @@ from rcg.pipeline import Pipeline
 from rcg.tasks.generator import Conditioned
 from tests.toy import TOKENIZER, tool, write
 
-KL = {key: value for key, value in TOKENIZER.items() if key != "quantiser"} | {"name": "kl", "attention": []}
+KL = {key: value for key, value in TOKENIZER.items() if key != "quantiser"}
+KL |= {"name": "kl", "attention": [], "groups": 32}  # as published files have them
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32, "train": {}}
 
 
@@ -28,7 +29,7 @@ def toy(folder, autoencoder=KL, **changes):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run with a KL autoencoder trained against a discriminator, an RDM and a DiT in its latents."""
-    path = toy(tmp_path_factory.mktemp("tokenizer") / "a", {**KL, "groups": 32})  # as published files have them
+    path = toy(tmp_path_factory.mktemp("tokenizer") / "a")
     for stage in ("train_tokenizer", "train_rdm", "train_pixel"):
         done = tool(stage, path)
         assert done.returncode == 0, done.stderr
@@ -119,13 +120,16 @@ def test_an_autoencoder_may_come_from_another_runs_file(trained, tmp_path):
 def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(trained, tmp_path):
     file = tmp_path / "published.ckpt"
     assert tool("convert", "kl", trained.parent / "run", file, "--back").returncode == 0
+    narrow = toy(tmp_path, {**KL, "groups": 8}, generator__autoencoder__weights=str(file), generator__condition="none")
+    assert "set generator.autoencoder.groups=32" in refused("train_pixel", narrow)
     used = toy(tmp_path, generator__autoencoder__weights=str(file), generator__condition="none")
     done = tool("train_pixel", used)
     assert done.returncode == 0, done.stderr
     assert Pipeline.from_run(tmp_path / "run").parts["tokenizer"].tensors["standardise.std"] == pytest.approx(
         1 / 0.18215
     )
-    started = toy(tmp_path, generator__autoencoder__train__start=str(file), generator__autoencoder__train__lr=1e-12)
+    start = {"generator__autoencoder__train__start": str(file), "generator__autoencoder__train__lr": 1e-12}
+    started = toy(tmp_path, **start)
     done = tool("train_tokenizer", started)
     assert done.returncode == 0, done.stderr
     parts = [checkpoint.load(run / "tokenizer" / checkpoint.FILE) for run in (trained.parent / "run", tmp_path / "run")]
