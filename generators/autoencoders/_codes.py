@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -32,6 +32,14 @@ class QuantisedConfig(ConvConfig):
     quantiser: Bottleneck = NearestConfig()
     """The bottleneck: `nearest`, a codebook, or `fsq`, which needs none."""
 
+    def stated(self, image_size: int) -> Self:
+        """Return the section with everything that follows the image size written out; see the base class."""
+        stated = super().stated(image_size)
+        if isinstance(self.quantiser, FSQConfig) or self.quantiser.codes is not None:
+            return stated
+        codes = 1024 if image_size >= 64 else 256 if image_size >= 32 else 64
+        return stated.model_copy(update={"quantiser": self.quantiser.model_copy(update={"codes": codes})})
+
     @model_validator(mode="before")
     @classmethod
     def _channels_of_levels(cls, value: Any) -> Any:
@@ -53,7 +61,7 @@ class Quantised(ConvAutoencoder):
 
     def __init__(self, config: Any, image_size: int) -> None:
         super().__init__(config, image_size, LINEAGES[config.lineage])
-        self.quantise = quantiser(config.quantiser, config.channels)
+        self.quantise = quantiser(self.config.quantiser, self.config.channels)
 
     def forward(self, image: Tensor) -> Reconstruction:
         """Reconstruct images `(B, 3, H, W)` in [0, 1] with gradients; in training mode the codebook follows."""

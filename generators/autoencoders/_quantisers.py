@@ -21,8 +21,9 @@ class NearestConfig(Config):
     """A codebook whose nearest entry stands for a vector (VQ-VAE, van den Oord et al., NeurIPS 2017)."""
 
     name: Literal["nearest"] = "nearest"
-    codes: PositiveInt = 1024
-    """Entries of the codebook."""
+    codes: PositiveInt | None = None
+    """Entries of the codebook; none: 1024 as published, below 64 px 256, below 32 px 64, of which fewer images make a
+    language that can be learnt."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: as moving averages of the vectors assigned to its entries, or by gradients."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
@@ -52,6 +53,7 @@ class Nearest(nn.Module):
 
     def __init__(self, config: NearestConfig, channels: int) -> None:
         super().__init__()
+        assert config.codes is not None
         self.config, self.vocab = config, config.codes
         codebook = torch.randn(config.codes, channels) / math.sqrt(channels)
         if config.update == "gradient":

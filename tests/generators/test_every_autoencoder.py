@@ -113,3 +113,5 @@ def test_sizes_that_are_not_given_follow_the_image(name, size, side, width, grou
     assert (autoencoder.side, autoencoder.encoder.conv_in.out_channels) == (side, width)
     norms = [module for module in autoencoder.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {groups}
+    if name == "vqgan":
+        assert autoencoder.quantise.vocab == {256: 1024, 128: 1024, 64: 1024, 32: 256, 16: 64}[size]
