@@ -128,13 +128,14 @@ class TokenizerTask:
         for real in _batches(self.held_out, count, model):
             made = model(real)
             image = made.image.float().clamp(0, 1)
-            for name, value in self._judged(made, image, real).items():
-                means[name] = means.get(name, 0.0) + float(value) * len(real) / count
+            with torch.autocast(real.device.type, enabled=False):  # judged in float32, however the model multiplies
+                for name, value in self._judged(made, image, real).items():
+                    means[name] = means.get(name, 0.0) + float(value) * len(real) / count
+                for images, features in ((image, made_features), (real, real_features)):
+                    for name, found in features.items():
+                        found.append(self.judges[name](images).float().cpu())
             if made.codes is not None:
                 codes.append(made.codes.flatten())
-            for images, features in ((image, made_features), (real, real_features)):
-                for name, found in features.items():
-                    found.append(self.judges[name](images).float().cpu())
             if len(pairs) * BATCH < SHOWN:
                 pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
         score = sum(value for name, value in means.items() if name.startswith("validation_"))

@@ -147,6 +147,20 @@ def test_judges_compare_held_out_images_with_their_reconstructions():
     assert judged(same).metrics["fd"] == pytest.approx(0, abs=1e-3)
 
 
+def test_reconstructions_are_judged_in_float32_when_the_model_multiplies_in_bf16():
+    torch.manual_seed(0)
+    t = task(judges={"fd": nn.Sequential(nn.Flatten(), nn.LazyLinear(8))}, adversarial=0)
+    model = t.modules["autoencoder"]
+    forward = model.forward
+    model.forward = lambda image: forward(image)._replace(image=0.9 * image + 0.02)
+    exact = judged(t).metrics
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = judged(t).metrics
+    assert {name: rounded[name] for name in ("ssim", "psnr", "fd")} == {
+        name: pytest.approx(exact[name], rel=1e-5) for name in ("ssim", "psnr", "fd")
+    }
+
+
 def test_the_divergence_has_its_closed_form():
     t = task("kl", adversarial=0)
     kl, (m, s) = t.modules["autoencoder"], (0.7, 0.3)
