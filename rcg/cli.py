@@ -46,7 +46,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("no", "bf16", "fp16", "auto"),
         default="no",
-        help="mixed precision of the networks; bf16 is 2 to 5 times as fast, and rounds [no]",
+        help="mixed precision of the networks; bf16 is faster, and rounds [no]",
     )
 
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import is_initialized
-from accelerate.utils import (
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    GradientAccumulationPlugin,
-    is_wandb_available,
-)
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, is_wandb_available
 from torch import Tensor, distributed
-from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
 
+from rcg import sharding
 from rcg.config import TrainConfig
 from rcg.errors import UserError
 
@@ -42,49 +37,17 @@ def start(
             "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
         )
     precision = resolve_precision(config.precision)
-    sharding = _sharding(config, precision, shardable) if _asked_to_shard() else None
+    shards = sharding.plugin(config, precision, shardable) if sharding.asked_for() else None
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=plugin,
-        fsdp_plugin=sharding,
+        fsdp_plugin=shards,
         log_with=tracker,
         project_dir=folder,
     )
-    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        _shard_on_cpus(accelerator, sharding)
+    if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        sharding.shard_on_cpus(accelerator, shards)
     return accelerator
-
-
-def _shard_on_cpus(accelerator: Accelerator, sharding: FullyShardedDataParallelPlugin) -> None:
-    """Make accelerate do on CPUs what torch does there as well; it would leave modules whole without a word."""
-    accelerator.state.fsdp_plugin = sharding
-    for state in (accelerator.state, PartialState()):
-        state.distributed_type = DistributedType.FSDP
-
-
-def _asked_to_shard() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def _sharding(config: TrainConfig, precision: str, shardable: bool) -> FullyShardedDataParallelPlugin:
-    """Read the rest of accelerate's configuration of FSDP, as far as it can be followed."""
-    if not shardable:
-        raise UserError("FSDP shards RDMs and generators; encoders and tokenizers are trained without it")
-    if config.compile:
-        raise UserError("train.compile does not go with FSDP: set train.compile=false, or launch without FSDP")
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("accelerate's configuration asks for the first version of FSDP: set fsdp_version: 2")
-    # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
-    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # Every process draws the same weights, so that none has to wait for the first one's.
-    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
-    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
-        raise UserError(
-            f"accelerate's configuration says fsdp_state_dict_type: {plugin.state_dict_type.name}, whose files hold "
-            f"pickled code: set FULL_STATE_DICT"
-        )
-    return plugin
 
 
 def resolve_precision(asked: str) -> str:

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rcg.config import TrainConfig
+from rcg.errors import UserError
+
+
+def asked_for() -> bool:
+    """Whether the launcher was configured to shard."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def plugin(config: TrainConfig, precision: str, shardable: bool) -> FullyShardedDataParallelPlugin:
+    """Read the rest of accelerate's configuration of FSDP, as far as it can be followed.
+
+    Raises:
+        UserError: it cannot be, or what is to be trained cannot be sharded.
+    """
+    if not shardable:
+        raise UserError("FSDP shards RDMs and generators; encoders and tokenizers are trained without it")
+    if config.compile:
+        raise UserError("train.compile does not go with FSDP: set train.compile=false, or launch without FSDP")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("accelerate's configuration asks for the first version of FSDP: set fsdp_version: 2")
+    # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
+    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Every process draws the same weights, so that none has to wait for the first one's.
+    found = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
+    if found.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise UserError(
+            f"accelerate's configuration says fsdp_state_dict_type: {found.state_dict_type.name}, whose files hold "
+            f"pickled code: set FULL_STATE_DICT"
+        )
+    return found
+
+
+def shard_on_cpus(accelerator: Accelerator, shards: FullyShardedDataParallelPlugin) -> None:
+    """Make accelerate do on CPUs what torch does there as well; it would leave modules whole without a word."""
+    accelerator.state.fsdp_plugin = shards
+    for state in (accelerator.state, PartialState()):
+        state.distributed_type = DistributedType.FSDP
 
 
 def shard(tensor: Tensor) -> Tensor:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,70 +21,12 @@ from tqdm import tqdm
 from rcg import checkpoint
 from rcg.config import TrainConfig
 from rcg.contracts import Report, Task
+from rcg.ema import EMA
 from rcg.errors import UserError
-from rcg.gallery import save_image
+from rcg.journal import Journal, Progress
 from rcg.loader import StepKeys, loader
 from rcg.randomness import fold
-from rcg.sharding import announce, assembled, cut, cut_parameters, shard, whole
-
-
-class EMA:
-    """Moving average of a module's weights, with the warm-up min(decay, (1 + n) / (10 + n)) of the published RDM."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = deepcopy(module).eval().requires_grad_(False)
-        self.decay, self.updates = decay, 0
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards `module`, whose parameters may be shards as its own are; buffers are copied."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, weights = ([shard(p.data) for p in m.parameters()] for m in (self.module, module))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed average needs."""
-        state = {name: whole(tensor).cpu() for name, tensor in self.module.state_dict().items()}
-        return {"updates": self.updates, "module": state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.updates = state["updates"]
-        mine = self.module.state_dict()
-        self.module.load_state_dict({name: cut(tensor, mine[name]) for name, tensor in state["module"].items()})
-
-
-@dataclass
-class Progress:
-    """How far a run is, and how good it was; part of its checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    """The lowest score of an evaluation."""
-    best_step: int = 0
-    """When that was."""
-    stale: int = 0
-    """Evaluations since then."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all of it."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all of it."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def judge(self, score: float) -> None:
-        """Take note of an evaluation's score."""
-        if score < self.best:
-            self.best, self.best_step, self.stale = score, self.step, 0
-        else:
-            self.stale += 1
+from rcg.sharding import announce, assembled, cut_parameters
 
 
 @dataclass
@@ -134,12 +73,12 @@ def train(
     )
     batches = iter(loader(task.data, keys, workers, pin=accelerator.device.type == "cuda"))
     bar = tqdm(total=config.steps, initial=run.progress.step, desc=folder.name, disable=not run.main, unit="step")
-    with bar, _Log(run) as log, _stop_requests() as stop:
+    with bar, Journal(folder, accelerator, run.progress) as log, _stop_requests() as stop:
         while run.progress.step < config.steps:
             log.add(_step(run, batches, seed))
             bar.update()
-            if log.due():
-                bar.set_postfix_str(log.write())
+            if _every(config.log_every, run):
+                bar.set_postfix_str(log.write(learning_rate(config, run.progress.step - 1)))
             if _every(config.evaluate_every, run) and run.progress.step < config.steps:
                 log.report(_evaluate(run))
                 if config.patience is not None and run.progress.best_step == run.progress.step:
@@ -332,81 +271,3 @@ def _agreed(run: Run, stop: list[int]) -> bool:
         return False
     votes = torch.tensor([len(stop)], device=run.accelerator.device)
     return bool(run.accelerator.gather(votes).sum() > 0)
-
-
-class _Log:
-    """Averages losses between two lines of `log.jsonl`, and keeps the clock that stands still during evaluations."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.path = run, run.folder / "log.jsonl"
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.since = 0, time.perf_counter()
-
-    def __enter__(self) -> _Log:
-        if self.run.main:
-            self._forget_lost_steps()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Not end_training: that parts the processes, which may have more to do.
-        for tracker in self.run.accelerator.trackers:
-            tracker.finish()
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        self.count += 1
-
-    def due(self) -> bool:
-        return _every(self.run.config.log_every, self.run)
-
-    def write(self) -> str:
-        """Write one line and return a short text for the progress bar."""
-        self.pause()
-        means = {name: self.run.accelerator.reduce(total / self.count, "mean") for name, total in self.sums.items()}
-        values = {name: float(value) for name, value in means.items()}
-        self.sums, self.count = {}, 0
-        step = self.run.progress.step
-        if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
-            raise UserError(
-                f"{self.run.folder}: the loss is not finite at step {step} ({values}); the last checkpoint is kept: "
-                f"lower train.lr, set train.clip or train.precision=no, then --resume or start again"
-            )
-        self._line({**values, "lr": learning_rate(self.run.config, step - 1)})
-        return " ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-    def report(self, report: Report) -> None:
-        """Write metrics to the log and pictures to the folder; the time that they took does not count as training."""
-        self.since = time.perf_counter()
-        if not self.run.main:
-            return
-        if report.metrics:
-            self._line(report.metrics)
-            tqdm.write("  ".join([f"step {self.run.progress.step}:", *_pretty(report.metrics)]))
-        for name, image in report.images.items():
-            save_image(image, self.run.folder / "samples" / f"{name}-{self.run.progress.step:09d}.png")
-
-    def pause(self) -> None:
-        """Add the time since the last look to the run's seconds."""
-        now = time.perf_counter()
-        self.run.progress.seconds += now - self.since
-        self.since = now
-
-    def _line(self, values: dict[str, float]) -> None:
-        self.run.accelerator.log(values, step=self.run.progress.step)
-        if self.run.main:
-            line = {"step": self.run.progress.step, "seconds": round(self.run.progress.seconds, 1), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def _forget_lost_steps(self) -> None:
-        """Drop lines that a killed run wrote after its last checkpoint: those steps are taken again."""
-        if self.path.is_file():
-            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [json.dumps(line) for line in lines if line["step"] <= self.run.progress.step]
-            with checkpoint.atomic(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
-
-
-def _pretty(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in metrics.items()]

@@ -26,10 +26,10 @@ from rcg import cli, parallel
 from rcg import nn as layers
 from rcg.config import GuidanceConfig, TrainConfig
 from rcg.contracts import Space
+from rcg.ema import EMA
 from rcg.model import GenerativeModel, build
 from rcg.randomness import Streams
 from rcg.registry import AUTOENCODERS, ENCODERS, GENERATORS, NETWORKS, SAMPLERS
-from rcg.train import EMA
 
 ENCODED = 64
 """Images whose encoding is timed; its cost is proportional to their number."""

@@ -13,9 +13,10 @@ from rcg import checkpoint, parallel
 from rcg.checkpoint import Part
 from rcg.config import TrainConfig
 from rcg.contracts import Report
+from rcg.ema import EMA
 from rcg.errors import UserError
 from rcg.loader import StepKeys, Vectors
-from rcg.train import EMA, learning_rate, train
+from rcg.train import learning_rate, train
 from tests.toy import tool, write
 
 
