@@ -51,7 +51,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_judges(parser: argparse.ArgumentParser) -> None:
-    """Let `parser` take what an evaluation of samples can be told: who judges, against what, and how they are drawn."""
+    """Let `parser` take what an evaluation can be told: who judges, against what, and how samples are drawn."""
     from rcg.metrics.inception import TAPS  # only here: its libraries take long to load
 
     parser.add_argument("--reference", default="train", help="train, validation, a folder of images, or .npz [train]")
@@ -66,7 +66,6 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num", type=positive, default=5000, help="samples of a run [5000]")
     parser.add_argument("--seed", type=natural, default=0, help="sample i depends on (seed, i) alone [0]")
-    parser.add_argument("--guidance", type=scale, help="scale of classifier-free guidance [as configured]")
     parser.add_argument("--steps", type=positive, help="network evaluations of the generator [as configured]")
     parser.add_argument("--rdm-steps", type=positive, help="network evaluations of the RDM [as configured]")
     parser.add_argument("--labels", choices=("balanced", "random"), default="balanced", help="classes [balanced]")

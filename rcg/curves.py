@@ -60,17 +60,17 @@ def quality(log: Line) -> str:
     return ", ".join(words)
 
 
-def draw_together(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
-    """Write a PNG with a panel for each quantity and in it a curve for each log, whose lines hold `step` and values."""
-    names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines)))
+def draw_together(logs: Mapping[str, Sequence[Line]], path: Path, along: str = "step") -> None:
+    """Write a PNG with a panel for each quantity and in it a curve for each log, over what its lines call `along`."""
+    names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines) if name != along))
     rows = _chunks(names)
     figure = matplotlib.figure.Figure(figsize=(4.4 * len(rows[0]), 3.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
     for panel, name in zip(axes, names, strict=False):
         for stage, lines in logs.items():
-            _plot(panel, lines, name, stage)
+            _plot(panel, lines, name, stage, along)
         panel.set_title(name.replace("_", " "), fontsize=9)
-        panel.set_xlabel("steps", fontsize=7)
+        panel.set_xlabel(along, fontsize=7)
         panel.tick_params(labelsize=7)
         panel.legend(fontsize=7)
     for panel in axes[len(names) :]:
@@ -97,9 +97,9 @@ def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
     _save(figure, path)
 
 
-def _plot(axes: Any, lines: Sequence[Line], name: str, label: str) -> None:
+def _plot(axes: Any, lines: Sequence[Line], name: str, label: str, along: str = "step") -> None:
     """Draw the values called `name`, where there are any."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
+    points = [(line[along], line[name]) for line in lines if name in line]
     if points:
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
 

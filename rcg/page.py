@@ -32,6 +32,7 @@ def write_page(run: Path, path: Path) -> None:
     parts = [
         *_samples(run, list(logs)),
         *_figures(run),
+        *_sweeps(run),
         "<h2>Training</h2>",
         table(
             ("stage", "cost", "megabytes", "quality"),
@@ -79,6 +80,18 @@ def _figures(run: Path) -> Iterator[str]:
         facts = ("samples", "reference", "extractors", "cost")
         yield table(("", ""), ((name, words(report[name])) for name in facts))
         yield from (picture(found) for found in sorted(path.parent.glob("neighbours-*.png")))
+
+
+def _sweeps(run: Path) -> Iterator[str]:
+    """Show what tools/evaluate.py found at several scales of guidance."""
+    for path in sorted(run.glob("evaluation/*/guidance.json")):
+        found = json.loads(path.read_text())
+        yield f"<h2>Guidance</h2><p class=small>{escape(found['title'])}</p>"
+        yield from (f"<p>{escape(line)}.</p>" for line in found["best"])
+        yield table(found["head"], found["rows"])
+        yield from (
+            picture(path.with_name(name), kind) for name, kind in (("guidance.png", "curves"), ("samples.png", ""))
+        )
 
 
 def _configurations(run: Path, stages: Sequence[str]) -> Iterator[str]:

@@ -34,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--t0", type=_share, default=0.5, help="share of the noise that a second pass begins at [0.5]")
     parser.add_argument("--no-train", action="store_true", help="judge only the arms whose networks are trained")
+    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance [as configured]")
     cli.add_judges(parser)
     parser.add_argument("--out", type=Path, help="folder of the results [RUN/comparison-GENERATOR]")
     parser.add_argument("--cache", type=Path, help="folder for features, to share references [RUN/evaluation/features]")

@@ -3,6 +3,7 @@
 accelerate launch tools/evaluate.py runs/cifar10 --num 50000                       against its training images
 python tools/evaluate.py runs/cifar10 --reference VIRTUAL_imagenet256_labeled.npz  against published statistics
 python tools/evaluate.py samples.npz --reference photos --encoder dinov2.yaml      files against files
+python tools/evaluate.py runs/cifar10 --guidance 1 1.5 2 3 --num 1000              which scale is best, in one table
 
 An evaluation that was interrupted goes on where it stopped when the same command is given again.
 """
@@ -22,7 +23,9 @@ from rcg.errors import UserError
 from rcg.evaluation.features import View, own_view
 from rcg.evaluation.judges import PARTS, Judges, chosen_reference, known_images
 from rcg.evaluation.judging import Evaluation, judge, sampled
+from rcg.evaluation.report import Report
 from rcg.evaluation.sources import Generated, Source, of_batch, of_folder
+from rcg.evaluation.sweep import CURVES, SAMPLES, Sweep, at_each, draw_samples, name_of
 from rcg.pipeline import Pipeline
 from rcg.real import run_representation
 
@@ -31,6 +34,13 @@ def main() -> None:
     """Parse the command line and evaluate."""
     parser = cli.parser_for(__doc__ or "")
     parser.add_argument("subject", type=Path, help="folder of a run, folder of images, or .npz batch (arr_0, NHWC)")
+    parser.add_argument(
+        "--guidance",
+        type=cli.scale,
+        nargs="+",
+        metavar="SCALE",
+        help="of classifier-free guidance; several are compared [as configured]",
+    )
     cli.add_judges(parser)
     parser.add_argument("--config", help="YAML file of the experiment whose images --reference train means, for files")
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
@@ -51,11 +61,40 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, not a folder")
     evaluation = _plan(arguments, accelerator)
-    folder, cache = out / evaluation.name, arguments.cache or out / "features"
-    report = judge(evaluation, folder, cache, arguments.save_images, accelerator)
-    if report is not None:
-        print(report.text())
-        print(f"{folder / 'report.json'}")
+    scales = sorted(set(arguments.guidance or []))
+    if len(scales) > 1:
+        _sweep(at_each(evaluation, scales), arguments, out, accelerator)
+    else:
+        report = _judge(evaluation, arguments, out, accelerator)
+        if report is not None:
+            print(report.text())
+            print(f"{out / evaluation.name / 'report.json'}")
+
+
+def _judge(evaluation: Evaluation, arguments: argparse.Namespace, out: Path, accelerator: Accelerator) -> Report | None:
+    cache = arguments.cache or out / "features"
+    return judge(evaluation, out / evaluation.name, cache, arguments.save_images, accelerator)
+
+
+def _sweep(
+    evaluations: dict[float, Evaluation], arguments: argparse.Namespace, out: Path, accelerator: Accelerator
+) -> None:
+    """Judge at each scale of guidance, and say at which one distances are lowest."""
+    found = {}
+    for number, (scale, evaluation) in enumerate(evaluations.items(), 1):
+        if accelerator.is_main_process:
+            print(f"[{number}/{len(evaluations)}] guidance {scale:g}", flush=True)
+        found[scale] = _judge(evaluation, arguments, out, accelerator)
+    reports = {scale: report for scale, report in found.items() if report is not None}
+    if accelerator.is_main_process:
+        first = next(iter(evaluations.values()))
+        folder = out / name_of(evaluations)
+        title = f"{arguments.subject}: {first.origin['generator']}, {len(first.samples)} samples at each guidance"
+        sweep = Sweep(reports, [(view.name, view.distance) for view in first.views])
+        sweep.write(title, folder)
+        draw_samples(evaluations, title, folder / SAMPLES)
+        print(sweep.text(title))
+        print(f"look at {folder / CURVES} and {folder / SAMPLES}; then --guidance, or generator.guidance.scale")
 
 
 def _is_run(path: Path) -> bool:
@@ -107,7 +146,8 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
     arm = arguments.generator or generator.arm
     if experiment is None and (path / arm / CONFIG).is_file():
         experiment = config.load(path / arm / CONFIG).model_copy(update={"run": path})
-    how = {"guidance": arguments.guidance, "steps": arguments.steps, "rdm_steps": arguments.rdm_steps}
+    guidance = arguments.guidance[0] if arguments.guidance else None
+    how = {"guidance": guidance, "steps": arguments.steps, "rdm_steps": arguments.rdm_steps}
     how |= {"labels": arguments.labels}
     samples = Generated(pipeline, arguments.num, arguments.seed, how, arguments.batch_size)
     return samples, {"run": str(path), "generator": arm}, experiment

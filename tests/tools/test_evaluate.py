@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ import torch
 from rcg import checkpoint
 from rcg.config import parse_encoder
 from rcg.errors import UserError
+from rcg.evaluation.judging import Evaluation
 from rcg.evaluation.sources import Generated, of_folder
+from rcg.evaluation.sweep import at_each
 from rcg.gallery import to_uint8
 from rcg.metrics.inception import Inception
 from rcg.pipeline import Pipeline
 from tests.toy import ROOT, tool, write
 
+RANDOM = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, projector_hidden: 8, projector_dim: 6, weights: none}"
 QUICK = ("--inception", "none", "--num", 70, "--resamples", 3)
 
 
@@ -125,6 +129,39 @@ def test_the_page_of_a_run_needs_no_other_file(run):
     shutil.rmtree(run / "evaluation")
 
 
+def test_scales_of_guidance_are_compared(run):
+    options = ("--guidance", 3, 1, "--steps", 2, "--num", 40, "--no-memorisation")
+    done = tool("evaluate", run, *QUICK, *options)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (run / "evaluation").glob("guidance-dit-40-*")
+    found = json.loads((folder / "guidance.json").read_text())
+    assert found["head"] == ["figure", "features", "1", "3", "good is"]
+    rows = {row[0]: row[2:4] for row in found["rows"]}
+    single = {}
+    for path in (run / "evaluation").glob("dit-40-*/report.json"):
+        one = json.loads(path.read_text())
+        single[one["samples"]["guidance"]["scale"]] = {figure["name"]: figure["value"] for figure in one["figures"]}
+    for name in ("FD", "consistency"):
+        assert [float(cell) for cell in rows[name]] == pytest.approx([single[1][name], single[3][name]], rel=1e-3)
+    assert not any("held-out" in name for name in rows)  # the same at every scale
+    lowest = min(single, key=lambda scale: single[scale]["FD"])
+    assert f"FD (own-moco_v3) is lowest at a guidance of {lowest:g}" in found["best"][0]
+    assert found["best"][0] in (folder / "guidance.md").read_text()
+    assert tool("report", run).returncode == 0
+    page = (run / "report.html").read_text()
+    assert "<h2>Guidance</h2>" in page
+    assert found["best"][0] in page
+    shutil.rmtree(run / "evaluation")
+
+
+def test_a_generator_that_is_told_nothing_has_no_guidance_to_compare():
+    network = SimpleNamespace(config=SimpleNamespace(condition="none"))
+    samples = Generated(SimpleNamespace(generator=network), 8, 0, {})
+    evaluation = Evaluation(samples, {"generator": "dit-none"}, [], None, "train", {}, None, False, None, 0)
+    with pytest.raises(UserError, match="dit-none is told nothing"):
+        at_each(evaluation, [1.0, 2.0])
+
+
 def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
     section = {"name": "moco_v3", "arch": "resnet18", "width": 4, "depth": 1, "weights": "none"}
     section |= {"projector_hidden": 8, "projector_dim": 6}
@@ -184,6 +221,10 @@ def test_weights_that_cannot_be_had_are_said_to_be_missing(run, tmp_path, monkey
         (
             ["run", "--encoder", "{name: moco_v4, weights: none}"],
             "no encoder is called 'moco_v4'; did you mean 'moco_v3'",
+        ),
+        (
+            ["images", "--reference", "images", "--encoder", RANDOM, "--guidance", 1, 2],
+            "several --guidance draw samples at each scale, but files are judged",
         ),
     ],
 )
