@@ -15,6 +15,8 @@ from rcg.errors import UserError
 from rcg.train import latest_state
 
 CONFIG = "config.yaml"
+NOT_TRAINED = {"workers", "sampler", "guidance"}
+"""Keys that change nothing of what is trained."""
 
 
 def refuse_foreign(
@@ -64,5 +66,5 @@ def _essence(value: Any) -> Any:
     """Leave out what may change when a run goes on."""
     if not isinstance(value, dict):
         return value
-    skipped = TrainConfig.resumable if "batch_size" in value else {"workers"}
+    skipped = TrainConfig.resumable if "batch_size" in value else NOT_TRAINED
     return {key: _essence(item) for key, item in value.items() if key not in skipped}

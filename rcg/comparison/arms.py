@@ -85,9 +85,13 @@ def variant(experiment: Experiment, arm: Arm) -> Experiment:
 
 
 def opened(experiment: Experiment, arm: Arm, drawing: Drawing, device: torch.device) -> Pipeline:
-    """Load the trained network of an arm with its neighbours."""
+    """Load the trained network of an arm with its neighbours, to be sampled as the experiment says now."""
     folder = stages.generator_folder(variant(experiment, arm))
-    return Pipeline.from_run(experiment.run, folder.name).to(device, drawing.precision)
+    pipeline = Pipeline.from_run(experiment.run, folder.name).to(device, drawing.precision)
+    trained, asked = pipeline.generator.config, experiment.generator
+    assert asked is not None
+    pipeline.generator.config = trained.model_copy(update={"sampler": asked.sampler, "guidance": asked.guidance})
+    return pipeline
 
 
 def samples_of(key: str, experiment: Experiment, drawing: Drawing, device: torch.device) -> Generated:

@@ -135,6 +135,16 @@ def test_arms_that_are_not_there_are_left_out_without_training(folder, trainings
     assert "none of the arms can be judged: dit-none is at step 0 of 20" in none.stderr
 
 
+def test_samples_are_drawn_as_the_experiment_says_now(folder, trainings, tmp_path):
+    changes = ("generator.sampler.steps=2", "generator.guidance.scale=1")
+    options = (*QUICK, "--no-train", "--arms", "class", "--out", tmp_path)
+    done = tool("compare", folder / "toy.yaml", *changes, *options)
+    assert done.returncode == 0, done.stderr
+    arm = json.loads((tmp_path / "compare.json").read_text())["arms"]["class"]
+    assert arm["cost"]["generator"] == 2
+    assert arm["training"]["guidance"]["scale"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

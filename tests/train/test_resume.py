@@ -127,3 +127,15 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path):
     assert tool("train_rdm", path, "--resume").returncode == 0
     after = weights(tmp_path / "a" / "run" / "rdm" / checkpoint.FILE)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_how_a_model_is_sampled_may_change_when_it_goes_on(tmp_path):
+    path = prepared(tmp_path / "a", "train_rdm")
+    part = tmp_path / "a" / "run" / "rdm" / checkpoint.FILE
+    assert tool("train_rdm", path, "--resume").returncode == 0
+    before = weights(part)
+    done = tool("train_rdm", path, "rdm.sampler.steps=3", "rdm.guidance.scale=2", "--resume")
+    assert done.returncode == 0, done.stderr
+    found = checkpoint.load(part)
+    assert (found.config["sampler"]["steps"], found.config["guidance"]["scale"]) == (3, 2)
+    assert all(torch.equal(before[name], found.tensors[name]) for name in before)
