@@ -269,8 +269,8 @@ class Pipeline:
         assert self.rdm is not None
         if self.rdm.cond is not None and self.rdm.cond.vocab is None:
             raise UserError(
-                "the RDM is told a vector: draw with tools/sample_rdm.py CONFIG --vectors FILE, then paint with "
-                "tools/sample.py RUN --representations FILE"
+                "the RDM is told a vector: draw with tools/sample_rdm.py CONFIG --vectors FILE, then "
+                "tools/sample.py, or tools/evaluate.py, RUN --representations FILE"
             )
         cond = labels if self.rdm.cond is not None else None
         return self.rdm.sample(cond, Streams(seed, indices, "rdm", self.device), steps=steps).float()
@@ -349,6 +349,23 @@ def restore(part: checkpoint.Part, registry: Registry) -> GenerativeModel:
     model = build(config, network, data, cond)
     model.load_state_dict(part.tensors)
     return model.eval().requires_grad_(False)
+
+
+def read_representations(path: Path, cond: Space | None, count: int) -> Tensor:
+    """Return the z `(N, D)` of a file of tools/sample_rdm.py, at least `count`, that belong to a generator's `cond`.
+
+    Raises:
+        UserError: they are fewer, or of another space, or the generator is told none.
+    """
+    part = checkpoint.load(path)
+    space = Space.from_json(part.facts["space"]) if "space" in part.facts else None
+    if cond is None or space != cond:
+        wanted = "nothing" if cond is None else f"{cond.id or 'labels'} {cond.shape}"
+        raise UserError(f"{path} holds representations of {space and space.id}, but the generator is told {wanted}")
+    z = part.tensors["z"]
+    if len(z) < count:
+        raise UserError(f"{path} holds {len(z)} representations: --num {count} is more than that")
+    return z
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -24,7 +24,7 @@ from rcg.evaluation.features import View, own_view
 from rcg.evaluation.judges import PARTS, Judges, chosen_reference, known_images
 from rcg.evaluation.judging import Evaluation, judge, sampled
 from rcg.evaluation.report import Report
-from rcg.evaluation.sources import Generated, Source, of_batch, of_folder
+from rcg.evaluation.sources import Generated, Given, Source, of_batch, of_folder
 from rcg.evaluation.sweep import CURVES, SAMPLES, Sweep, at_each, draw_samples, name_of
 from rcg.pipeline import Pipeline
 from rcg.real import run_representation
@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--config", help="YAML file of the experiment whose images --reference train means, for files")
     parser.add_argument("--generator", help="which of the run's generators, where there are several")
     parser.add_argument("--size", type=cli.positive, help="cut pictures of a folder to this side [the first one's]")
+    parser.add_argument(
+        "--representations", type=Path, help="file of tools/sample_rdm.py to paint from, row i for sample i"
+    )
     parser.add_argument("--no-memorisation", action="store_true", help="do not search the training set for samples")
     parser.add_argument("--save-images", action="store_true", help="write the samples as PNG files too")
     parser.add_argument("--out", type=Path, help="folder for reports and features [RUN/evaluation]")
@@ -149,7 +152,9 @@ def _subject(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[S
     guidance = arguments.guidance[0] if arguments.guidance else None
     how = {"guidance": guidance, "steps": arguments.steps, "rdm_steps": arguments.rdm_steps}
     how |= {"labels": arguments.labels}
-    samples = Generated(pipeline, arguments.num, arguments.seed, how, arguments.batch_size)
+    file = arguments.representations
+    told = None if file is None else Given(file, pipeline.generator.cond, arguments.num)
+    samples = Generated(pipeline, arguments.num, arguments.seed, how, arguments.batch_size, told)
     return samples, {"run": str(path), "generator": arm}, experiment
 
 

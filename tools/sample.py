@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rcg import checkpoint, cli, parallel
+from rcg import cli, parallel
 from rcg.checkpoint import atomic
-from rcg.contracts import Space
 from rcg.errors import UserError
 from rcg.gallery import save_gallery, save_image
-from rcg.pipeline import Pipeline, Samples
+from rcg.pipeline import Pipeline, Samples, read_representations
 
 SHOWN = 256
 
@@ -57,7 +56,8 @@ def sample(arguments: argparse.Namespace) -> None:
     mine = range(accelerator.process_index, arguments.num, accelerator.num_processes)
     how = {"guidance": arguments.guidance, "steps": arguments.steps}
     how |= {"rdm_steps": arguments.rdm_steps, "label": arguments.label}
-    how |= {"z": _representations(arguments, pipeline)}
+    if arguments.representations is not None:
+        how |= {"z": read_representations(arguments.representations, pipeline.generator.cond, arguments.num)}
     start = time.perf_counter()
     shown: list[Samples] = []
     for drawn in pipeline.batches(mine, arguments.batch_size, arguments.seed, accelerator.is_main_process, **how):
@@ -83,22 +83,6 @@ def sample(arguments: argparse.Namespace) -> None:
         with atomic(arguments.out / "samples.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
         tqdm.write(f"{arguments.out / 'gallery.png'}: {arguments.num} images in {seconds:.1f} s")
-
-
-def _representations(arguments: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None:
-    """Return z `(N, D)` of --representations, at least as many as samples are asked for."""
-    path = arguments.representations
-    if path is None:
-        return None
-    part, cond = checkpoint.load(path), pipeline.generator.cond
-    space = Space.from_json(part.facts["space"]) if "space" in part.facts else None
-    if cond is None or space != cond:
-        wanted = "nothing" if cond is None else f"{cond.id or 'labels'} {cond.shape}"
-        raise UserError(f"{path} holds representations of {space and space.id}, but the generator is told {wanted}")
-    z = part.tensors["z"]
-    if len(z) < arguments.num:
-        raise UserError(f"{path} holds {len(z)} representations: --num {arguments.num} is more than that")
-    return z
 
 
 def _collect(shown: list[Samples], pipeline: Pipeline, processes: int) -> tuple[torch.Tensor, list[str]]:

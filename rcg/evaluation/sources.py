@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rcg import checkpoint
+from rcg.contracts import Space
 from rcg.data import Images
 from rcg.errors import UserError
 from rcg.gallery import to_uint8
 from rcg.parallel import cores
-from rcg.pipeline import Pipeline
+from rcg.pipeline import Pipeline, read_representations
 from rcg.registry import DATASETS
 
 
@@ -84,6 +85,23 @@ class Told(Protocol):
     def __getitem__(self, indices: list[int], /) -> Tensor:
         """Return the representations `(B, D)` for the samples with these indices."""
         ...
+
+
+class Given:
+    """Representations from a file of tools/sample_rdm.py, row i for sample i."""
+
+    def __init__(self, path: Path, cond: Space | None, count: int) -> None:
+        """Read at least `count` representations of the space `cond`.
+
+        Raises:
+            UserError: they are fewer, or others.
+        """
+        self.z = read_representations(path, cond, count)
+        self.facts = {"representations of": "a file", "digest": checkpoint.digest({"z": self.z})}
+
+    def __getitem__(self, indices: list[int], /) -> Tensor:
+        """Return the representations `(B, D)` for the samples with these indices."""
+        return self.z[indices]
 
 
 @dataclass(frozen=True)

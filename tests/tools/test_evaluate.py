@@ -154,6 +154,17 @@ def test_scales_of_guidance_are_compared(run):
     shutil.rmtree(run / "evaluation")
 
 
+def test_samples_painted_from_representations_that_were_drawn_before_are_judged_alike(run, tmp_path):
+    drawn = tool("sample_rdm", run.parent / "toy.yaml", "--num", 70, "--out", tmp_path / "z")
+    assert drawn.returncode == 0, drawn.stderr
+    file = tmp_path / "z" / "representations.safetensors"
+    one = evaluate(run, tmp_path / "one")
+    two = evaluate(run, tmp_path / "two", "--representations", file)
+    assert two["samples"]["told"]["representations of"] == "a file"
+    for ours, theirs in zip(two["figures"], one["figures"], strict=True):
+        assert ours["value"] == pytest.approx(theirs["value"], rel=0.01)  # 8 bits may round apart
+
+
 def test_a_generator_that_is_told_nothing_has_no_guidance_to_compare():
     network = SimpleNamespace(config=SimpleNamespace(condition="none"))
     samples = Generated(SimpleNamespace(generator=network), 8, 0, {})
