@@ -87,9 +87,10 @@ def check_space(autoencoder: Autoencoder, space: Space, whose: str) -> None:
 
 
 def identity(autoencoder: Any) -> str:
-    """Name an autoencoder and the digest of its weights and of everything in its config that changes the output."""
+    """Name an autoencoder and the digest of all that decides its latents: its config, and weights but the decoder's."""
     settings = autoencoder.config.model_dump_json(exclude=CHOICES)
-    tensors = checkpoint.digest(autoencoder.state_dict())
+    state = autoencoder.state_dict()
+    tensors = checkpoint.digest({name: x for name, x in state.items() if not name.startswith(autoencoder.decoding)})
     return f"{autoencoder.config.name}:{hashlib.sha256(f'{tensors}{settings}'.encode()).hexdigest()[:16]}"
 
 

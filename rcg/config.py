@@ -248,6 +248,8 @@ class TokenizerTrain(TrainConfig):
     """Distance of pixels."""
     start: str | None = None
     """File of weights to start from, ours or as published; none: random ones."""
+    decoder_only: bool = False
+    """Train nothing but the decoder of `start`: its tokens or latents, and generators of them, stay what they are."""
     perceptual: Literal["encoder", "vgg", "none"] = "encoder"
     """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
     perceptual_weight: PositiveFloat = 1.0
@@ -264,6 +266,12 @@ class TokenizerTrain(TrainConfig):
     """File of torch-fidelity's InceptionV3 for the rFID of evaluations; none: rFID is not reported."""
     inception_tap: Literal["64", "192", "768", "2048"] = "2048"
     """Which of its layers; only 2048 is comparable with published figures."""
+
+    @model_validator(mode="after")
+    def _decoders_of_something(self) -> TokenizerTrain:
+        if self.decoder_only and self.start is None:
+            raise ValueError("decoder_only trains the decoder of an autoencoder that is there: name its file in start")
+        return self
 
 
 class AutoencoderConfig(ComponentConfig):

@@ -106,9 +106,11 @@ class LearnedAutoencoder(Autoencoder, Protocol):
 
     Attributes:
         config: its section, an `rcg.config.ComponentConfig`.
+        decoding: the names that begin those of the weights which only paint; others may do it without another space.
     """
 
     config: Any
+    decoding: tuple[str, ...]
 
     def posterior(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to tokens `(B, h, w)`, or to what latents are drawn from.

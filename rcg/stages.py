@@ -64,10 +64,17 @@ def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> No
     StepKeys.check(config.train, accelerator.num_processes)
     sections = ("data", "generator.autoencoder", *(("encoder",) if encoder else ()))
     refuse_foreign(folder, experiment, sections, resume, overwrite)
+    if overwrite and config.train.start and Path(config.train.start).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"generator.autoencoder.train.start is {config.train.start}, in the folder that --overwrite replaces: "
+            f"copy the file to another place first"
+        )
     _seed(experiment, "tokenizer")
     model = build_autoencoder(config, experiment.data.image_size)
     if config.train.start:
         fill(model, Path(config.train.start))
+    if config.train.decoder_only:
+        model.keep_space()
     comparisons = compare(config.train, encoder, accelerator.device)
     if accelerator.is_main_process and config.train.inception is None:
         instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"

@@ -106,6 +106,9 @@ class ConvAutoencoder(nn.Module):
         UserError: the down-sampling does not divide the image.
     """
 
+    decoding = ("decoder.", "post_quant_conv.")
+    keeps_space = False
+
     def __init__(self, config: Any, image_size: int, lineage: Lineage, outputs: int | None = None) -> None:
         super().__init__()
         self.config = config = config.stated(image_size)
@@ -116,6 +119,21 @@ class ConvAutoencoder(nn.Module):
         self.quant_conv, self.post_quant_conv = (
             nn.Identity() if lineage.pointwise else nn.Conv2d(width, width, 1) for width in (outputs, config.channels)
         )
+
+    def keep_space(self) -> None:
+        """Let nothing but the decoder learn from now on."""
+        self.keeps_space = True
+        for name, p in self.named_parameters():
+            p.requires_grad_(name.startswith(self.decoding))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change to training mode, or back; a bottleneck whose space is kept follows nothing in either."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if self.keeps_space and f"{name}." not in self.decoding:
+                part.eval()
+        return self
 
     def analyse(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to `(B, outputs, h, w)`, float32."""

@@ -40,6 +40,7 @@ class Diffusers(nn.Module):
     """
 
     Config = DiffusersConfig
+    decoding = ("network.decoder.", "network.post_quant_conv.")
 
     def __init__(self, config: DiffusersConfig, image_size: int) -> None:
         super().__init__()

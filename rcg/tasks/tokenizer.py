@@ -150,10 +150,13 @@ class TokenizerTask:
         return Report(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
-        """Keep the averaged autoencoder; the mean and deviation of continuous latents are measured and kept with it."""
+        """Keep the averaged autoencoder; the mean and deviation of continuous latents are measured and kept with it.
+
+        Where only the decoder is trained, they stay those of the autoencoder that it started from.
+        """
         model: Any = models["autoencoder"]
         part = autoencoder_part(model, dict(self.facts))
-        if not hasattr(model, "standardise"):
+        if not hasattr(model, "standardise") or self.config.decoder_only:
             return part
         torch.manual_seed(0)  # what a run leaves does not depend on where it was interrupted
         with torch.no_grad():

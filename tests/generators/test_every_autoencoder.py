@@ -66,6 +66,31 @@ def test_its_space_names_its_weights_and_survives_a_file(autoencoder):
     assert other.space.id != autoencoder.space.id
 
 
+def test_its_decoder_is_no_part_of_its_space(autoencoder):
+    if not has_weights(autoencoder):
+        pytest.skip("there is nothing to identify")
+    part = autoencoder_part(autoencoder, {})
+    changed = {name: x * 1.5 if name.startswith(autoencoder.decoding) else x for name, x in part.tensors.items()}
+    other = restore_autoencoder(type(part)(part.kind, part.config, part.facts, changed), 16)
+    assert other.space == autoencoder.space
+    image = torch.rand(2, 3, 16, 16)
+    assert torch.equal(other.posterior(image), autoencoder.posterior(image))
+    latent = autoencoder.encode(image)
+    assert not torch.equal(other.decode(latent), autoencoder.decode(latent))
+
+
+def test_a_space_that_is_kept_learns_and_follows_nothing(autoencoder):
+    if not hasattr(autoencoder.config if has_weights(autoencoder) else None, "train"):
+        pytest.skip("it is used as it is")
+    autoencoder.requires_grad_(True).keep_space()
+    before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
+    made = autoencoder.train()(torch.rand(3, 3, 16, 16))
+    made.image.sum().backward()
+    for name, p in autoencoder.named_parameters():
+        assert (p.grad is not None) == name.startswith(autoencoder.decoding), name
+    assert all(torch.equal(before[name], value) for name, value in autoencoder.state_dict().items())
+
+
 def test_one_that_can_be_trained_reconstructs_with_gradients(autoencoder):
     if not hasattr(autoencoder.config if has_weights(autoencoder) else None, "train"):
         pytest.skip("it is used as it is")

@@ -137,6 +137,26 @@ def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(train
         torch.testing.assert_close(parts[1].tensors[name], value, atol=1e-5, rtol=1e-2)
 
 
+def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(copy, tmp_path):
+    file = tmp_path / "before.safetensors"
+    there = tmp_path / "run" / "tokenizer" / checkpoint.FILE
+    shutil.copy(there, file)
+    train = "generator.autoencoder.train."
+    longer = (f"{train}decoder_only=true", f"{train}adversarial_start=0", f"{train}lr=0.01", "--overwrite")
+    assert "copy the file to another place" in refused("train_tokenizer", copy, f"{train}start={there}", *longer)
+    assert "name its file in start" in refused("train_tokenizer", copy, *longer)
+    drawn = Pipeline.from_run(tmp_path / "run").sample(range(2))
+    done = tool("train_tokenizer", copy, f"{train}start={file}", *longer)
+    assert done.returncode == 0, done.stderr
+    before, after = (checkpoint.load(path).tensors for path in (file, there))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    painted = Pipeline.from_run(tmp_path / "run").sample(range(2))  # the DiT that was trained before
+    assert torch.equal(painted.z, drawn.z)
+    assert not torch.equal(painted.images, drawn.images)
+    assert tool("train_pixel", copy, "--resume").returncode == 0
+
+
 def refused(name, *arguments):
     done = tool(name, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
