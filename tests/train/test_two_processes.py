@@ -244,7 +244,7 @@ model = build(build.Config(**small, quantiser={"codes": 16, "revive": 0, "decay"
 model.quantise.counts.fill_(1)
 model.quantise.sums.copy_(model.quantise.codebook)
 images, held_out = load_images(DigitsConfig(image_size=16, limit=100))
-config = TokenizerTrain(steps=4, batch_size=8, accumulate=2, lr=1e-3, ema=0.9, perceptual="none", adversarial_start=2,
+config = TokenizerTrain(steps=4, batch_size=8, accumulate=2, lr=1e-4, ema=0.9, perceptual="none", adversarial_start=2,
                         discriminator_width=8, precision="no", tracker="none")
 accelerator = parallel.start(config, folder)
 task = TokenizerTask(model, images, held_out, config, Comparisons(None, {}), {})
@@ -269,8 +269,7 @@ def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
         assert f"processes {processes}" in done.stdout
         found.append(checkpoint.load(tmp_path / processes / checkpoint.FILE).tensors)
     one, two = found
-    # With one channel in a group, the norm after it takes this bias away again: Adam makes steps of rounding errors.
-    del one["decoder.up.1.upsample.conv.bias"]
+    # Adam makes whole steps of rounding errors where a gradient is near zero: the rate is so low that they do not count.
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert two["quantise.counts"].sum() > 16
