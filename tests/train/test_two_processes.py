@@ -269,7 +269,7 @@ def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
         assert f"processes {processes}" in done.stdout
         found.append(checkpoint.load(tmp_path / processes / checkpoint.FILE).tensors)
     one, two = found
-    # Adam makes whole steps of rounding errors where a gradient is near zero: the rate is low, so that these stay small.
+    # Adam makes whole steps of rounding errors where a gradient is near zero: at a low rate these stay small.
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert two["quantise.counts"].sum() > 16
