@@ -10,7 +10,7 @@ import yaml
 from accelerate import Accelerator
 
 from rcg.checkpoint import atomic
-from rcg.config import Experiment, TrainConfig, differences
+from rcg.config import Experiment, TrainConfig, differences, parse
 from rcg.errors import UserError
 from rcg.train import latest_state
 
@@ -30,7 +30,7 @@ def refuse_foreign(
         if any(folder.iterdir()):
             raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
         return
-    there, mine = yaml.safe_load(path.read_text()), experiment.model_dump(mode="json")
+    there, mine = _stated(path), experiment.model_dump(mode="json")
     old, new = ({key: _essence(_section(values, key)) for key in ("seed", *sections)} for values in (there, mine))
     changed = list(differences(old, new))
     if changed:
@@ -55,6 +55,15 @@ def claim(folder: Path, experiment: Experiment, accelerator: Accelerator, overwr
     accelerator.wait_for_everyone()
 
 
+def _stated(path: Path) -> Any:
+    """Return the values of a file with today's defaults for the keys that were unknown when it was written."""
+    values = yaml.safe_load(path.read_text())
+    try:
+        return parse(values, str(path)).model_dump(mode="json")
+    except UserError:
+        return values
+
+
 def _section(values: Any, dotted: str) -> Any:
     """Return the value of a dotted key, None where there is none."""
     for key in dotted.split("."):
@@ -67,4 +76,7 @@ def _essence(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     skipped = TrainConfig.resumable if "batch_size" in value else NOT_TRAINED
-    return {key: _essence(item) for key, item in value.items() if key not in skipped}
+    essence = {key: _essence(item) for key, item in value.items() if key not in skipped}
+    if isinstance(essence.get("autoencoder"), dict):
+        essence["autoencoder"].pop("train", None)  # a generator minds the space of its latents, not how that was made
+    return essence
