@@ -127,6 +127,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(copy, tmp_path
     assert other[stage].split("=")[0] in said
 
 
+def test_a_folder_from_before_a_key_was_known_has_its_default(copy, tmp_path):
+    path = tmp_path / "run" / "dit" / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["generator"]["checkpoint"]
+    path.write_text(yaml.safe_dump(values))
+    assert "holds another experiment (generator.checkpoint: False -> True)" in refused(
+        "train_pixel", copy, "generator.checkpoint=true", "--resume", folder=tmp_path
+    )
+    assert "already holds step" in refused("train_pixel", copy, folder=tmp_path)
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     path = write(tmp_path)
     (tmp_path / "run" / "encoder").mkdir(parents=True)

@@ -154,7 +154,8 @@ def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(c
     painted = Pipeline.from_run(tmp_path / "run").sample(range(2))  # the DiT that was trained before
     assert torch.equal(painted.z, drawn.z)
     assert not torch.equal(painted.images, drawn.images)
-    assert tool("train_pixel", copy, "--resume").returncode == 0
+    resumed = tool("train_pixel", copy, f"{train}start={file}", *longer[:-1], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def refused(name, *arguments):
