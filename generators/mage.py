@@ -195,7 +195,7 @@ class MAGE(nn.Module):
         return embedded
 
     def _initialise(self) -> None:
-        """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02."""
+        """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02, labels' of deviation 1."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -204,3 +204,5 @@ class MAGE(nn.Module):
             nn.init.zeros_(self.guess.weight)
         for table in (self.words.weight, self.positions.weight, self.decoder_positions):
             nn.init.normal_(table, std=0.02)
+        if self.cond is not None and isinstance(self.cond.embed, nn.Embedding):
+            nn.init.normal_(self.cond.embed.weight)  # as large as the normalised tokens beside it

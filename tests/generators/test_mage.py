@@ -218,3 +218,12 @@ def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
         assert (attention.eval()(x) == 0).sum() == 0
     assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert weights.sum(-1).mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("cond", [Space((), vocab=10, id="labels"), Space((64,), id="z")])
+def test_a_condition_starts_as_large_as_the_tokens_beside_it(cond):
+    """A smaller one is a slot of noise to a pre-norm transformer: labels then made the validation loss worse."""
+    network = model(cond=cond, width=64).network
+    told = torch.arange(10) if cond.vocab else torch.nn.functional.layer_norm(torch.randn(10, 64), (64,))
+    slot, token = network.cond(told), network._embed(torch.arange(10)[None], torch.arange(1, 11)[None])
+    assert 0.5 < slot.square().mean() / token.square().mean() < 2
