@@ -52,7 +52,8 @@ class Sweep(NamedTuple):
             values = {scale: figure.value for scale, figure in found.items() if figure is not None}
             if values:
                 scale = min(values, key=lambda scale: values[scale])
-                edge = ", the last scale that was tried" if scale in (min(values), max(values)) else ""
+                # Below 1 there is no guidance to try.
+                edge = ", at the edge of what was tried" if scale in (min(values), max(values)) and scale != 1 else ""
                 yield f"{name} ({space}) is lowest at a guidance of {scale:g}{edge}: {values[scale]:.4g}"
 
     def head(self) -> list[str]:
