@@ -24,7 +24,7 @@ from rcg.config import (
 )
 from rcg.contracts import MASK, Space
 from rcg.errors import UserError
-from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed
+from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed, sincos_positions
 from rcg.processes.masked import MaskedConfig
 from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 
@@ -66,6 +66,9 @@ class MAGEConfig(GeneratorConfig):
     """Attention heads of the decoder."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout of embeddings, attention and MLPs."""
+    output_trains_words: bool = True
+    """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
+    trainings take several times as many steps."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
     """How tokens are masked."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="maskgit")] = unsaid()
@@ -110,7 +113,7 @@ class MAGE(nn.Module):
     sorting and by a product with a matrix of ones and zeros, so that no shape depends on data.
 
     Raises:
-        UserError: the autoencoder gives no tokens, or heads do not divide the width.
+        UserError: the autoencoder gives no tokens, or heads or 4 do not divide the width.
     """
 
     Config = MAGEConfig
@@ -122,10 +125,13 @@ class MAGE(nn.Module):
         for key in ("heads", "decoder_heads"):
             if config.width % getattr(config, key):
                 raise UserError(f"generator.width is {config.width}; it must be a multiple of {key}")
+        if config.width % 4:
+            raise UserError(f"generator.width is {config.width}; positions need a multiple of 4")
         assert isinstance(config.process, MaskedConfig)
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
         self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
         self.dropped = config.process.fewest(self.tokens)
+        self.output_trains_words = config.output_trains_words
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
         self.norm_in = nn.LayerNorm(width, eps=1e-6)
@@ -160,8 +166,8 @@ class MAGE(nn.Module):
         for block in self.decoder:
             h = recomputed(block, h, enabled=self.checkpoint)
         h = self.head(self.decoder_norm(h)[:, 1:])
-        # The output shares the embeddings, but does not train them (as published).
-        logits = F.linear(h, self.words.weight[: self.vocab].detach(), self.bias)
+        words = self.words.weight[: self.vocab]
+        logits = F.linear(h, words if self.output_trains_words else words.detach(), self.bias)
         return logits.transpose(1, 2).unflatten(2, self.shape)[:, None]
 
     def encode(self, tokens: Tensor, positions: Tensor, cond: Tensor | None) -> Tensor:
@@ -195,7 +201,11 @@ class MAGE(nn.Module):
         return embedded
 
     def _initialise(self) -> None:
-        """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02, labels' of deviation 1."""
+        """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02, labels' of deviation 1.
+
+        Positions, which are learned, start as sines and cosines, as large as what they are added to: published ones
+        start as noise of deviation 0.02, from which a short training does not find out what is next to what.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -204,5 +214,9 @@ class MAGE(nn.Module):
             nn.init.zeros_(self.guess.weight)
         for table in (self.words.weight, self.positions.weight, self.decoder_positions):
             nn.init.normal_(table, std=0.02)
+        places = sincos_positions(self.shape[-1], self.words.embedding_dim)
+        with torch.no_grad():
+            self.positions.weight[1:] = 0.02 * math.sqrt(2) * places
+            self.decoder_positions[0, 1:] = places
         if self.cond is not None and isinstance(self.cond.embed, nn.Embedding):
             nn.init.normal_(self.cond.embed.weight)  # as large as the normalised tokens beside it

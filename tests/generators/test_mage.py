@@ -100,11 +100,12 @@ def test_every_condition_trains_every_weight_and_draws_tokens(cond):
     assert 0 <= drawn.min() <= drawn.max() < 12
 
 
-def test_the_output_shares_the_embeddings_without_training_them():
-    m = model().eval()
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_output_shares_the_embeddings_and_trains_them_if_asked_to(trains):
+    m = model(output_trains_words=trains).eval()
     x = torch.full((2, 4, 4), MASK)
     m.network(x, torch.zeros(2)).square().sum().backward()
-    assert m.network.words.weight.grad[:12].abs().max() == 0
+    assert (m.network.words.weight.grad[:12].abs().amax(1) > 0).tolist() == [trains] * 12
     assert m.network.words.weight.grad[12].abs().max() > 0
     with torch.no_grad():
         before = m.network(x, torch.zeros(2))
