@@ -196,6 +196,17 @@ def test_data_of_another_kind_is_refused():
         build(DiTConfig(condition="none", process="masked", sampler="maskgit"), DiT, DATA, None)
     with pytest.raises(UserError, match="must be a multiple of decoder_heads"):
         model(decoder_heads=3)
+    with pytest.raises(UserError, match="width is 18; positions need a multiple of 4"):
+        model(width=18)
+
+
+def test_positions_start_with_neighbours_alike():
+    m = model()
+    encoder, decoder = m.network.positions.weight[1:], m.network.decoder_positions[0, 1:]
+    torch.testing.assert_close(encoder.std(), m.network.words.weight.std(), atol=0.005, rtol=0)
+    for table in (encoder, decoder):
+        near = torch.cosine_similarity(table[5], table[[1, 4, 6, 9]], dim=-1)
+        assert near.min() > torch.cosine_similarity(table[5:6], table[[3, 12, 15]], dim=-1).max()
 
 
 @pytest.mark.parametrize("cond", [Space((3,)), Space((), vocab=5)])
