@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from timm.layers.fast_norm import fast_group_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +32,9 @@ class UNetConfig(GeneratorConfig):
     """Channels of each level, as multiples of `width`; the side is halved from one to the next. None: as published."""
     blocks: PositiveInt = 2
     """Residual blocks of a level on the way down; on the way up there is one more."""
+    groups: PositiveInt = Field(None, validate_default=True)
+    """Groups of channels that are normalised together; none: 32 as published, in narrow networks fewer, so that four
+    channels share a group. Alone, a channel would lose the image's colours."""
     attention: tuple[PositiveInt, ...] = (32, 16, 8)
     """Sides of the feature maps whose positions attend to each other."""
     head_width: PositiveInt = 64
@@ -40,6 +43,12 @@ class UNetConfig(GeneratorConfig):
     """Attention heads everywhere; none: as many as `head_width` gives."""
     dropout: Fraction = 0.0
     """Share of activations dropped in residual blocks."""
+
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _choose_groups(cls, groups: Any, info: ValidationInfo) -> Any:
+        width = info.data.get("width", 128)  # absent where it was refused itself
+        return math.gcd(width, max(1, min(32, width // 4))) if groups is None else groups
 
 
 class Condition(NamedTuple):
@@ -63,10 +72,6 @@ class Parts(NamedTuple):
 class GroupNorm(nn.GroupNorm):
     """Group normalisation that stays in autocast's precision: in float32 it would take longer than the convolutions."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        """Normalise `channels` in 32 groups, or as many as divide them."""
-        super().__init__(math.gcd(32, channels), channels, eps)
-
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(B, C, h, w)`."""
         return fast_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
@@ -78,6 +83,7 @@ class Residual(nn.Module):
     Args:
         inputs: channels that come in.
         outputs: channels that go out.
+        groups: groups of channels that are normalised together; divides both.
         time: width of the time embedding.
         scale_shift: the time scales and shifts the second norm (Dhariwal and Nichol, 2021), or is added before it.
         style: width of a style that scales once more (Diffusion Autoencoders, Preechakul et al., 2022, eq. 7).
@@ -89,6 +95,7 @@ class Residual(nn.Module):
         self,
         inputs: int,
         outputs: int,
+        groups: int,
         time: int,
         *,
         scale_shift: bool,
@@ -98,11 +105,11 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.resample = scale_shift, RESAMPLE[resample]
-        self.norm_in = GroupNorm(inputs)
+        self.norm_in = GroupNorm(groups, inputs)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time, 2 * outputs if scale_shift else outputs)
         self.style = nn.Linear(style, outputs) if style else None
-        self.norm_out = GroupNorm(outputs)
+        self.norm_out = GroupNorm(groups, outputs)
         self.dropout = Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
@@ -163,7 +170,7 @@ class UNet(nn.Module):
         bottleneck: the cell at the smallest side, whose output no skip goes around (the h-space of Kwon et al., 2023).
 
     Raises:
-        UserError: the side cannot be halved as often as there are levels.
+        UserError: the side cannot be halved as often as there are levels, or groups do not divide the width.
     """
 
     def __init__(self, config: UNetConfig, multipliers: tuple[int, ...], data: Space, heads: int, parts: Parts) -> None:
@@ -173,6 +180,8 @@ class UNet(nn.Module):
             raise UserError(
                 f"generator.multipliers has {len(multipliers)} levels, but a side of {side} cannot be halved that often"
             )
+        if config.width % config.groups:
+            raise UserError(f"generator.groups is {config.groups}, which does not divide the width {config.width}")
         self.heads, self.checkpoint = heads, config.checkpoint
         self.input = nn.Conv2d(config.inputs * channels, config.width, 3, padding=1)
         widths = [config.width * multiplier for multiplier in multipliers]
@@ -183,7 +192,7 @@ class UNet(nn.Module):
         middle = [parts.residual(deepest, deepest), parts.attention(deepest), parts.residual(deepest, deepest)]
         self.bottleneck = Cell(middle)
         self.up = _up(config, widths, attends, parts, kept)
-        self.norm = GroupNorm(widths[0])
+        self.norm = GroupNorm(config.groups, widths[0])
         self.output = zero(nn.Conv2d(widths[0], heads * channels, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 

@@ -57,9 +57,9 @@ class ADMConfig(UNetConfig):
 class SelfAttention(nn.Module):
     """Attention of the positions of a map to each other."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, groups: int, heads: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(groups, channels)
         self.attention = Attention(channels, heads)
         zero(self.attention.proj)
 
@@ -117,12 +117,19 @@ def _condition(cond: Space | None, embedding: int, styled: bool) -> tuple[nn.Mod
 def _parts(config: ADMConfig, embedding: int, style: int | None) -> Parts:
     def residual(inputs: int, outputs: int, resample: str = "none") -> Residual:
         return Residual(
-            inputs, outputs, embedding, scale_shift=True, style=style, resample=resample, dropout=config.dropout
+            inputs,
+            outputs,
+            config.groups,
+            embedding,
+            scale_shift=True,
+            style=style,
+            resample=resample,
+            dropout=config.dropout,
         )
 
     return Parts(
         residual,
-        attention=lambda channels: SelfAttention(channels, heads_for(channels, config)),
+        attention=lambda channels: SelfAttention(channels, config.groups, heads_for(channels, config)),
         down=lambda channels: residual(channels, channels, "down"),
         up=lambda channels: residual(channels, channels, "up"),
     )

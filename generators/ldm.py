@@ -87,9 +87,9 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A transformer over the positions of a map; it starts as the identity."""
 
-    def __init__(self, channels: int, heads: int, depth: int, context: int | None) -> None:
+    def __init__(self, channels: int, groups: int, heads: int, depth: int, context: int | None) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.input = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context) for _ in range(depth))
         self.output = zero(nn.Linear(channels, channels))
@@ -134,9 +134,10 @@ class LDM(nn.Module):
 
 def _parts(config: LDMConfig, context: int | None) -> Parts:
     def residual(inputs: int, outputs: int) -> Residual:
-        return Residual(inputs, outputs, 4 * config.width, scale_shift=False, dropout=config.dropout)
+        return Residual(inputs, outputs, config.groups, 4 * config.width, scale_shift=False, dropout=config.dropout)
 
     def attention(channels: int) -> SpatialTransformer:
-        return SpatialTransformer(channels, heads_for(channels, config), config.transformer_depth, context)
+        heads = heads_for(channels, config)
+        return SpatialTransformer(channels, config.groups, heads, config.transformer_depth, context)
 
     return Parts(residual, attention, Downsample, Upsample)

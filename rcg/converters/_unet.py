@@ -17,6 +17,8 @@ RESIDUAL = {
     "out_layers.3": "conv_out",
     "skip_connection": "skip",
 }
+GROUPS = 32
+"""Groups of channels that published U-Nets normalise, whatever their width."""
 OUTSIDE = {"time_embed": "time", "input_blocks.0.0": "unet.input", "out.0": "unet.norm", "out.2": "unet.output"}
 """The original names of layers, in the residual blocks and outside of all cells, and ours."""
 
@@ -67,6 +69,7 @@ def shape_of(tensors: Mapping[str, Tensor], side: int) -> dict[str, Any]:
         "width": width,
         "multipliers": [out // width for out in outs],
         "blocks": cells - 1,
+        "groups": GROUPS,
         "attention": [side // 2**level for level in levels if attends[level]],
     }
 

@@ -98,7 +98,9 @@ class ADM:
 
         Without the live weights of a converted file the averaged ones stand in for them.
         """
-        part, live = load_generator(run, "adm", {"condition_path": "time", "self_condition": False})
+        part, live = load_generator(
+            run, "adm", {"condition_path": "time", "self_condition": False, "groups": _unet.GROUPS}
+        )
         config, by_kind = part.config, part.facts.get("by_kind", False)
         layout = Layout(
             part.facts["image_size"], head_width=config["head_width"], heads=config.get("heads"), by_kind=by_kind

@@ -105,7 +105,7 @@ class LDM:
 
         Without the live weights of a converted file the averaged ones stand in for them.
         """
-        part, kept = load_generator(run, "ldm", {"context_tokens": 1, "self_condition": False})
+        part, kept = load_generator(run, "ldm", {"context_tokens": 1, "self_condition": False, "groups": _unet.GROUPS})
         if part.config["condition"] == "none":
             raise UserError(f"{run}/ldm-none has no condition, which the original code cannot load")
         average = theirs(part.tensors)

@@ -23,7 +23,7 @@ def awake(network):
 
 
 def test_a_style_only_scales_what_the_time_has_modulated():
-    block = awake(Residual(8, 8, 4, scale_shift=True, style=6))
+    block = awake(Residual(8, 8, 2, 4, scale_shift=True, style=6))
     x, time, z = torch.randn(2, 8, 4, 4), torch.randn(2, 4), torch.randn(2, 6)
     with torch.no_grad():  # the residual branch before its last activation, AdaGN as in Diffusion Autoencoders
         scale, shift = block.time(time)[..., None, None].chunk(2, dim=1)
@@ -85,6 +85,20 @@ def test_shapes_that_do_not_fit_are_refused():
         LDM(LDMConfig(), Space((3, 10, 10)), None, heads=1)
     with pytest.raises(UserError, match="head_width is 10, which does not divide 32 channels"):
         ADM(ADMConfig(**SMALL | {"head_width": 10}), PIXELS, None, heads=1)
+    with pytest.raises(UserError, match="groups is 5, which does not divide the width 16"):
+        ADM(ADMConfig(**SMALL | {"groups": 5}), PIXELS, None, heads=1)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(16, 4), (32, 8), (24, 6), (128, 32), (256, 32), (18, 2), (2, 1)])
+def test_four_channels_share_a_group_and_32_groups_are_the_most(width, groups):
+    assert ADMConfig(width=width).groups == groups
+    assert ADMConfig(width=width, groups=1).groups == 1
+
+
+@pytest.mark.parametrize("network", [ADM, LDM])
+def test_every_norm_has_as_many_groups_as_asked_for(network):
+    built = network(network.Config(**SMALL | {"groups": 8}), PIXELS, REP, heads=1)
+    assert {norm.num_groups for norm in built.modules() if isinstance(norm, torch.nn.GroupNorm)} == {8}
 
 
 def test_the_published_sizes_have_their_number_of_parameters():
