@@ -14,6 +14,7 @@ from tests.samplers.test_samplers import Recorded
 
 LEARNED = {"name": "gaussian", "variance": "learned_range"}
 DITS, ADMS = ["dit_tiny_rep", "dit_tiny_class"], ["adm_unet_tiny_rep", "adm_unet_tiny_uncond", "adm_unet_tiny_class"]
+UNET = {"width": 32, "groups": 32, "head_width": 16}
 
 
 def model(name):
@@ -29,11 +30,11 @@ def model(name):
         settings = {"width": 32, "depth": 2, "heads": 4, "gelu": "exact", "process": LEARNED}
         kind, shape, found = "dit", (4, 8, 8), dit.ours(found, condition)
     elif name.startswith("adm"):
-        settings = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 16}
+        settings = {"multipliers": (1, 2), "blocks": 1, "attention": (8,)} | UNET
         kind, shape = "adm", (3, 16, 16)
         found = {f"network.{key}": value for key, value in adm.ours(found, adm.Layout(16, head_width=16)).items()}
     else:
-        settings = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (8, 4), "head_width": 16}
+        settings = {"multipliers": (1, 2), "blocks": 1, "attention": (8, 4)} | UNET
         kind, shape = "ldm", (4, 8, 8)
         found = {f"network.{key}": value for key, value in ldm.ours(found).items()}
     network = GENERATORS.get(kind)
