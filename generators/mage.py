@@ -69,6 +69,9 @@ class MAGEConfig(GeneratorConfig):
     output_trains_words: bool = True
     """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
     trainings take several times as many steps."""
+    drop_in_sampling: bool = True
+    """Whether the encoder is spared masked tokens in sampling as it is in training; as published it sees all of them,
+    which takes longer."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
     """How tokens are masked."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="maskgit")] = unsaid()
@@ -97,9 +100,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width)
         self.mlp.drop1 = self.mlp.drop2 = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens `(B, N, width)`."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Map tokens `(B, N, width)`; where `seen` `(B, N)` is false, no token attends to them."""
+        x = x + self.attn(self.norm1(x), seen=seen)
         return x + self.mlp(self.norm2(x))
 
 
@@ -109,8 +112,9 @@ class MAGE(nn.Module):
 
     A self-conditioned one gets its last guess with them, `(B, 2h, w)`; the decoder sees it at the tokens' places.
 
-    In training the encoder does not see as many masked tokens as there always are. They are dropped and brought back by
-    sorting and by a product with a matrix of ones and zeros, so that no shape depends on data.
+    The encoder does not see as many masked tokens as there always are in training. They are dropped and brought back by
+    sorting and by a product with a matrix of ones and zeros, so that in training no shape depends on data. In sampling,
+    where fewer are masked in the end, every known token is seen, and a masked one only if there is room left.
 
     Raises:
         UserError: the autoencoder gives no tokens, or heads or 4 do not divide the width.
@@ -131,9 +135,12 @@ class MAGE(nn.Module):
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
         self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
         self.dropped = config.process.fewest(self.tokens)
+        self.drop_in_sampling = config.drop_in_sampling
         self.output_trains_words = config.output_trains_words
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
+        scattered = torch.rand(self.tokens, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.register_buffer("scattered", scattered, persistent=False)
         self.norm_in = nn.LayerNorm(width, eps=1e-6)
         self.dropout = Dropout(config.dropout)
         self.cond = ConditionEmbedding(cond, width) if cond else None
@@ -155,8 +162,8 @@ class MAGE(nn.Module):
         tokens, *guesses = x.flatten(1).split(self.tokens, dim=1)  # (B, N)
         masked = tokens == MASK
         order = self._order(masked)
-        seen = order[:, : self.tokens - self.dropped] if self.training else order
-        encoded = self.encode(tokens.gather(1, seen), seen, cond)
+        room, seen = self._room(masked)
+        encoded = self.encode(tokens.gather(1, order[:, :room]), order[:, :room], cond, seen)
         # Which of the encoder's outputs stands where: the slot's, the first, stands for every masked token.
         source = torch.where(masked, 0, order.argsort(dim=1) + 1)
         pick = (source[..., None] == torch.arange(encoded.shape[1], device=x.device)).to(encoded.dtype)
@@ -170,8 +177,11 @@ class MAGE(nn.Module):
         logits = F.linear(h, words if self.output_trains_words else words.detach(), self.bias)
         return logits.transpose(1, 2).unflatten(2, self.shape)[:, None]
 
-    def encode(self, tokens: Tensor, positions: Tensor, cond: Tensor | None) -> Tensor:
-        """Encode tokens `(B, M)` at `positions` `(B, M)`: `(B, 1 + M, width)`, the slot of the condition first."""
+    def encode(self, tokens: Tensor, positions: Tensor, cond: Tensor | None, seen: Tensor | None = None) -> Tensor:
+        """Encode tokens `(B, M)` at `positions` `(B, M)`: `(B, 1 + M, width)`, the slot of the condition first.
+
+        Where `seen` `(B, 1 + M)` is false, no token attends to them.
+        """
         if self.cond is not None and cond is not None:
             slot = self.cond(cond)[:, None]
         else:
@@ -179,18 +189,34 @@ class MAGE(nn.Module):
             slot = self._embed(empty, torch.zeros_like(empty))
         h = torch.cat([slot, self._embed(self._known(tokens), positions + 1)], dim=1)
         for block in self.encoder:
-            h = recomputed(block, h, enabled=self.checkpoint)
+            h = recomputed(block, h, seen, enabled=self.checkpoint)
         encoded: Tensor = self.bridge(self.norm(h))
         return encoded
 
     def _order(self, masked: Tensor) -> Tensor:
-        """Return a permutation of the positions for each row of `masked` `(B, N)`.
+        """Return a permutation of the positions for each row of `masked` `(B, N)`: the last are those to drop.
 
-        In training the known ones come first, then the masked ones at random: the last are those to drop.
+        The known ones come first, then the masked ones: in training at random, in sampling always in the same order,
+        so that it is deterministic and leaves the encoder masked tokens from everywhere.
         """
-        if not self.training:
-            return torch.arange(self.tokens, device=masked.device).expand_as(masked)
-        return (masked + torch.rand(masked.shape, device=masked.device)).argsort(dim=1)
+        scattered = torch.rand(masked.shape, device=masked.device) if self.training else self.get_buffer("scattered")
+        return (masked + scattered).argsort(dim=1)
+
+    def _room(self, masked: Tensor) -> tuple[int, Tensor | None]:
+        """Return how many tokens of the order the encoder is given, and `(B, 1 + room)` which each row sees of them.
+
+        A row's own number of known tokens decides what it sees, whatever others are in the batch; None: all of them.
+        """
+        room = self.tokens - self.dropped
+        if self.training:
+            return room, None
+        if not self.drop_in_sampling:
+            return self.tokens, None
+        known = (~masked).sum(dim=1).clamp(min=room)
+        fewest, room = torch.stack(known.aminmax()).tolist()
+        if fewest == room:
+            return room, None
+        return room, torch.arange(1 + room, device=masked.device) <= known[:, None]
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Return rows of the embedding table for tokens `(B, M)`, that of a masked one for `MASK`."""

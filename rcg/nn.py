@@ -66,13 +66,24 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p) if self.training and self.p else x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0) -> Tensor:
-    """Scaled dot-product attention of `(B, heads, N, d)` tensors; a share `dropped` of weights is set to zero."""
-    if q.device.type == "cpu" and torch.is_grad_enabled():
-        # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype)
+FEW_KEYS = 384
+"""Up to about as many, the plain expression of attention is the faster one in bf16 on a CPU."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0, seen: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of `(B, heads, N, d)` tensors; a share `dropped` of weights is set to zero.
+
+    Keys and values are left out where `seen` `(B, M)` is false.
+    """
+    among = None if seen is None else seen[:, None, None]
+    # On the CPU the fused kernel takes longer in bf16 than the plain expression, its backward pass several times.
+    few = q.dtype == torch.bfloat16 and k.shape[-2] <= FEW_KEYS
+    if q.device.type == "cpu" and (few or torch.is_grad_enabled()):
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        logits = logits if among is None else logits.masked_fill(~among, -torch.inf)
+        weights = logits.softmax(dim=-1).to(v.dtype)
         return (dropout(weights, dropped) if dropped else weights) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=among, dropout_p=dropped)
 
 
 class Attention(nn.Module):
@@ -107,13 +118,20 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (RmsNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        rotation: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Attend from the tokens of `x` `(B, N, width)`.
 
         Args:
             x: the tokens.
             context: `(B, M, context)`, where there is one.
             rotation: a table of `rotary_positions`, `(N, 2 d)`, that turns queries and keys.
+            seen: `(B, N)`, or `(B, M)` of a context; no token attends to those where it is false.
         """
         if context is None:
             q, k, v = self._split(self.qkv(x), 3)
@@ -123,7 +141,7 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = apply_rot_embed_cat(q, rotation), apply_rot_embed_cat(k, rotation)
         dropped = self.dropout.p if self.training else 0.0
-        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, dropped).transpose(1, 2).flatten(2)
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, dropped, seen).transpose(1, 2).flatten(2)
         return self.dropout(self.proj(mixed))
 
     def _split(self, x: Tensor, parts: int) -> Tensor:

@@ -22,6 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from generators.mage import MAGE
 from rcg import cli, parallel
 from rcg import nn as layers
 from rcg.config import GuidanceConfig, TrainConfig
@@ -190,6 +191,8 @@ def _as_published(model: GenerativeModel, run: Callable[[], Any]) -> Callable[[]
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+        if isinstance(module, MAGE):
+            module.drop_in_sampling = False
 
     def published() -> None:
         with patch.multiple(layers, attend=written_out, dropout=nn.functional.dropout):
@@ -198,8 +201,8 @@ def _as_published(model: GenerativeModel, run: Callable[[], Any]) -> Callable[[]
     return published
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0) -> Tensor:
-    """Attend with logits in float32, from which their maximum is taken first."""
+def written_out(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0, seen: None = None) -> Tensor:
+    """Attend with logits in float32, from which their maximum is taken first; all keys are seen."""
     logits = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
     weights = (logits - logits.amax(dim=-1, keepdim=True)).softmax(dim=-1)
     return (nn.functional.dropout(weights, dropped) if dropped else weights) @ v

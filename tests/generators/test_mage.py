@@ -54,12 +54,15 @@ def test_the_training_step_equals_the_published_one(monkeypatch):
     loss = m(tensors["in/gt_indices"].view(2, 16, 16), tensors["in/rep"])["cross_entropy"]
     assert torch.equal((seen["x"] == MASK).flatten(1).float(), tensors["out/token_all_mask"][:, 1:])
     latent, logits = seen["latent"], seen["logits"].flatten(3)[:, 0].transpose(1, 2)  # (B, N, K)
-    # The published encoder keeps its tokens in the order of the image.
-    kept = m.network._order(None)[:, :128].argsort(dim=1)
-    latent = torch.cat([latent[:, :1], latent[:, 1:].take_along_dim(kept[..., None], 1)], 1)
-    torch.testing.assert_close(latent, tensors["out/latent"], atol=1e-5, rtol=1e-4)
+    assert_encoded(latent, m.network._order(None)[:, :128], tensors["out/latent"])
     assert_recorded(logits, tensors["out/logits"])
     torch.testing.assert_close(loss, tensors["out/loss"], atol=1e-5, rtol=1e-5)
+
+
+def assert_encoded(latent, order, published):
+    """Compare the slot and tokens in our order with published ones, which are in the order of the image."""
+    latent = torch.cat([latent[:, :1], latent[:, 1:].take_along_dim(order.argsort(dim=1)[..., None], 1)], 1)
+    torch.testing.assert_close(latent, published, atol=1e-5, rtol=1e-4)
 
 
 def assert_recorded(logits, strided):
@@ -82,7 +85,7 @@ def test_a_decoding_step_equals_the_published_one():
     seen = []
     m.network.norm.register_forward_hook(lambda module, args, out: seen.append(out))
     logits = m.network(x, torch.zeros(2), tensors["in/rep"])
-    torch.testing.assert_close(seen[0], tensors["out/encoder_out"], atol=1e-5, rtol=1e-4)
+    assert_encoded(seen[0], m.network._order((x == MASK).flatten(1)), tensors["out/encoder_out"])
     assert_recorded(logits.flatten(3)[:, 0].transpose(1, 2), tensors["out/logits"])
 
 
@@ -127,7 +130,42 @@ def test_dropping_masked_tokens_keeps_every_known_one_and_the_number_of_tokens()
     assert sorted(order[0].tolist()) == list(range(16))
     m.network(x, torch.zeros(5))
     m.network.eval()(x, torch.zeros(5))
-    assert seen == [(5, 1 + 8, 16), (5, 1 + 16, 16)]
+    x[1, 2] = 7  # four more are known
+    x[1, 0] = 7
+    m.network(x, torch.zeros(5))
+    m.network.drop_in_sampling = False
+    m.network(x, torch.zeros(5))
+    assert seen == [(5, 1 + 8, 16), (5, 1 + 8, 16), (5, 1 + 12, 16), (5, 1 + 16, 16)]
+
+
+def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
+    m = model().eval()
+    x = torch.randint(12, (4, 4, 4))
+    for row, known in enumerate((0, 6, 9, 16)):
+        x[row].flatten()[torch.randperm(16)[known:]] = MASK
+    for grad in (True, False):  # the two ways to compute attention
+        with torch.set_grad_enabled(grad):
+            together = m.network(x, torch.zeros(4))
+            alone = torch.cat([m.network(row[None], torch.zeros(1)) for row in x])
+        torch.testing.assert_close(together, alone)
+
+
+def test_sampling_sees_masked_tokens_only_where_there_is_room():
+    m = model().eval()
+    x = torch.randint(12, (1, 4, 4))
+    x[0, 1:] = MASK  # 4 known tokens, and room for 8: the first 4 masked ones of the order
+    order = m.network._order(x.flatten(1) == MASK)[0]
+    assert sorted(order[:4].tolist()) == [0, 1, 2, 3]
+    with torch.no_grad():
+        positions = m.network.positions.weight
+        before = m.network(x, torch.zeros(1))
+        moved = []
+        for place in order.tolist():
+            positions[1 + place] += 1
+            moved.append(not torch.equal(m.network(x, torch.zeros(1)), before))
+            positions[1 + place] -= 1
+            before = m.network(x, torch.zeros(1))
+    assert moved == [True] * 8 + [False] * 8
 
 
 def test_without_dropped_tokens_training_and_sampling_see_the_same():
@@ -230,6 +268,25 @@ def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
         assert (attention.eval()(x) == 0).sum() == 0
     assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert weights.sum(-1).mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("keys", [6, 400])
+def test_attention_is_the_mean_of_the_values_that_are_seen(grad, dtype, tolerance, keys):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 8).to(dtype) for n in (6, keys, keys))
+    seen = torch.ones(2, keys, dtype=torch.bool)
+    seen[1, 4:] = False
+    with torch.set_grad_enabled(grad):
+        found = [attend(q, k, v, seen=seen), attend(q, k, v)]
+    weights = torch.einsum("bhnd,bhmd->bhnm", q.double(), k.double() / 8**0.5).exp()
+    for result, among in zip(found, (seen, torch.ones_like(seen)), strict=True):
+        left = weights * among[:, None, None]
+        torch.testing.assert_close(
+            result.double(), left / left.sum(-1, keepdim=True) @ v.double(), atol=tolerance, rtol=tolerance
+        )
+        assert result.dtype == dtype
 
 
 @pytest.mark.parametrize("cond", [Space((), vocab=10, id="labels"), Space((64,), id="z")])
