@@ -70,8 +70,8 @@ class MAGEConfig(GeneratorConfig):
     """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
     trainings take several times as many steps."""
     drop_in_sampling: bool = True
-    """Whether the encoder is spared masked tokens in sampling as it is in training; as published it sees all of them,
-    which takes longer."""
+    """Whether the encoder is spared masked tokens outside training too; as published it sees all of them there, which
+    takes longer."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
     """How tokens are masked."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="maskgit")] = unsaid()

@@ -15,7 +15,7 @@ from rcg.errors import UserError
 from rcg.train import latest_state
 
 CONFIG = "config.yaml"
-NOT_TRAINED = {"workers", "sampler", "guidance", "drop_in_sampling"}
+NOT_TRAINED = {"workers", "sampler", "guidance"}
 """Keys that change nothing of what is trained."""
 
 
