@@ -22,7 +22,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from generators.mage import MAGE
 from rcg import cli, parallel
 from rcg import nn as layers
 from rcg.config import GuidanceConfig, TrainConfig
@@ -42,6 +41,8 @@ SPACES = {
     "adm": Space((3, 32, 32), id="noise"),
 }
 SIZES: dict[str, dict[str, Any]] = {"mage": {}, "dit": {}, "adm": {"width": 64}}
+PUBLISHED: dict[str, dict[str, Any]] = {"mage": {"drop_in_sampling": False}, "dit": {}, "adm": {}}
+"""What is sampled in another way than ours."""
 FIRST_STAGES = {"mage": "vqgan", "dit": "kl"}
 """What encodes images of 256 px at every published step."""
 
@@ -175,9 +176,9 @@ def _rdm_sampling(arguments: argparse.Namespace, device: torch.device) -> Ways:
     }
 
 
-def _generator(name: str, device: torch.device) -> GenerativeModel:
+def _generator(name: str, device: torch.device, **changed: Any) -> GenerativeModel:
     network = GENERATORS.get(name)
-    config = network.Config(condition="representation", **SIZES[name])
+    config = network.Config(condition="representation", **SIZES[name], **changed)
     model = build(config, network, SPACES[name], REPRESENTATION).to(device)
     for parameter in model.parameters():  # zeros would make some of it trivial
         if parameter.ndim > 1 and not parameter.any():
@@ -191,8 +192,6 @@ def _as_published(model: GenerativeModel, run: Callable[[], Any]) -> Callable[[]
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-        if isinstance(module, MAGE):
-            module.drop_in_sampling = False
 
     def published() -> None:
         with patch.multiple(layers, attend=written_out, dropout=nn.functional.dropout):
@@ -236,8 +235,8 @@ def _sampling(arguments: argparse.Namespace, device: torch.device) -> Ways:
     name, count, steps = arguments.generator, arguments.num or 8, arguments.steps
     cond = torch.randn(count, *REPRESENTATION.shape, device=device)
 
-    def walk(bf16: bool, compiled: bool = False) -> tuple[GenerativeModel, Callable[[], Any]]:
-        model = _generator(name, device).eval().requires_grad_(False)
+    def walk(bf16: bool, compiled: bool = False, **changed: Any) -> tuple[GenerativeModel, Callable[[], Any]]:
+        model = _generator(name, device, **changed).eval().requires_grad_(False)
         if compiled:
             model.network.compile()
 
@@ -250,9 +249,14 @@ def _sampling(arguments: argparse.Namespace, device: torch.device) -> Ways:
 
     precision = "fp32" if arguments.fp32 else "bf16"
     ways = {
-        f"published: {name}, {steps} steps, fp32": (count, _as_published(*walk(bf16=False))),
+        f"published: {name}, {steps} steps, fp32": (count, _as_published(*walk(bf16=False, **PUBLISHED[name]))),
         f"{name}, {steps} steps, {precision}": (count, walk(not arguments.fp32)[1]),
     }
+    if PUBLISHED[name]:
+        words = ", ".join(f"{key}={value}" for key, value in PUBLISHED[name].items()).lower()
+        ways |= {
+            f"{name}, {steps} steps, {precision}, {words}": (count, walk(not arguments.fp32, **PUBLISHED[name])[1])
+        }
     if arguments.compile:
         ways |= {f"{name}, {steps} steps, {precision}, compiled": (count, walk(not arguments.fp32, compiled=True)[1])}
     return ways
