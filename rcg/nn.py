@@ -66,19 +66,14 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p) if self.training and self.p else x
 
 
-FEW_KEYS = 384
-"""Up to about as many, the plain expression of attention is the faster one in bf16 on a CPU."""
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0, seen: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention of `(B, heads, N, d)` tensors; a share `dropped` of weights is set to zero.
 
     Keys and values are left out where `seen` `(B, M)` is false.
     """
     among = None if seen is None else seen[:, None, None]
-    # On the CPU the fused kernel takes longer in bf16 than the plain expression, its backward pass several times.
-    few = q.dtype == torch.bfloat16 and k.shape[-2] <= FEW_KEYS
-    if q.device.type == "cpu" and (few or torch.is_grad_enabled()):
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
         logits = logits if among is None else logits.masked_fill(~among, -torch.inf)
         weights = logits.softmax(dim=-1).to(v.dtype)

@@ -272,11 +272,10 @@ def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-@pytest.mark.parametrize("keys", [6, 400])
-def test_attention_is_the_mean_of_the_values_that_are_seen(grad, dtype, tolerance, keys):
+def test_attention_is_the_mean_of_the_values_that_are_seen(grad, dtype, tolerance):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, n, 8).to(dtype) for n in (6, keys, keys))
-    seen = torch.ones(2, keys, dtype=torch.bool)
+    q, k, v = (torch.randn(2, 2, n, 8).to(dtype) for n in (6, 9, 9))
+    seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 4:] = False
     with torch.set_grad_enabled(grad):
         found = [attend(q, k, v, seen=seen), attend(q, k, v)]
