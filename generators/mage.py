@@ -69,9 +69,9 @@ class MAGEConfig(GeneratorConfig):
     output_trains_words: bool = True
     """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
     trainings take several times as many steps."""
-    drop_in_sampling: bool = True
-    """Whether the encoder is spared masked tokens outside training too; as published it sees all of them there, which
-    takes longer."""
+    sampling_room: Annotated[float, Field(ge=0, le=1)] = 0.125
+    """Share of all tokens that the encoder is given outside training, at least: the known ones, then masked ones. 1:
+    all of them, as published, which takes longer."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
     """How tokens are masked."""
     sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="maskgit")] = unsaid()
@@ -113,8 +113,8 @@ class MAGE(nn.Module):
     A self-conditioned one gets its last guess with them, `(B, 2h, w)`; the decoder sees it at the tokens' places.
 
     The encoder does not see as many masked tokens as there always are in training. They are dropped and brought back by
-    sorting and by a product with a matrix of ones and zeros, so that in training no shape depends on data. In sampling,
-    where fewer are masked in the end, every known token is seen, and a masked one only if there is room left.
+    sorting and by a product with a matrix of ones and zeros, so that in training no shape depends on data. In sampling
+    every known token is seen, and masked ones, which say little, only up to `sampling_room`.
 
     Raises:
         UserError: the autoencoder gives no tokens, or heads or 4 do not divide the width.
@@ -135,7 +135,8 @@ class MAGE(nn.Module):
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
         self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
         self.dropped = config.process.fewest(self.tokens)
-        self.drop_in_sampling = config.drop_in_sampling
+        # Who dropped none in training cannot do without any afterwards.
+        self.sampling_room = math.ceil((config.sampling_room if self.dropped else 1) * self.tokens)
         self.output_trains_words = config.output_trains_words
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
@@ -185,7 +186,7 @@ class MAGE(nn.Module):
         if self.cond is not None and cond is not None:
             slot = self.cond(cond)[:, None]
         else:
-            empty = torch.full_like(tokens[:, :1], self.vocab + 1)
+            empty = tokens.new_full((len(tokens), 1), self.vocab + 1)
             slot = self._embed(empty, torch.zeros_like(empty))
         h = torch.cat([slot, self._embed(self._known(tokens), positions + 1)], dim=1)
         for block in self.encoder:
@@ -207,12 +208,11 @@ class MAGE(nn.Module):
 
         A row's own number of known tokens decides what it sees, whatever others are in the batch; None: all of them.
         """
-        room = self.tokens - self.dropped
         if self.training:
-            return room, None
-        if not self.drop_in_sampling:
+            return self.tokens - self.dropped, None
+        if self.sampling_room == self.tokens:
             return self.tokens, None
-        known = (~masked).sum(dim=1).clamp(min=room)
+        known = (~masked).sum(dim=1).clamp(min=self.sampling_room)
         fewest, room = torch.stack(known.aminmax()).tolist()
         if fewest == room:
             return room, None

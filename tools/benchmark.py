@@ -41,7 +41,7 @@ SPACES = {
     "adm": Space((3, 32, 32), id="noise"),
 }
 SIZES: dict[str, dict[str, Any]] = {"mage": {}, "dit": {}, "adm": {"width": 64}}
-PUBLISHED: dict[str, dict[str, Any]] = {"mage": {"drop_in_sampling": False}, "dit": {}, "adm": {}}
+PUBLISHED: dict[str, dict[str, Any]] = {"mage": {"sampling_room": 1.0}, "dit": {}, "adm": {}}
 """What is sampled in another way than ours."""
 FIRST_STAGES = {"mage": "vqgan", "dit": "kl"}
 """What encodes images of 256 px at every published step."""

@@ -117,7 +117,7 @@ def _build(tensors: Mapping[str, Tensor], encoder: Any, tokenizer: Any, run: Pat
         "decoder_depth": _count(tensors, "decoder_blocks."),
         "decoder_heads": size.decoder_heads,
         "output_trains_words": False,
-        "drop_in_sampling": False,
+        "sampling_room": 1.0,
         "condition": "none" if cond is None else "class" if cond.vocab else "representation",
         "sampler": {"name": "maskgit", "choice_temperature": size.choice_temperature},
     }

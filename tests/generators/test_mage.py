@@ -117,32 +117,37 @@ def test_the_output_shares_the_embeddings_and_trains_them_if_asked_to(trains):
     assert changed.nonzero().flatten().tolist() == [3]
 
 
-def test_dropping_masked_tokens_keeps_every_known_one_and_the_number_of_tokens():
-    m = model().train()
-    x = torch.randint(12, (5, 4, 4))
-    x[:, :2] = MASK
-    x[0] = MASK
-    seen = []
-    m.network.encoder[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+def some_known(*known):
+    """Return tokens `(B, 4, 4)` of which so many are known in each row."""
+    x = torch.randint(12, (len(known), 4, 4))
+    for row, number in enumerate(known):
+        x[row].flatten()[torch.randperm(16)[number:]] = MASK
+    return x
+
+
+def test_the_encoder_has_room_for_every_known_token_and_a_constant_one_in_training():
+    m = model(sampling_room=0.25).train()
+    x = some_known(0, 3, 8)
     order = m.network._order(x.flatten(1) == MASK)
-    known = x.flatten(1).gather(1, order[:, :8])
-    assert (known[1:] != MASK).all()
-    assert sorted(order[0].tolist()) == list(range(16))
-    m.network(x, torch.zeros(5))
-    m.network.eval()(x, torch.zeros(5))
-    x[1, 2] = 7  # four more are known
-    x[1, 0] = 7
-    m.network(x, torch.zeros(5))
-    m.network.drop_in_sampling = False
-    m.network(x, torch.zeros(5))
-    assert seen == [(5, 1 + 8, 16), (5, 1 + 8, 16), (5, 1 + 12, 16), (5, 1 + 16, 16)]
+    known = x.flatten(1).gather(1, order) != MASK
+    assert [row.nonzero().flatten().tolist() for row in known] == [[], [0, 1, 2], list(range(8))]
+    assert [sorted(row) for row in order.tolist()] == [list(range(16))] * 3
+    given = []
+    m.network.encoder[0].register_forward_pre_hook(lambda module, args: given.append(args[0].shape))
+    m.network(x, torch.zeros(3))
+    m.network.eval()
+    for x in (some_known(0, 0, 0), some_known(0, 3, 8), some_known(1, 16, 0)):
+        m.network(x, torch.zeros(3))
+    m.network.sampling_room = 0
+    m.network(some_known(0, 0, 0), torch.zeros(3))
+    m.network.sampling_room = 16
+    m.network(some_known(1, 2, 0), torch.zeros(3))
+    assert given == [(3, 1 + room, 16) for room in (8, 4, 8, 16, 0, 16)]
 
 
 def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
     m = model().eval()
-    x = torch.randint(12, (4, 4, 4))
-    for row, known in enumerate((0, 6, 9, 16)):
-        x[row].flatten()[torch.randperm(16)[known:]] = MASK
+    x = some_known(0, 6, 9, 16)
     for grad in (True, False):  # the two ways to compute attention
         with torch.set_grad_enabled(grad):
             together = m.network(x, torch.zeros(4))
@@ -150,28 +155,24 @@ def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
         torch.testing.assert_close(together, alone)
 
 
-def test_sampling_sees_masked_tokens_only_where_there_is_room():
-    m = model().eval()
-    x = torch.randint(12, (1, 4, 4))
-    x[0, 1:] = MASK  # 4 known tokens, and room for 8: the first 4 masked ones of the order
-    order = m.network._order(x.flatten(1) == MASK)[0]
-    assert sorted(order[:4].tolist()) == [0, 1, 2, 3]
+@pytest.mark.parametrize("room", [0, 0.5, 1.0])
+def test_sampling_sees_every_known_token_and_masked_ones_only_where_there_is_room(room):
+    m = model(sampling_room=room).eval()
+    x = some_known(4, 10)
     with torch.no_grad():
-        positions = m.network.positions.weight
-        before = m.network(x, torch.zeros(1))
-        moved = []
-        for place in order.tolist():
-            positions[1 + place] += 1
-            moved.append(not torch.equal(m.network(x, torch.zeros(1)), before))
-            positions[1 + place] -= 1
-            before = m.network(x, torch.zeros(1))
-    assert moved == [True] * 8 + [False] * 8
+        before, positions, seen = m.network(x, torch.zeros(2)), m.network.positions.weight.clone(), []
+        for place in range(16):
+            m.network.positions.weight[1 + place].neg_()
+            seen.append((m.network(x, torch.zeros(2)) != before).flatten(1).any(1))
+            m.network.positions.weight.copy_(positions)
+    masked, seen = x.flatten(1) == MASK, torch.stack(seen, dim=1)
+    assert seen[~masked].all()
+    assert (seen & masked).sum(1).tolist() == {0: [0, 0], 0.5: [8 - 4, 0], 1: [16 - 4, 16 - 10]}[room]
 
 
 def test_without_dropped_tokens_training_and_sampling_see_the_same():
     m = model(process={"name": "masked", "ratio_min": 0.0}, dropout=0.0)
-    x = torch.randint(12, (3, 4, 4))
-    x[:, 1] = MASK
+    x = some_known(4, 9, 16)
     torch.testing.assert_close(m.train().network(x, torch.zeros(3)), m.eval().network(x, torch.zeros(3)))
 
 
