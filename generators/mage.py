@@ -69,7 +69,7 @@ class MAGEConfig(GeneratorConfig):
     output_trains_words: bool = True
     """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
     trainings take several times as many steps."""
-    sampling_room: Annotated[float, Field(ge=0, le=1)] = 0.125
+    sampling_room: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of all tokens that the encoder is given outside training, at least: the known ones, then masked ones. 1:
     all of them, as published, which takes longer."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
