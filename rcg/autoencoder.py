@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from rcg import checkpoint, weights
-from rcg.config import AutoencoderConfig, ComponentConfig, differences
+from rcg.config import AutoencoderConfig, ComponentConfig, differences, recall
 from rcg.contracts import Autoencoder, Space
 from rcg.errors import UserError
 from rcg.registry import AUTOENCODERS
@@ -60,7 +60,7 @@ def build_autoencoder(config: ComponentConfig, image_size: int) -> Any:
 
 def restore_autoencoder(part: checkpoint.Part, image_size: int) -> Any:
     """Rebuild the frozen autoencoder of a part."""
-    config = AUTOENCODERS.get(part.config["name"]).Config.model_validate(part.config)
+    config = recall(AUTOENCODERS, part.kind, part.config)
     autoencoder = build_autoencoder(config, image_size)
     autoencoder.load_state_dict(part.tensors)
     return frozen(autoencoder)

@@ -7,7 +7,7 @@ Facts that a neighbour knows (representation width, image shape, class count) ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -541,6 +541,19 @@ def parse_encoder(text: str) -> tuple[EncoderConfig, int | None]:
         raise UserError(f"encoder {text} names no weights: say where they are, weights: FILE")
     size = values.get("data", {}).get("image_size") if isinstance(values, dict) else None
     return config, size
+
+
+def recall(registry: Registry, kind: str, section: Mapping[str, Any]) -> Any:
+    """Validate the section that a checkpoint keeps of a part of this kind: the config of the component it names.
+
+    Raises:
+        UserError: another version of rcg wrote it, which had other names, keys or values.
+    """
+    try:
+        return registry.get(section["name"]).Config.model_validate(section)
+    except ValidationError as error:
+        complaints = "; ".join(_complaints(error))
+        raise UserError(f"the {kind}'s checkpoint was written by another version of rcg: {complaints}") from None
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

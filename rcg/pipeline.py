@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rcg import autoencoder, checkpoint, clusters, parallel
 from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
-from rcg.config import AutoencoderConfig, GuidanceConfig
+from rcg.config import AutoencoderConfig, GuidanceConfig, recall
 from rcg.contracts import Autoencoder, Space
 from rcg.editing.inpaint import inpaint
 from rcg.editing.two_pass import second_pass
@@ -343,10 +343,9 @@ def _load(path: Path) -> checkpoint.Part:
 
 def restore(part: checkpoint.Part, registry: Registry) -> GenerativeModel:
     """Rebuild a generative model, frozen, from its part and the registry that knows its network."""
-    network = registry.get(part.config["name"])
-    config = network.Config.model_validate(part.config)
+    config = recall(registry, part.kind, part.config)
     data, cond = (part.facts[key] and Space.from_json(part.facts[key]) for key in ("data", "cond"))
-    model = build(config, network, data, cond)
+    model = build(config, registry.get(config.name), data, cond)
     model.load_state_dict(part.tensors)
     return model.eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from rcg import checkpoint
-from rcg.config import EncoderConfig, Experiment, ProjectionConfig, differences
+from rcg.config import EncoderConfig, Experiment, ProjectionConfig, differences, recall
 from rcg.contracts import Space
 from rcg.errors import UserError
 from rcg.randomness import fold
@@ -156,7 +156,7 @@ def encoder_part(encoder: Any, image_size: int, facts: dict[str, Any]) -> checkp
 def restore_encoder(path: Path) -> Any:
     """Rebuild the encoder of a checkpoint."""
     part = checkpoint.load(path)
-    config = ENCODERS.get(part.config["name"]).Config.model_validate(part.config)
+    config = recall(ENCODERS, part.kind, part.config)
     encoder = build_encoder(config, part.facts["image_size"], load=False)
     encoder.load_state_dict(part.tensors)
     return encoder

@@ -14,6 +14,7 @@ from rcg import checkpoint
 from rcg.errors import UserError
 from rcg.gallery import to_uint8
 from rcg.pipeline import Pipeline
+from rcg.representation import restore_encoder
 from tests.toy import ROOT, tool, write
 
 
@@ -175,6 +176,21 @@ def test_a_generator_without_its_rdm_says_what_to_do(run):
     part = checkpoint.load(run / "dit" / checkpoint.FILE)
     with pytest.raises(UserError, match=r"run tools/train_rdm\.py"):
         Pipeline(part)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_its_unknown_key(run, tmp_path):
+    painted, rdm, encoder = (checkpoint.load(run / name / checkpoint.FILE) for name in ("dit", "rdm", "encoder"))
+    written = "checkpoint was written by another version of rcg: gone: unknown key; known: "
+    for part in (rdm, encoder):
+        part.config["gone"] = 1
+    with pytest.raises(UserError, match=f"the rdm's {written}"):
+        Pipeline(painted, rdm)
+    checkpoint.save(tmp_path / checkpoint.FILE, encoder)
+    with pytest.raises(UserError, match=f"the encoder's {written}"):
+        restore_encoder(tmp_path / checkpoint.FILE)
+    painted.config["gone"] = 1
+    with pytest.raises(UserError, match=f"the generator's {written}"):
+        Pipeline(painted)
 
 
 def test_given_representations_are_painted_instead_of_generated_ones(run):
