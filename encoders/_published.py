@@ -14,10 +14,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg import weights
 from rcg.config import EncoderConfig
-from rcg.contracts import Listing
-from rcg.errors import UserError
+from rcg.core import pretrained as weights
+from rcg.core.contracts import Listing
+from rcg.core.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VITS = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+from rcg.encoders._published import VITS, PublishedEncoder, ViTConfig, prefixed
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from encoders._published import VITS, PublishedEncoder, ViTConfig, prefixed
-from rcg import weights
-from rcg.registry import ENCODERS
+from rcg.core import pretrained as weights
+from rcg.core.registry import ENCODERS
 
 
 class Data2VecConfig(ViTConfig):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from encoders._published import StudentTeacher, StudentTeacherConfig
-from rcg.registry import ENCODERS
+from rcg.encoders._published import StudentTeacher, StudentTeacherConfig
+
+from rcg.core.registry import ENCODERS
 
 
 class IBOTConfig(StudentTeacherConfig):

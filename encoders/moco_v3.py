@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
+from rcg.encoders._published import VITS, PublishedEncoder, prefixed, vit
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from encoders._published import VITS, PublishedEncoder, prefixed, vit
-from rcg import weights
 from rcg.config import EncoderConfig
-from rcg.errors import UserError
-from rcg.registry import ENCODERS
+from rcg.core import pretrained as weights
+from rcg.core.errors import UserError
+from rcg.core.registry import ENCODERS
 
 MOCO_VITS = {**VITS, "vit_small": (384, 12, 12)}  # its small ViT has twice the usual number of heads
 RESNETS: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rcg.encoders._published import VITS, PublishedEncoder, ViTConfig, prefixed, vit
 from torch import Tensor
 
-from encoders._published import VITS, PublishedEncoder, ViTConfig, prefixed, vit
-from rcg import weights
-from rcg.registry import ENCODERS
+from rcg.core import pretrained as weights
+from rcg.core.registry import ENCODERS
 
 
 class MSNConfig(ViTConfig):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rcg.encoders._published import PublishedConfig, PublishedEncoder, prefixed, resnet50
 from torch import Tensor, nn
 
-from encoders._published import PublishedConfig, PublishedEncoder, prefixed, resnet50
-from rcg import weights
-from rcg.registry import ENCODERS
+from rcg.core import pretrained as weights
+from rcg.core.registry import ENCODERS
 
 
 class SwAVConfig(PublishedConfig):

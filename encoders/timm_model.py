@@ -12,17 +12,17 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from pydantic import Field, PositiveInt, field_validator, model_validator
+from rcg.encoders._presets import PRESETS
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from encoders._presets import PRESETS
-from rcg import weights
 from rcg.config import EncoderConfig
-from rcg.contracts import Listing
-from rcg.errors import UserError, nearest
-from rcg.registry import ENCODERS
+from rcg.core import pretrained as weights
+from rcg.core.contracts import Listing
+from rcg.core.errors import UserError, nearest
+from rcg.core.registry import ENCODERS
 
 Plain = bool | int | float | str
 
@@ -32,7 +32,7 @@ class TimmModelConfig(EncoderConfig):
 
     name: str = "timm_model"
     preset: Annotated[str | None, Field(exclude=True)] = None
-    """A short name with its settings (`dinov2_vitb14`); tools/encoders.py lists them."""
+    """A short name with its settings (`dinov2_vitb14`); tools/list_encoders.py lists them."""
     model: str
     """timm's name, tag included (`vit_base_patch16_224.dino`)."""
     weights: str = "pretrained"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import Fraction, GeneratorConfig
-from rcg.contracts import Space
-from rcg.errors import UserError
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
 from rcg.nn import Dropout, recomputed
 
 M = TypeVar("M", bound=nn.Module)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import PositiveInt, SerializeAsAny
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from generators._unet import (
+from rcg.generators._unet import (
     Condition,
     GroupNorm,
     Parts,
@@ -21,10 +18,13 @@ from generators._unet import (
     tokens_of,
     zero,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
-from rcg.contracts import Space
+from rcg.core.contracts import Space
+from rcg.core.registry import GENERATORS, PROCESSES, SAMPLERS
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
-from rcg.registry import GENERATORS, PROCESSES, SAMPLERS
 
 PUBLISHED = {
     256: (1, 1, 2, 2, 4, 4),

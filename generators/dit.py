@@ -11,10 +11,10 @@ from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
 from rcg.config import AlignConfig, GeneratorConfig
-from rcg.contracts import Space
-from rcg.errors import UserError
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.registry import GENERATORS
 from rcg.nn import Attention, ConditionEmbedding, recomputed, rotary_positions, sincos_positions, timestep_embedding
-from rcg.registry import GENERATORS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
 

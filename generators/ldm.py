@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import PositiveInt, SerializeAsAny
-from timm.layers import GluMlp
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from generators._unet import (
+from rcg.generators._unet import (
     Condition,
     Downsample,
     GroupNorm,
@@ -24,10 +20,14 @@ from generators._unet import (
     tokens_of,
     zero,
 )
+from timm.layers import GluMlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
-from rcg.contracts import Space
+from rcg.core.contracts import Space
+from rcg.core.registry import GENERATORS, PROCESSES, SAMPLERS
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
-from rcg.registry import GENERATORS, PROCESSES, SAMPLERS
 
 LABEL_WIDTH = 512
 """Channels of the token of a class."""

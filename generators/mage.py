@@ -22,11 +22,11 @@ from rcg.config import (
     component,
     unsaid,
 )
-from rcg.contracts import MASK, Space
-from rcg.errors import UserError
+from rcg.core.contracts import MASK, Space
+from rcg.core.errors import UserError
+from rcg.core.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
+from rcg.diffusion.processes.masked import MaskedConfig
 from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed, sincos_positions
-from rcg.processes.masked import MaskedConfig
-from rcg.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 
 
 class MAGEGuidance(GuidanceConfig):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rcg import config, parallel
-from rcg.errors import UserError
+from rcg import config
+from rcg.core.errors import UserError
+from rcg.distributed import launch as parallel
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,6 +126,6 @@ def scale(text: str) -> float:
 
 
 def _leave_script_folder() -> None:
-    """Python searches a script's own folder first, where tools/encoders.py would hide the package of that name."""
+    """Python searches a script's own folder first, where tools/list_encoders.py would hide the package of that name."""
     script = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != script]

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg import autoencoder, checkpoint, clusters, parallel
-from rcg.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
 from rcg.config import AutoencoderConfig, GuidanceConfig, recall
-from rcg.contracts import Autoencoder, Space
-from rcg.editing.inpaint import inpaint
-from rcg.editing.two_pass import second_pass
-from rcg.errors import UserError, nearest
-from rcg.model import GenerativeModel, build
-from rcg.randomness import Streams, fold
-from rcg.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
+from rcg.core import checkpoint
+from rcg.core.contracts import Autoencoder, Space
+from rcg.core.errors import UserError, nearest
+from rcg.core.registry import AUTOENCODERS, GENERATORS, NETWORKS, Registry
+from rcg.core.rng import Streams, fold
+from rcg.diffusion.inpainting import inpaint
+from rcg.diffusion.model import GenerativeModel, build
+from rcg.diffusion.sdedit import second_pass
+from rcg.distributed import launch as parallel
+from rcg.encoding import autoencoder, clusters
+from rcg.encoding.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
 
 NEIGHBOURS = ("rdm", "encoder", autoencoder.FOLDER)
 """The folders of a run, and the parts of a pipeline, that are not its generator."""

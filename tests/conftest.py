@@ -11,4 +11,4 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture
 def data() -> Path:
     """Recorded inputs and outputs of the published models at tiny sizes."""
-    return Path(__file__).parent / "data"
+    return Path(__file__).parent / "reference"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "reference"
 
 
 def recorded(name):

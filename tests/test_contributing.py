@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from rcg import config, stages
+from rcg import config
+from rcg.core.registry import DATASETS, ENCODERS, GENERATORS
 from rcg.pipeline import Pipeline
-from rcg.registry import DATASETS, ENCODERS, GENERATORS
+from rcg.training import stages
 from tests.toy import ROOT, write
 
 BLOCK = re.compile(r"```python\n# (?P<package>[a-z/]+)/(?P<name>[a-z]+)\.py\n(?P<code>.*?)```", re.DOTALL)
@@ -35,7 +36,7 @@ def components(tmp_path, monkeypatch):
 
 
 def test_the_examples_of_the_guide_train_and_sample(components, tmp_path):
-    assert components == {"rcg.datasets": "stripes", "encoders": "moments", "generators": "convnet"}
+    assert components == {"rcg.data.datasets": "stripes", "encoders": "moments", "generators": "convnet"}
     path = write(
         tmp_path,
         data={"name": "stripes", "image_size": 16},

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rcg.config import ComponentConfig
-from rcg.contracts import Space
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.registry import AUTOENCODERS
 
 PATCH, LEVELS = 4, 3
 

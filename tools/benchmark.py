@@ -22,14 +22,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from rcg import cli, parallel
+from rcg import cli
 from rcg import nn as layers
 from rcg.config import GuidanceConfig, TrainConfig
-from rcg.contracts import Space
-from rcg.ema import EMA
-from rcg.model import GenerativeModel, build
-from rcg.randomness import Streams
-from rcg.registry import AUTOENCODERS, ENCODERS, GENERATORS, NETWORKS, SAMPLERS
+from rcg.core.contracts import Space
+from rcg.core.registry import AUTOENCODERS, ENCODERS, GENERATORS, NETWORKS, SAMPLERS
+from rcg.core.rng import Streams
+from rcg.diffusion.model import GenerativeModel, build
+from rcg.distributed import launch as parallel
+from rcg.training.ema import EMA
 
 ENCODED = 64
 """Images whose encoding is timed; its cost is proportional to their number."""

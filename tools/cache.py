@@ -3,12 +3,13 @@
 accelerate launch tools/cache.py configs/cifar10.yaml [section.key=value ...]
 
 A killed run goes on where it stopped when the same command is given again. Latents, or tokens, are computed once there
-is an autoencoder: published, or trained by tools/train_tokenizer.py.
+is an autoencoder: published, or trained by tools/train_autoencoder.py.
 """
 
 import argparse
 
-from rcg import cli, config, stages
+from rcg import cli, config
+from rcg.training import stages
 
 
 def main() -> None:

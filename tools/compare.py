@@ -21,8 +21,8 @@ from rcg.comparison.arms import ARMS, Drawing
 from rcg.comparison.report import write
 from rcg.comparison.study import Study, compare
 from rcg.config import Experiment
-from rcg.errors import UserError
-from rcg.evaluation.judges import Judges
+from rcg.core.errors import UserError
+from rcg.evaluation.extractors import Judges
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from rcg import cli
-from rcg.errors import UserError
-from rcg.registry import CONVERTERS
+from rcg.core.errors import UserError
+from rcg.core.registry import CONVERTERS
 
 
 def main() -> None:

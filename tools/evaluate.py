@@ -17,17 +17,18 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rcg import cli, config, parallel
-from rcg.claims import CONFIG
-from rcg.errors import UserError
+from rcg import cli, config
+from rcg.core.errors import UserError
+from rcg.distributed import launch as parallel
+from rcg.encoding.run_folder import CONFIG
+from rcg.encoding.workspace import run_representation
+from rcg.evaluation.evaluate import Evaluation, judge, sampled
+from rcg.evaluation.extractors import PARTS, Judges, chosen_reference, known_images
 from rcg.evaluation.features import View, own_view
-from rcg.evaluation.judges import PARTS, Judges, chosen_reference, known_images
-from rcg.evaluation.judging import Evaluation, judge, sampled
+from rcg.evaluation.guidance_sweep import CURVES, SAMPLES, Sweep, at_each, draw_samples, name_of
 from rcg.evaluation.report import Report
-from rcg.evaluation.sources import Generated, Given, Source, of_batch, of_folder
-from rcg.evaluation.sweep import CURVES, SAMPLES, Sweep, at_each, draw_samples, name_of
+from rcg.evaluation.samples import Generated, Given, Source, of_batch, of_folder
 from rcg.pipeline import Pipeline
-from rcg.real import run_representation
 
 
 def main() -> None:

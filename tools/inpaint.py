@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcg import cli, parallel
-from rcg.data import resize
-from rcg.datasets.image_folder import decode
-from rcg.editing.inpaint import box, hide, shrink
-from rcg.errors import UserError
-from rcg.gallery import save_gallery
+from rcg import cli
+from rcg.core.errors import UserError
+from rcg.data.datasets.image_folder import decode
+from rcg.data.images import resize
+from rcg.diffusion.inpainting import box, hide, shrink
+from rcg.distributed import launch as parallel
+from rcg.encoding.workspace import run_representation
 from rcg.pipeline import Pipeline
-from rcg.real import run_representation
+from rcg.visual.grids import save_gallery
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from rcg import cli, config
-from rcg.inspection import inspect
+from rcg.evaluation.encoder_report import inspect
 
 
 def main() -> None:

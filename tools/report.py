@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from rcg import cli
-from rcg.page import write_page
+from rcg.evaluation.run_page import write_page
 
 
 def main() -> None:

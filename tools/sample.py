@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rcg import cli, parallel
-from rcg.checkpoint import atomic
-from rcg.errors import UserError
-from rcg.gallery import save_gallery, save_image
+from rcg import cli
+from rcg.core.checkpoint import atomic
+from rcg.core.errors import UserError
+from rcg.distributed import launch as parallel
 from rcg.pipeline import Pipeline, Samples, read_representations
+from rcg.visual.grids import save_gallery, save_image
 
 SHOWN = 256
 

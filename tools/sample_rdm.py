@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rcg import checkpoint, cli, conditions, config, parallel
+from rcg import cli, config
 from rcg.config import GuidanceConfig
-from rcg.errors import UserError
-from rcg.gallery import save_gallery
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+from rcg.core.registry import NETWORKS
+from rcg.core.rng import Streams
+from rcg.diffusion.guidance import Probe, Steered
+from rcg.diffusion.model import GenerativeModel
+from rcg.distributed import launch as parallel
+from rcg.encoding.workspace import Real, real_representations
 from rcg.metrics.per_class import per_class, table
 from rcg.metrics.representation import nearest
-from rcg.model import GenerativeModel
 from rcg.pipeline import restore
-from rcg.randomness import Streams
-from rcg.real import Real, real_representations
-from rcg.registry import NETWORKS
-from rcg.steering import Probe, Steered
+from rcg.training import vectors as conditions
+from rcg.visual.grids import save_gallery
 
 SHOWN, NEIGHBOURS = 16, 8
 FITTED = 20_000

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from rcg import cli
-from rcg.curves import draw_curves, latest, quality, read_logs
+from rcg.visual.curves import draw_curves, latest, quality, read_logs
 
 
 def main() -> None:

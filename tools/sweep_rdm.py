@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rcg import checkpoint, cli, config, parallel
+from rcg import cli, config
 from rcg.config import SamplerConfig
-from rcg.errors import UserError
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+from rcg.core.registry import NETWORKS, SAMPLERS
+from rcg.core.rng import Streams
+from rcg.diffusion.model import GenerativeModel
+from rcg.distributed import launch as parallel
+from rcg.encoding.workspace import real_representations
 from rcg.metrics.frechet import frechet_distance
-from rcg.model import GenerativeModel
 from rcg.pipeline import restore
-from rcg.randomness import Streams
-from rcg.real import real_representations
-from rcg.registry import NETWORKS, SAMPLERS
 
 BATCH = 1000
 

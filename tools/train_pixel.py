@@ -3,7 +3,8 @@
 accelerate launch tools/train_pixel.py configs/digits.yaml [section.key=value ...] [--resume | --overwrite]
 """
 
-from rcg import cli, stages
+from rcg import cli
+from rcg.training import stages
 
 if __name__ == "__main__":
     cli.stage(stages.train_generator, __doc__)

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
+from rcg.generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
+from rcg.generators.autoencoders._quantisers import FSQConfig, NearestConfig, quantiser
 from torch import Tensor
 
-from generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
-from generators.autoencoders._quantisers import FSQConfig, NearestConfig, quantiser
-from rcg.contracts import Reconstruction
+from rcg.core.contracts import Reconstruction
 
 LINEAGES = {"maskgit": MASKGIT, "taming": TAMING}
 

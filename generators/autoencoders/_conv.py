@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PositiveInt
+from rcg.generators.published._taming import GROUPS, ours
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import AutoencoderConfig
-from rcg.converters._taming import GROUPS, ours
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.nn import Attention
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import Config, Fraction
-from rcg.parallel import first, gather
+from rcg.distributed.launch import first, gather
 
 CHUNK = 8192
 """Vectors compared with the whole codebook at a time."""

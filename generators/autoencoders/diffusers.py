@@ -6,14 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from rcg.generators.autoencoders._latents import Standardiser, draw
 from torch import Tensor, nn
 
-from generators.autoencoders._latents import Standardiser, draw
-from rcg.autoencoder import identity
 from rcg.config import ComponentConfig
-from rcg.contracts import Space
-from rcg.errors import UserError
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.registry import AUTOENCODERS
+from rcg.encoding.autoencoder import identity
 
 
 class DiffusersConfig(ComponentConfig):

@@ -6,13 +6,13 @@ from functools import cached_property
 
 import torch
 from pydantic import PositiveFloat
+from rcg.generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
+from rcg.generators.autoencoders._latents import Standardiser, draw
 from torch import Tensor
 
-from generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
-from generators.autoencoders._latents import Standardiser, draw
-from rcg.autoencoder import identity
-from rcg.contracts import Reconstruction, Space
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Reconstruction, Space
+from rcg.core.registry import AUTOENCODERS
+from rcg.encoding.autoencoder import identity
 
 
 class KLConfig(ConvConfig):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rcg.config import ComponentConfig
-from rcg.contracts import Space
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.registry import AUTOENCODERS
 
 
 class PixelsConfig(ComponentConfig):

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat
+from rcg.generators.autoencoders._codes import Bottleneck, Quantised, QuantisedConfig
+from rcg.generators.autoencoders._latents import Standardiser
+from rcg.generators.autoencoders._quantisers import NearestConfig
 from torch import Tensor
 
-from generators.autoencoders._codes import Bottleneck, Quantised, QuantisedConfig
-from generators.autoencoders._latents import Standardiser
-from generators.autoencoders._quantisers import NearestConfig
-from rcg.autoencoder import identity
-from rcg.contracts import Space
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.registry import AUTOENCODERS
+from rcg.encoding.autoencoder import identity
 
 
 class VQConfig(QuantisedConfig):

@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import ClassVar
 
 from pydantic import PositiveInt
+from rcg.generators.autoencoders._codes import Quantised, QuantisedConfig
 from torch import Tensor
 
-from generators.autoencoders._codes import Quantised, QuantisedConfig
-from rcg.autoencoder import identity
-from rcg.contracts import Space
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.registry import AUTOENCODERS
+from rcg.encoding.autoencoder import identity
 
 
 class VQGANConfig(QuantisedConfig):

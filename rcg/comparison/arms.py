@@ -9,14 +9,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rcg import checkpoint, stages
 from rcg.config import Experiment
-from rcg.errors import UserError
-from rcg.evaluation.sources import Generated, Told
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+from rcg.core.rng import fold
+from rcg.encoding.representation import Representation
+from rcg.encoding.workspace import Real, fitted_representation, real_representations
+from rcg.evaluation.samples import Generated, Told
 from rcg.pipeline import Pipeline
-from rcg.randomness import fold
-from rcg.real import Real, fitted_representation, real_representations
-from rcg.representation import Representation
+from rcg.training import stages
 
 
 class Arm(NamedTuple):

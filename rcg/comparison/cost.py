@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rcg import checkpoint
 from rcg.comparison.arms import Encoded
-from rcg.evaluation.sources import Generated
-from rcg.model import GenerativeModel
+from rcg.core import checkpoint
+from rcg.diffusion.model import GenerativeModel
+from rcg.evaluation.samples import Generated
 
 
 class Cost(NamedTuple):

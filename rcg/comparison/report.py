@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from rcg.checkpoint import atomic
 from rcg.comparison.arms import ARMS
 from rcg.comparison.study import Outcome, Result, Study
-from rcg.curves import draw_together, latest, read_logs
-from rcg.evaluation.figures import Figure
+from rcg.core.checkpoint import atomic
 from rcg.evaluation.report import words
-from rcg.gallery import save_rows
+from rcg.evaluation.run_page import picture, table, write_document
+from rcg.evaluation.scores import Figure
 from rcg.metrics.bootstrap import Spread
-from rcg.page import picture, table, write_document
+from rcg.visual.curves import draw_together, latest, read_logs
+from rcg.visual.grids import save_rows
 
 NAME, CURVES = "compare", "curves.png"
 PAPER = "RCG's paper: 0.93 of the gap in FID (Table 9a: MAGE-B, ImageNet at 256 px)."

@@ -9,22 +9,23 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rcg import parallel, stages
-from rcg.autoencoder import open_autoencoder
 from rcg.comparison.arms import ARMS, Drawing, check, samples_of, unavailable, variant
 from rcg.comparison.cost import Cost, measured
 from rcg.config import Experiment, GeneratorConfig
-from rcg.errors import UserError
-from rcg.evaluation import figures
+from rcg.core.errors import UserError
+from rcg.distributed import launch as parallel
+from rcg.encoding.autoencoder import open_autoencoder
+from rcg.encoding.representation import open_representation
+from rcg.encoding.workspace import fitted_representation
+from rcg.evaluation import scores as figures
+from rcg.evaluation.evaluate import Evaluation, Known, judge, sampled
+from rcg.evaluation.extractors import Judges, chosen_reference, known_images
 from rcg.evaluation.features import View, extract, own_view
-from rcg.evaluation.figures import Figure, Reference
-from rcg.evaluation.judges import Judges, chosen_reference, known_images
-from rcg.evaluation.judging import Evaluation, Known, judge, sampled
 from rcg.evaluation.report import Report
-from rcg.evaluation.sources import Generated, Source
+from rcg.evaluation.samples import Generated, Source
+from rcg.evaluation.scores import Figure, Reference
 from rcg.metrics.frechet import Gaussian
-from rcg.real import fitted_representation
-from rcg.representation import open_representation
+from rcg.training import stages
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rcg import checkpoint
-from rcg.errors import UserError
-from rcg.evaluation.sources import Batch, Source, key
-from rcg.gallery import save_image
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+from rcg.encoding.representation import Representation
+from rcg.evaluation.samples import Batch, Source, key
 from rcg.metrics.frechet import Gaussian
 from rcg.metrics.inception import LOGITS, SPATIAL, Inception
-from rcg.representation import Representation
+from rcg.visual.grids import save_image
 
 SHARD = 256
 """Images of one file."""

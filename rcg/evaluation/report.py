@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rcg.checkpoint import atomic
-from rcg.evaluation.figures import Figure
-from rcg.evaluation.sources import Source
-from rcg.gallery import save_gallery
-from rcg.metrics.memorisation import Memorisation
+from rcg.core.checkpoint import atomic
+from rcg.evaluation.samples import Source
+from rcg.evaluation.scores import Figure
+from rcg.metrics.memorization import Memorisation
+from rcg.visual.grids import save_gallery
 
 SHOWN = 8
 """Samples beside their nearest training images."""

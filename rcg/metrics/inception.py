@@ -11,10 +11,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from rcg import weights
-from rcg.errors import UserError
-from rcg.gallery import to_uint8
+from rcg.core import pretrained as weights
+from rcg.core.errors import UserError
 from rcg.metrics.bootstrap import Spread
+from rcg.visual.grids import to_uint8
 
 TAPS = ("64", "192", "768", "2048")
 LOGITS = "logits_unbiased"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG16_Weights, vgg16
 
-from rcg import weights
-from rcg.errors import UserError
+from rcg.core import pretrained as weights
+from rcg.core.errors import UserError
 
 VGG_LAYERS = (3, 8, 15, 22, 29)
 """VGG-16's layers that LPIPS compares: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import RDMConfig
-from rcg.contracts import Space
+from rcg.core.contracts import Space
+from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
-from rcg.registry import NETWORKS
 
 
 class RepMLPConfig(RDMConfig):

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
+from tests.diffusion.test_model import model
 
 from rcg.comparison.arms import ARMS, OfReal, check, unavailable, variant
 from rcg.comparison.cost import counted
 from rcg.comparison.report import gap_closed
 from rcg.config import GuidanceConfig, load
-from rcg.contracts import Space
-from rcg.errors import UserError
-from rcg.evaluation.figures import Figure
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.rng import Streams
+from rcg.encoding.workspace import Real
+from rcg.evaluation.scores import Figure
 from rcg.metrics.bootstrap import Spread
-from rcg.randomness import Streams
-from rcg.real import Real
-from tests.test_model import model
 from tests.toy import write
 
 

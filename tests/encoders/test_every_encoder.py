@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rcg.errors import UserError
-from rcg.registry import ENCODERS
-from rcg.representation import Representation, Transform
+from rcg.core.errors import UserError
+from rcg.core.registry import ENCODERS
+from rcg.encoding.representation import Representation, Transform
 
 TINY_VIT = {"width": 16, "depth": 1, "heads": 2, "patch": 8, "input_size": 32, "weights": "none"}
 SMALL = {

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
 from safetensors.torch import save_file
 
-from encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
-from rcg.errors import UserError
-from rcg.representation import Representation, Transform
+from rcg.core.errors import UserError
+from rcg.encoding.representation import Representation, Transform
 from tests.parity import DATA, recorded, state
 
 TINY = {"arch": "vit_small", "width": 32, "depth": 2, "heads": 4, "patch": 14, "input_size": 56}

@@ -4,9 +4,8 @@ import pytest
 import timm
 import torch
 from pydantic import ValidationError
-
-from encoders._presets import PRESETS
-from encoders.timm_model import TimmModel, TimmModelConfig
+from rcg.encoders._presets import PRESETS
+from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 
 SMALLEST = {}
 for name, preset in PRESETS.items():

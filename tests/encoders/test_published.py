@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rcg.encoders.data2vec import Data2Vec, Data2VecConfig
+from rcg.encoders.deit import DeiT, DeiTConfig
+from rcg.encoders.dino import DINO, DINOConfig
+from rcg.encoders.ibot import IBOT, IBOTConfig
+from rcg.encoders.msn import MSN, MSNConfig
+from rcg.encoders.swav import SwAV, SwAVConfig
+from rcg.encoders.vicreg import VICReg, VICRegConfig
 from torch import nn
 
-from encoders.data2vec import Data2Vec, Data2VecConfig
-from encoders.deit import DeiT, DeiTConfig
-from encoders.dino import DINO, DINOConfig
-from encoders.ibot import IBOT, IBOTConfig
-from encoders.msn import MSN, MSNConfig
-from encoders.swav import SwAV, SwAVConfig
-from encoders.vicreg import VICReg, VICRegConfig
-from rcg.errors import UserError
-from rcg.representation import Representation, Transform
+from rcg.core.errors import UserError
+from rcg.encoding.representation import Representation, Transform
 from tests.parity import recorded, state
 
 KEYS = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"

@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 from pydantic import ValidationError
+from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 from safetensors.torch import save_file
 
-from encoders.timm_model import TimmModel, TimmModelConfig
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 
 def encoder(model="resnet10t", **config):

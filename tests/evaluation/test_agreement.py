@@ -8,13 +8,13 @@ from torch_fidelity import calculate_metrics, register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
+from rcg.evaluation.evaluate import given_reference, published
 from rcg.evaluation.features import View, extract, inception_view
-from rcg.evaluation.figures import Reference, Resampling, compared
-from rcg.evaluation.judging import given_reference, published
-from rcg.evaluation.sources import of_batch, of_folder
-from rcg.gallery import save_image
+from rcg.evaluation.samples import of_batch, of_folder
+from rcg.evaluation.scores import Reference, Resampling, compared
 from rcg.metrics.inception import LOGITS
+from rcg.visual.grids import save_image
 
 LUCK = Resampling(4, 0, torch.device("cpu"))
 

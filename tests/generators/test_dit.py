@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from rcg.generators.dit import DiT, DiTConfig
 from timm.layers import apply_rot_embed_cat
 
-from generators.dit import DiT, DiTConfig
-from rcg.contracts import Space
-from rcg.errors import UserError
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
 from rcg.nn import Attention, attend, rotary_positions, sincos_positions
 from tests.parity import state
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from rcg.generators.autoencoders._latents import draw
 
-from generators.autoencoders._latents import draw
-from rcg import cache
-from rcg.autoencoder import autoencoder_part, build_autoencoder, frozen, has_weights, restore_autoencoder
-from rcg.contracts import Reconstruction
-from rcg.errors import UserError
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Reconstruction
+from rcg.core.errors import UserError
+from rcg.core.registry import AUTOENCODERS
+from rcg.encoding import cache
+from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, frozen, has_weights, restore_autoencoder
 
 CONV = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": [2]}
 NETWORK = {

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from rcg.contracts import Space
-from rcg.errors import UserError
-from rcg.model import build
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.registry import GENERATORS, SAMPLERS
+from rcg.core.rng import Streams
+from rcg.diffusion.model import build
+from rcg.diffusion.samplers._timesteps import GridConfig
 from rcg.pipeline import Pipeline
-from rcg.randomness import Streams
-from rcg.registry import GENERATORS, SAMPLERS
-from rcg.samplers._grid import GridConfig
 from tests.toy import tool, write
 
 SMALL = {

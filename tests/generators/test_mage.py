@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from rcg.generators.mage import MAGE, MAGEConfig
+from tests.generators.published.test_mage_converter import published
 
-from generators.mage import MAGE, MAGEConfig
 from rcg.config import GuidanceConfig
-from rcg.contracts import MASK, Space
-from rcg.errors import UserError
-from rcg.model import build
+from rcg.core.contracts import MASK, Space
+from rcg.core.errors import UserError
+from rcg.core.rng import Streams
+from rcg.diffusion.model import build
+from rcg.diffusion.processes.masked import Draws
 from rcg.nn import Attention, attend
-from rcg.processes.masked import Draws
-from rcg.randomness import Streams
-from tests.converters.test_mage_converter import published
 from tests.parity import recorded
 from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 
@@ -225,7 +225,7 @@ def test_a_process_or_sampler_for_other_data_is_refused(config, said):
 
 
 def test_data_of_another_kind_is_refused():
-    from generators.dit import DiT, DiTConfig
+    from rcg.generators.dit import DiT, DiTConfig
 
     with pytest.raises(UserError, match="the process masked cannot corrupt real numbers, which pixels gives"):
         model(data=Space((3, 8, 8), id="pixels"))

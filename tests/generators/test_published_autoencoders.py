@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from rcg.generators.published._taming import architecture, ours, theirs
 
-from rcg import checkpoint, weights
-from rcg.autoencoder import autoencoder_part, build_autoencoder, open_autoencoder, restore_autoencoder
-from rcg.converters._taming import architecture, ours, theirs
-from rcg.errors import UserError
-from rcg.registry import AUTOENCODERS, CONVERTERS
+from rcg.core import checkpoint
+from rcg.core import pretrained as weights
+from rcg.core.errors import UserError
+from rcg.core.registry import AUTOENCODERS, CONVERTERS
+from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, open_autoencoder, restore_autoencoder
 from tests.parity import DATA, recorded, state
 from tests.toy import tool
 

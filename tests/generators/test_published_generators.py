@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from rcg.generators.published import adm, dit, ldm
+from tests.diffusion.samplers.test_samplers import Recorded
 
 from rcg.config import GuidanceConfig
-from rcg.contracts import Space
-from rcg.converters import adm, dit, ldm
-from rcg.model import Guided, build
-from rcg.processes._affine import Draws
-from rcg.registry import GENERATORS, SAMPLERS
+from rcg.core.contracts import Space
+from rcg.core.registry import GENERATORS, SAMPLERS
+from rcg.diffusion.model import Guided, build
+from rcg.diffusion.processes._affine import Draws
 from tests.parity import recorded, state
-from tests.samplers.test_samplers import Recorded
 
 LEARNED = {"name": "gaussian", "variance": "learned_range"}
 DITS, ADMS = ["dit_tiny_rep", "dit_tiny_class"], ["adm_unet_tiny_rep", "adm_unet_tiny_uncond", "adm_unet_tiny_class"]

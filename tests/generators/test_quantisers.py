@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from rcg.generators.autoencoders._quantisers import FSQ, FSQConfig, Nearest, NearestConfig
+from rcg.generators.autoencoders.vqgan import VQGANConfig
 
-from generators.autoencoders._quantisers import FSQ, FSQConfig, Nearest, NearestConfig
-from generators.autoencoders.vqgan import VQGANConfig
 from rcg.metrics.image import code_usage, perplexity
 
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from rcg.generators._unet import Condition, Residual
+from rcg.generators.adm import ADM, ADMConfig
+from rcg.generators.ldm import LDM, LDMConfig
 
-from generators._unet import Condition, Residual
-from generators.adm import ADM, ADMConfig
-from generators.ldm import LDM, LDMConfig
 from rcg.config import ComponentConfig
-from rcg.contracts import Space
-from rcg.errors import UserError
-from rcg.registry import AUTOENCODERS
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.registry import AUTOENCODERS
 
 PIXELS, REP, LABELS = Space((3, 16, 16)), Space((6,)), Space((), vocab=4)
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 8}

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torchvision.models import vgg16
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.metrics.image import psnr, ssim
 from rcg.metrics.inception import Inception
 from rcg.metrics.perceptual import EncoderDistance, VGGDistance, unit_distance

@@ -10,7 +10,7 @@ import torch
 from rcg.metrics.bootstrap import bootstrap
 from rcg.metrics.frechet import Gaussian, frechet_distance, halves
 from rcg.metrics.manifold import coverage, density, nearest_distance, nearest_neighbours, precision_recall
-from rcg.metrics.memorisation import memorisation
+from rcg.metrics.memorization import memorisation
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from rcg.contracts import Space
-from rcg.model import build
+from rcg.core.contracts import Space
+from rcg.core.registry import NETWORKS
+from rcg.core.rng import Streams
+from rcg.diffusion.model import build
 from rcg.networks.skip_mlp import SkipMLP, SkipMLPConfig
-from rcg.randomness import Streams
-from rcg.registry import NETWORKS
 
 DATA, LABELS = Space((6,)), Space((), vocab=3)
 

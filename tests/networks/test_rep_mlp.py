@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from rcg.generators.published.rdm import NETWORK, average_name, our_name
 
-from rcg.contracts import Space
-from rcg.converters.rdm import NETWORK, average_name, our_name
-from rcg.model import build
+from rcg.core.contracts import Space
+from rcg.diffusion.model import build
+from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
-from rcg.samplers.ddim import DDIM, DDIMConfig
 from tests.parity import normal, recorded, state
 
 

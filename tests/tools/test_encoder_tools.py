@@ -8,7 +8,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rcg import cache, checkpoint
+from rcg.core import checkpoint
+from rcg.encoding import cache
 from tests.toy import process, tool, write
 
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32}
@@ -20,21 +21,21 @@ def toy(tmp_path):
 
 
 def test_the_list_names_width_licence_and_presence():
-    listed = tool("encoders", "dinov2_vits14")
+    listed = tool("list_encoders", "dinov2_vits14")
     assert listed.returncode == 0
     line = next(line for line in listed.stdout.splitlines() if "dinov2_vits14 " in line)
     assert line.split() == ["preset:", "dinov2_vits14", "384", "224", "22", "M", "apache-2.0", "to", "be", "downloaded"]
-    assert "moco_v3, arch: vit_base" in tool("encoders", "moco").stdout
+    assert "moco_v3, arch: vit_base" in tool("list_encoders", "moco").stdout
 
 
 def test_a_word_that_no_encoder_has_is_an_error():
-    listed = tool("encoders", "dinosaur")
+    listed = tool("list_encoders", "dinosaur")
     assert listed.returncode == 2
     assert "no encoder has 'dinosaur' in its name" in listed.stderr
 
 
 def test_the_script_does_not_hide_the_package_of_its_name():
-    assert "preset: mae_vitb16" in process("encoders", "mae").stdout
+    assert "preset: mae_vitb16" in process("list_encoders", "mae").stdout
 
 
 def test_the_cache_serves_the_training_and_says_so(toy, monkeypatch):

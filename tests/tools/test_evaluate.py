@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rcg import checkpoint
 from rcg.config import parse_encoder
-from rcg.errors import UserError
-from rcg.evaluation.judging import Evaluation
-from rcg.evaluation.sources import Generated, of_folder
-from rcg.evaluation.sweep import at_each
-from rcg.gallery import to_uint8
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+from rcg.evaluation.evaluate import Evaluation
+from rcg.evaluation.guidance_sweep import at_each
+from rcg.evaluation.samples import Generated, of_folder
 from rcg.metrics.inception import Inception
 from rcg.pipeline import Pipeline
+from rcg.visual.grids import to_uint8
 from tests.toy import ROOT, tool, write
 
 RANDOM = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, projector_hidden: 8, projector_dim: 6, weights: none}"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rcg import checkpoint
+from rcg.core import checkpoint
 from tests.toy import process, tool, write
 
 

@@ -42,7 +42,7 @@ def test_every_generator_paints_from_every_encoder(runs, encoder, generator, tmp
     path, swap = runs[encoder]
     shutil.copytree(path.parent / "run", tmp_path / "run")
     here = write(tmp_path, data__limit=40, generator={"name": generator, **GENERATORS[generator], "train": PLAIN})
-    stages = ["train_pixel"] if generator in ("dit", "adm") else ["train_tokenizer", "train_pixel"]
+    stages = ["train_pixel"] if generator in ("dit", "adm") else ["train_autoencoder", "train_pixel"]
     for stage in stages:
         done = tool(stage, here, *swap, *STEPS)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,3 @@
+"""The configuration of an experiment."""
+
+from rcg.config.sections import *  # noqa: F403

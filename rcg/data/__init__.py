@@ -1,0 +1,1 @@
+"""Images, views, loading, stores."""

@@ -1,0 +1,25 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 grey pictures of clothes in MNIST's format."""
+
+from __future__ import annotations
+
+from torchvision import datasets
+
+from rcg.core.registry import DATASETS
+from rcg.data.datasets._torchvision import MNISTFormat, TorchvisionConfig
+
+
+class FashionMNISTConfig(TorchvisionConfig):
+    """Settings of Fashion-MNIST."""
+
+    name: str = "fashion_mnist"
+
+
+@DATASETS.register
+class FashionMNIST(MNISTFormat):
+    """Grey clothes, ten classes, uint8."""
+
+    Config = FashionMNISTConfig
+
+    def __init__(self, config: FashionMNISTConfig) -> None:
+        """Read the training split; raises `UserError` when it is missing or cannot be downloaded."""
+        super().__init__(config, datasets.FashionMNIST)

@@ -1,0 +1,70 @@
+"""ImageNet (ILSVRC 2012): 1.28 million colour photographs of a thousand classes, unpacked by torchvision."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+from torchvision import datasets
+
+from rcg.config import DataConfig
+from rcg.core.errors import UserError
+from rcg.core.registry import DATASETS
+from rcg.data.datasets.image_folder import decode
+
+
+class ImageNetConfig(DataConfig):
+    """Settings of ImageNet."""
+
+    name: str = "imagenet"
+    image_size: PositiveInt = 256
+    """Side of the square images that leave the data set, in pixels."""
+    root: Path = Path("data")
+    """Folder that holds the two archives, or what torchvision unpacked from them."""
+
+
+@DATASETS.register
+class ImageNet:
+    """Colour photographs of any size, a thousand classes, uint8, read from the training split's files."""
+
+    Config = ImageNetConfig
+    in_memory = False
+
+    def __init__(self, config: ImageNetConfig) -> None:
+        """Find the files, and unpack the archives on first use.
+
+        Raises:
+            UserError: neither the archives nor the unpacked files are there.
+        """
+        root = config.root.expanduser()
+        try:
+            data = datasets.ImageNet(root, split="train")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"ImageNet is missing or damaged in {root} (data.root): put ILSVRC2012_devkit_t12.tar.gz and "
+                "ILSVRC2012_img_train.tar there, from https://image-net.org/download-images"
+            ) from error
+        self.paths = [path for path, _ in data.samples]
+        self.labels: Tensor | None = torch.tensor(data.targets)
+        self.classes = tuple(", ".join(names) for names in data.classes)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def load(self, index: int) -> Tensor:
+        """Decode one image `(3, H, W)` uint8."""
+        return decode(Path(self.paths[index]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the files' names, which contain their class."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path in self.paths:
+            digest.update(os.fsencode(os.path.basename(path)) + b"\0")
+        return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""MNIST (LeCun, Bottou, Bengio, Haffner, 1998): 60,000 handwritten digits of 28 x 28 pixels."""
+
+from __future__ import annotations
+
+from torchvision import datasets
+
+from rcg.core.registry import DATASETS
+from rcg.data.datasets._torchvision import MNISTFormat, TorchvisionConfig
+
+
+class MNISTConfig(TorchvisionConfig):
+    """Settings of MNIST."""
+
+    name: str = "mnist"
+
+
+@DATASETS.register
+class MNIST(MNISTFormat):
+    """Grey digits, ten classes, uint8."""
+
+    Config = MNISTConfig
+
+    def __init__(self, config: MNISTConfig) -> None:
+        """Read the training split; raises `UserError` when it is missing or cannot be downloaded."""
+        super().__init__(config, datasets.MNIST)

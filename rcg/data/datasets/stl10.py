@@ -1,0 +1,38 @@
+"""STL-10 (Coates, Lee, Ng, 2011): 5,000 labelled and 100,000 unlabelled photographs of 96 x 96 pixels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torchvision import datasets
+
+from rcg.core.registry import DATASETS
+from rcg.data.datasets._torchvision import ArraySource, TorchvisionConfig, fetch
+
+
+class STL10Config(TorchvisionConfig):
+    """Settings of STL-10."""
+
+    name: str = "stl10"
+    image_size: PositiveInt = 96
+    """Side of the square images that leave the data set, in pixels."""
+    split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
+    """Which images; only `train` alone has labels."""
+
+
+@DATASETS.register
+class STL10(ArraySource):
+    """Colour photographs, ten classes (none with unlabelled images among them), uint8."""
+
+    Config = STL10Config
+
+    def __init__(self, config: STL10Config) -> None:
+        """Read the split; raises `UserError` when it is missing or cannot be downloaded."""
+        data = fetch(config, datasets.STL10, datasets.STL10.base_folder, split=config.split)
+        pixels = torch.from_numpy(data.data)  # (N, 3, 96, 96)
+        if (data.labels < 0).any():
+            super().__init__(pixels, None, ())
+        else:
+            super().__init__(pixels, torch.from_numpy(data.labels), data.classes)

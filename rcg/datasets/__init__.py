@@ -1,1 +1,0 @@
-"""Data sets, one file each; each file's class takes its `Config` and is an `rcg.data.Source`."""

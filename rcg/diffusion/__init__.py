@@ -1,0 +1,1 @@
+"""A network times a process, given a condition: models, guidance, processes, samplers."""

@@ -1,0 +1,96 @@
+"""Images completed by a generator of tokens: inpainting, outpainting, uncropping, reconstruction (as MAGE does)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcg.config import GuidanceConfig
+from rcg.core.contracts import MASK, Autoencoder, Noise
+from rcg.core.errors import UserError
+from rcg.diffusion.model import GenerativeModel
+
+
+def inpaint(
+    model: GenerativeModel,
+    autoencoder: Autoencoder,
+    image: Tensor,
+    hole: Tensor,
+    cond: Tensor | None,
+    noise: Noise,
+    guidance: GuidanceConfig | None = None,
+    steps: int | None = None,
+) -> Tensor:
+    """Paint the hole of each image, and return images `(B, 3, H, W)` whose other pixels are as they were.
+
+    Args:
+        model: a generator of tokens.
+        autoencoder: its tokenizer.
+        image: `(B, 3, H, W)` in [0, 1].
+        hole: booleans `(B, H, W)`, true where to paint; what is there has no influence.
+        cond: what the model is told, `(B, D)` vectors, `(B,)` labels, or None.
+        noise: where the draws come from.
+        guidance: replaces the configured guidance.
+        steps: replaces the configured number of network evaluations.
+
+    Raises:
+        UserError: the model does not generate tokens.
+    """
+    if model.data.vocab is None:
+        raise UserError(f"{model.config.name} cannot paint parts of an image: use a generator of tokens, mage")
+    known = known_tokens(autoencoder, image, hole)
+    painted = autoencoder.decode(model.sample(cond, noise, guidance, steps, known=known))
+    return torch.where(hole[:, None], painted.to(image.dtype), image)
+
+
+def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tensor:
+    """Return the tokens `(B, h, w)` of images `(B, 3, H, W)`, `MASK` where their square meets the hole `(B, H, W)`."""
+    tokens = autoencoder.encode(hide(image, hole))
+    touched = F.adaptive_max_pool2d(hole[:, None].float(), autoencoder.space.shape)[:, 0] > 0
+    return torch.where(touched, MASK, tokens)
+
+
+def hide(image: Tensor, hole: Tensor) -> Tensor:
+    """Fill the hole `(B, H, W)` of images `(B, 3, H, W)` with the mean colour of the rest, grey where there is none.
+
+    A tokenizer's receptive field reaches beyond a token's square: without this, known tokens would tell of the hole.
+    """
+    rest = ~hole[:, None]
+    count = rest.sum((2, 3), keepdim=True)
+    mean = (image * rest).sum((2, 3), keepdim=True) / count.clamp(min=1)
+    return torch.where(rest, image, torch.where(count > 0, mean, 0.5))
+
+
+def box(size: int, left: float, top: float, right: float, bottom: float) -> Tensor:
+    """Return booleans `(size, size)`, true inside a box whose edges are shares of the side.
+
+    Raises:
+        UserError: the box lies outside of the image or holds no pixel.
+    """
+    x0, y0, x1, y1 = (round(size * edge) for edge in (left, top, right, bottom))
+    if not (0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size):
+        raise UserError(
+            f"a box is left, top, right and bottom edge as rising shares of the side, like 0.25 0.25 0.75 0.75, "
+            f"not {left:g} {top:g} {right:g} {bottom:g}"
+        )
+    inside = torch.zeros(size, size, dtype=torch.bool)
+    inside[y0:y1, x0:x1] = True
+    return inside
+
+
+def shrink(image: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Shrink images `(B, 3, S, S)` to a share of the side, in the middle of a hole; return them and `(B, S, S)`.
+
+    Raises:
+        UserError: the share leaves nothing of the image, or nothing to paint.
+    """
+    size = image.shape[-1]
+    side = round(share * size)
+    if not 0 < side < size:
+        raise UserError(f"an image can be shrunk to a share of its side between 0 and 1, not to {share:g}")
+    small = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    before, after = (size - side) // 2, size - side - (size - side) // 2
+    hole = torch.ones(len(image), size, size, dtype=torch.bool, device=image.device)
+    hole[:, before : size - after, before : size - after] = False
+    return F.pad(small, (before, after, before, after), value=0.5), hole

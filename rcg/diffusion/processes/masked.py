@@ -1,0 +1,102 @@
+"""The masked-token process (MaskGIT: Chang et al., CVPR 2022; MAGE: Li et al., CVPR 2023).
+
+At time t in [0, 1] the share sin(pi t / 2) of all tokens is masked, which is MaskGIT's cosine schedule read backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcg.config import Fraction, ProcessConfig
+from rcg.core.contracts import MASK, Level, Net
+from rcg.core.registry import PROCESSES
+
+
+class MaskedConfig(ProcessConfig):
+    """How many tokens are masked in training: a normal distribution cut off at both ends (MAGE, Section 3.1)."""
+
+    name: str = "masked"
+    ratio_mean: Fraction = 0.75
+    """Mean of the normal distribution; as published for RCG."""
+    ratio_std: PositiveFloat = 0.25
+    """Its deviation."""
+    ratio_min: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Smallest share of masked tokens; the largest is 1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target probability that is spread over all tokens."""
+
+    discrete: ClassVar[bool] = True
+
+    def fewest(self, tokens: int) -> int:
+        """Return how many of so many tokens are always masked."""
+        return math.ceil(self.ratio_min * tokens)
+
+
+class Draws(NamedTuple):
+    """The random part of one training step."""
+
+    share: Tensor  # (B,) of tokens to mask
+    order: Tensor  # (B, *S) in which tokens are masked, the lowest first
+
+
+@PROCESSES.register
+class Masked:
+    """Replaces tokens by `MASK`, and asks the network which they were."""
+
+    Config = MaskedConfig
+    heads = 1
+    horizon = 1.0
+
+    def __init__(self, config: MaskedConfig) -> None:
+        self.config = config
+
+    def draw(self, x: Tensor) -> Draws:
+        """Draw a share and an order for each sample of `x` `(B, *S)`."""
+        mean, std, least = self.config.ratio_mean, self.config.ratio_std, self.config.ratio_min
+        low, high = (NormalDist(mean, std).cdf(bound) for bound in (least, 1.0))
+        # By the inverse of the distribution function: trunc_normal_ rejects draws, for which it waits for the device.
+        quantile = low + (high - low) * torch.rand(len(x), device=x.device)
+        share = (mean + std * torch.special.ndtri(quantile)).clamp(least, 1.0)
+        return Draws(share, torch.rand(x.shape, device=x.device))
+
+    def corrupt(self, x: Tensor, draws: Draws) -> Tensor:
+        """Mask the ceil(share * N) first tokens of `x` `(B, *S)`, N of them in all."""
+        tokens = x[0].numel()
+        count = (draws.share * tokens).ceil().clamp(min=self.config.fewest(tokens))
+        # Ranks instead of a threshold: equal draws cannot change how many tokens are masked.
+        rank = draws.order.flatten(1).argsort(dim=1).argsort(dim=1)
+        return torch.where((rank < count[:, None]).view_as(x), MASK, x)
+
+    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        """Cross-entropy with smoothed labels, the mean over all masked tokens of the batch."""
+        draws = self.draw(x)
+        corrupted = self.corrupt(x, draws)
+        logits = net(corrupted, self.horizon * torch.asin(draws.share) * 2 / math.pi, cond)[:, 0].float()
+        rows = logits.movedim(1, -1).flatten(0, -2)  # (B N, K)
+        error = F.cross_entropy(rows, x.flatten(), reduction="none", label_smoothing=self.config.label_smoothing)
+        masked = (corrupted == MASK).flatten()
+        return {"cross_entropy": (error * masked).sum() / masked.sum().clamp(min=1)}
+
+    def levels(self, steps: int) -> list[Level]:
+        """Return `steps` levels evenly from all masked on, and the one without masks."""
+        return [self._level(1 - step / steps) for step in range(steps + 1)]
+
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
+        """Return the logits `(B, K, *S)` of the tokens where `x` `(B, *S)` is `MASK`, float32."""
+        times = torch.full((len(x),), level.t, device=x.device)
+        return self.read(net(x, times, cond), x, times)
+
+    def read(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Read the logits `(B, K, *S)` off an output `(B, heads, K, *S)` at `x` `(B, *S)`, whatever the times."""
+        return output[:, 0].float()
+
+    def _level(self, t: float) -> Level:
+        masked = math.sin(math.pi / 2 * t)
+        return Level(self.horizon * t, 1 - masked, masked)

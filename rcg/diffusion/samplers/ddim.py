@@ -1,0 +1,46 @@
+"""DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1.
+
+On a flow, eta 0 is Euler's method.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from rcg.core.contracts import Net, Noise, Process, Space
+from rcg.core.registry import SAMPLERS
+from rcg.diffusion.samplers._timesteps import GridConfig, fresh, predict
+
+
+class DDIMConfig(GridConfig):
+    """DDIM."""
+
+    name: str = "ddim"
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of fresh noise: 0 deterministic, 1 as much as ancestral sampling."""
+
+
+@SAMPLERS.register
+class DDIM:
+    """Steps x_t -> x_s through the estimate of clean data (eq. 12, with sigma of eq. 16)."""
+
+    Config = DDIMConfig
+
+    def __init__(self, config: DDIMConfig) -> None:
+        self.config = config
+
+    def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
+        """Return `(B, *space.shape)` samples."""
+        x = noise.normal(space.shape)
+        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
+            x0, eps, _ = predict(process, net, x, now, cond, self.config)
+            std = self.config.eta * then.sigma / now.sigma * math.sqrt(max(fresh(now, then), 0.0))
+            x = then.alpha * x0 + math.sqrt(max(then.sigma**2 - std**2, 0.0)) * eps
+            if std > 0:
+                x = x + std * noise.normal(space.shape)
+        return x

@@ -1,0 +1,1 @@
+"""Image -> representation -> z, image -> latent, computed once."""

@@ -1,0 +1,62 @@
+"""Self-describing files: whole or not at all."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+
+
+def part():
+    return checkpoint.Part("rdm", {"name": "rep_mlp"}, {"step": 3}, {"w": torch.arange(6.0).view(2, 3)})
+
+
+def test_a_part_comes_back_as_it_was(tmp_path):
+    checkpoint.save(tmp_path / "a" / "model.safetensors", part())
+    found = checkpoint.load(tmp_path / "a" / "model.safetensors")
+    assert (found.kind, found.config, found.facts) == ("rdm", {"name": "rep_mlp"}, {"step": 3})
+    assert torch.equal(found.tensors["w"], part().tensors["w"])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, part())
+    before = path.read_bytes()
+
+    def fail():
+        with checkpoint.atomic(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -5])
+def test_a_truncated_file_is_named(tmp_path, size):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, part())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated"):
+        checkpoint.load(path)
+
+
+def test_foreign_and_missing_files_are_named(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="was not written by rcg"):
+        checkpoint.load(tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="there is no file"):
+        checkpoint.load(tmp_path / "none.safetensors")
+
+
+def test_the_digest_follows_names_shapes_types_and_values():
+    w = torch.arange(6.0)
+    digests = {
+        checkpoint.digest(tensors)
+        for tensors in ({"w": w}, {"v": w}, {"w": w.view(2, 3)}, {"w": w.long()}, {"w": w + 1}, {"w": w, "v": w})
+    }
+    assert len(digests) == 6
+    assert checkpoint.digest({"w": w, "v": w}) == checkpoint.digest({"v": w, "w": w})

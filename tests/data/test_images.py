@@ -1,0 +1,318 @@
+"""Splits, reproducible views, and pairs of random views."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rcg.config import AugmentConfig, DataConfig
+from rcg.core.errors import UserError
+from rcg.core.registry import DATASETS
+from rcg.data.datasets.digits import DigitsConfig
+from rcg.data.images import ContrastivePairs, Images, augmentation, load_images, resize
+
+STILL = AugmentConfig(crop=(1, 1), ratio=(1, 1), flip=False, jitter=0, gray=0, blur=0)
+
+
+class Noise:
+    """A source of colour noise."""
+
+    in_memory = True
+    classes = ("even", "odd")
+    fingerprint = "0123456789abcdef"
+
+    def __init__(self, count: int = 6, height: int = 8, width: int = 8) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+        self.labels: Tensor | None = torch.arange(count) % 2
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+def config(**keys: Any) -> DataConfig:
+    return DataConfig(**{"name": "noise", "image_size": 8, **keys})
+
+
+@pytest.fixture
+def digits() -> Any:
+    return DATASETS.get("digits").Config
+
+
+def test_a_view_is_a_float_square_with_label_and_position() -> None:
+    sample = Images(Noise(height=20, width=31), [4, 3], config(image_size=16))[1]
+    assert sample["image"].shape == (3, 16, 16)
+    assert sample["image"].dtype == torch.float32
+    assert (sample["label"].item(), sample["label"].dtype, sample["index"]) == (1, torch.int64, 1)
+
+
+def test_unlabelled_images_carry_minus_one_and_no_labels() -> None:
+    source = Noise()
+    source.labels = None
+    images = Images(source, [0, 1], config())
+    assert images[0]["label"].item() == -1
+    assert images.labels is None
+
+
+def test_labels_and_classes_are_those_of_the_chosen_images() -> None:
+    images = Images(Noise(), [5, 2, 1], config())
+    assert images.labels is not None
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.classes == ("even", "odd")
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 13), (13, 8)])
+def test_without_random_crops_the_centre_is_cut(height: int, width: int) -> None:
+    source = Noise(height=height, width=width)
+    top, left = (height - 8) // 2, (width - 8) // 2
+    expected = source.pixels[0, :, top : top + 8, left : left + 8] / 255
+    torch.testing.assert_close(Images(source, [0], config())[0]["image"], expected)
+
+
+def test_resizing_agrees_with_pillow() -> None:
+    pixels = Noise(height=40, width=60).pixels[0]
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((24, 16), Image.Resampling.BICUBIC)
+    expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(resize(pixels, 16), expected, atol=1.5 / 255, rtol=0)
+
+
+def test_bicubic_overshoot_stays_in_range() -> None:
+    board = torch.eye(8, dtype=torch.uint8).mul(255).expand(3, -1, -1)
+    enlarged = resize(board, 32)
+    assert enlarged.min() == 0
+    assert enlarged.max() == 1
+
+
+def test_sixteen_bits_are_not_rounded_to_eight() -> None:
+    faint = torch.full((3, 8, 8), 1 / 65535)
+    torch.testing.assert_close(resize(faint, 16), torch.full((3, 16, 16), 1 / 65535))
+
+
+def test_odd_views_mirror_the_view_before_them() -> None:
+    source = Noise(width=30)
+    torch.testing.assert_close(Images(source, [0], config(flip=True))[0]["image"], source.pixels[0, :, :, 11:19] / 255)
+    images = Images(source, [0], config(flip=True, crop="random"))
+    for view in (0, 2, 4):
+        torch.testing.assert_close(images[0, view + 1]["image"], images[0, view]["image"].flip(-1))
+
+
+def test_without_flip_no_view_is_mirrored() -> None:
+    images = Images(Noise(), [0], config())
+    assert torch.equal(images[0, 1]["image"], images[0]["image"])
+
+
+def test_random_crops_differ_between_views_and_images_and_lie_inside() -> None:
+    source = Noise(count=40, height=8, width=30)
+    source.pixels[:] = torch.arange(30, dtype=torch.uint8)
+    images = Images(source, range(40), config(crop="random"))
+    lefts = {round(images[0, view]["image"][0, 0, 0].item() * 255) for view in range(200)}
+    assert lefts == set(range(23))
+    assert len({round(images[index]["image"][0, 0, 0].item() * 255) for index in range(40)}) > 5
+
+
+def test_a_view_depends_on_the_image_and_not_on_its_position() -> None:
+    source = Noise(height=20, width=20)
+    many, one = (Images(source, indices, config(crop="random")) for indices in ([5, 1, 3], [3]))
+    assert torch.equal(many[2, 7]["image"], one[0, 7]["image"])
+
+
+def test_views_leave_the_global_generator_alone() -> None:
+    images = Images(Noise(height=20, width=20), [0], config(crop="random"))
+    pairs = ContrastivePairs(images, AugmentConfig())
+    before = torch.get_rng_state()
+    images[0, 3], pairs[0, 3]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_position_beyond_the_end_is_an_index_error() -> None:
+    with pytest.raises(IndexError):
+        Images(Noise(), [0, 1], config())[2]
+
+
+def test_images_are_batched_by_a_loader() -> None:
+    images = Images(Noise(), range(6), config())
+    batch = next(iter(DataLoader(images, batch_size=4)))
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_the_fingerprint_follows_everything_that_changes_an_image() -> None:
+    source, other = Noise(), Noise()
+    other.fingerprint = "f" * 16
+    variants = [
+        Images(source, [0, 1], config()),
+        Images(source, [1, 0], config()),
+        Images(source, [0, 1], config(image_size=4)),
+        Images(source, [0, 1], config(crop="random")),
+        Images(source, [0, 1], config(flip=True)),
+        Images(other, [0, 1], config()),
+    ]
+    assert len({images.fingerprint for images in variants}) == len(variants)
+    assert Images(source, [0, 1], config(workers=3)).fingerprint == variants[0].fingerprint
+
+
+def test_the_split_is_disjoint_and_complete(digits: Any) -> None:
+    train, validation = load_images(digits(validation=0.25))
+    chosen = torch.cat([train.indices, validation.indices])
+    assert chosen.sort().values.tolist() == list(range(1797))
+    assert len(validation) == 449
+
+
+def test_the_split_follows_its_seed_and_nothing_else(digits: Any) -> None:
+    first, again, other = (load_images(digits(split_seed=seed)).validation.indices for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_limit_draws_images_of_all_kinds(digits: Any) -> None:
+    train, validation = load_images(digits(limit=100))
+    assert (len(train), len(validation)) == (90, 10)
+    assert train.labels is not None
+    assert len(train.labels.unique()) == 10
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_both_parts_of_a_small_split_get_an_image(digits: Any, share: float) -> None:
+    train, validation = load_images(digits(limit=2, validation=share))
+    assert (len(train), len(validation)) == (1, 1)
+
+
+def test_a_single_image_cannot_be_split(digits: Any) -> None:
+    with pytest.raises(UserError, match=r"'digits' has 1 image\(s\) under data.limit=1, but a split needs at least 2"):
+        load_images(digits(limit=1))
+
+
+def test_digits_span_the_unit_interval_in_equal_channels(digits: Any) -> None:
+    source = load_images(digits()).train.source
+    image = source.load(0)
+    assert image.shape == (3, 8, 8)
+    assert torch.equal(image[0], image[2])
+    assert max(source.load(index).max().item() for index in range(20)) == 1
+    assert len(source.fingerprint) == 16
+
+
+def test_pairs_are_two_different_views_of_the_images_own_size() -> None:
+    pair = ContrastivePairs(Images(Noise(height=40, width=30), [2, 1], config(image_size=16)), AugmentConfig())[1, 0]
+    assert pair["views"].shape == (2, 3, 16, 16)
+    assert pair["views"].dtype == torch.float32
+    assert not torch.equal(pair["views"][0], pair["views"][1])
+    assert (pair["label"].item(), pair["index"]) == (1, 1)
+
+
+def test_a_pair_depends_on_the_image_and_the_draw_alone() -> None:
+    source = Noise(height=20, width=20)
+    many, one = (ContrastivePairs(Images(source, chosen, config()), AugmentConfig()) for chosen in ([5, 3], [3]))
+    torch.manual_seed(1)
+    first = many[1, 7]["views"]
+    torch.manual_seed(2)
+    assert torch.equal(one[0, 7]["views"], first)
+    assert not torch.equal(one[0, 8]["views"], first)
+
+
+def test_pairs_never_reseed_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("reseeds every device"))
+    ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig())[0, 0]
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(rotate=30),
+        AugmentConfig(jitter=9),
+        AugmentConfig(gray=1),
+        AugmentConfig(blur=1),
+        AugmentConfig(erase=1),
+    ],
+)
+def test_views_stay_in_range_whatever_is_switched_on(augment: AugmentConfig) -> None:
+    pairs = ContrastivePairs(Images(Noise(height=20, width=20), range(6), config(image_size=16)), augment)
+    views = torch.stack([pairs[index % 6, index]["views"] for index in range(12)])
+    assert views.min() >= 0
+    assert views.max() <= 1
+    assert views.std() > 0.01
+
+
+@pytest.mark.parametrize("key", ["flip", "rotate", "jitter", "gray", "blur", "erase"])
+def test_each_transform_changes_views_when_switched_on_and_none_when_off(key: str) -> None:
+    images = Images(Noise(), [0], config())
+    active = AugmentConfig.model_validate({**STILL.model_dump(), key: {"flip": True, "rotate": 45}.get(key, 1)})
+    still, moved = (ContrastivePairs(images, augment) for augment in (STILL, active))
+    for view in still[0, 0]["views"]:
+        torch.testing.assert_close(view, images[0]["image"])
+    assert any(not torch.allclose(moved[0, draw]["views"], still[0, 0]["views"]) for draw in range(8))
+
+
+def test_small_crops_and_blur_are_for_large_images_unless_asked_for() -> None:
+    def described(size: int) -> str:
+        return str(augmentation(AugmentConfig(), size))
+
+    assert "scale=(0.2, 1.0)" in described(63)
+    assert "Blur" not in described(63)
+    assert "scale=(0.08, 1.0)" in described(64)
+    assert "Blur" in described(64)
+
+
+def test_grey_images_take_the_short_way_to_the_same_views() -> None:
+    grey = Noise(height=20, width=20).pixels[0, :1]
+    augment = augmentation(AugmentConfig(), 16)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        short = augment(grey)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(short.expand(3, -1, -1), augment(grey.expand(3, -1, -1)), atol=1e-3, rtol=0)
+
+
+def test_grey_sources_give_views_of_three_channels(digits: Any) -> None:
+    views = ContrastivePairs(load_images(digits()).train, AugmentConfig())[0, 0]["views"]
+    assert views.shape == (2, 3, 16, 16)
+    assert torch.equal(views[:, 0], views[:, 2])
+
+
+@pytest.mark.parametrize("key", ["crop", "ratio"])
+def test_a_falling_range_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(UserError, match=rf"augment\.{key} must rise"):
+        ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig.model_validate({key: (0.9, 0.5)}))
+
+
+class Ramp:
+    labels, classes, in_memory, fingerprint = None, (), True, "ramp"
+
+    def __len__(self):
+        return 1
+
+    def load(self, index):
+        return torch.linspace(0, 1, 32).expand(3, 32, 32)
+
+
+def test_every_view_but_the_first_is_shifted_and_a_ramp_moves_by_what_the_shift_allows():
+    plain = Images(Ramp(), [0], DigitsConfig(image_size=32))[0]["image"]
+    shifted = Images(Ramp(), [0], DigitsConfig(image_size=32, shift=0.1))
+    assert torch.equal(shifted[(0, 0)]["image"], plain)
+    moved = [(shifted[(0, view)]["image"] - plain)[0, 16, 16].item() * 31 for view in range(1, 200)]
+    assert max(abs(m) for m in moved) == pytest.approx(3.2, abs=0.15)
+    assert abs(sum(moved) / len(moved)) < 0.4
+    assert torch.equal(shifted[(0, 7)]["image"], shifted[(0, 7)]["image"])
+    assert shifted.fingerprint != Images(Ramp(), [0], DigitsConfig(image_size=32)).fingerprint
+
+
+def test_every_view_but_the_first_is_turned_by_at_most_the_angle():
+    plain = Images(Ramp(), [0], DigitsConfig(image_size=32))[(0, 0)]["image"]
+    turned = Images(Ramp(), [0], DigitsConfig(image_size=32, rotate=10))
+    assert torch.equal(turned[(0, 0)]["image"], plain)
+    slopes = []
+    for view in range(1, 200):
+        middle = turned[(0, view)]["image"][0, 8:24, 8:24]
+        down, along = (middle.diff(dim=dim).mean() for dim in (0, 1))
+        slopes.append(math.degrees(math.atan2(down, along)))
+    assert 9 < max(slopes) < 10.5
+    assert -10.5 < min(slopes) < -9
+    assert turned.fingerprint != Images(Ramp(), [0], DigitsConfig(image_size=32)).fingerprint

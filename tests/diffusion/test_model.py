@@ -1,0 +1,193 @@
+"""Network x process x condition: guidance, dropout, and independent random streams."""
+
+import pytest
+import torch
+from rcg.generators.dit import DiT, DiTConfig
+
+from rcg.config import GuidanceConfig
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.rng import Scaled, Streams, fold
+from rcg.diffusion.model import Guided, build
+from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
+from rcg.diffusion.processes.masked import Masked, MaskedConfig
+
+
+def model(cond=None, **config):
+    torch.manual_seed(0)
+    condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
+    built = build(DiTConfig(width=16, depth=1, heads=2, patch=4, **condition | config), DiT, Space((3, 8, 8)), cond)
+    for p in built.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return built
+
+
+def plus(x, t, cond):
+    """A network that answers with its condition."""
+    return (0 * x + cond)[:, None]
+
+
+def test_guidance_extrapolates_from_the_null():
+    cond, null = torch.full((2, 1), 3.0), torch.full((2, 1), 1.0)
+    guided = Guided(plus, null, GuidanceConfig(scale=2.5), horizon=1000)
+    assert torch.equal(guided(torch.zeros(2, 1), torch.tensor([10, 10]), cond), torch.full((2, 1, 1), 1 + 2.5 * 2))
+
+
+def test_autoguidance_extrapolates_from_a_weaker_network_without_any_condition():
+    def good(x, t, cond):
+        return (0 * x + 3)[:, None]
+
+    def weak(x, t, cond):
+        return (0 * x + 1)[:, None]
+
+    guided = Guided(good, None, GuidanceConfig(scale=2.5, interval=(0.0, 0.5)), horizon=1000, weak=weak)
+    assert guided(torch.zeros(2, 1), torch.tensor([10, 10]), None).flatten().tolist() == [6, 6]
+    assert guided(torch.zeros(2, 1), torch.tensor([900, 900]), None).flatten().tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(("t", "inside"), [(100, False), (200, True), (500, True), (600, True), (601, False)])
+def test_guidance_acts_inside_its_interval_only(t, inside):
+    config = GuidanceConfig(scale=2.0, interval=(0.2, 0.6))
+    guided = Guided(plus, torch.zeros(1, 1), config, horizon=1000)
+    answer = guided(torch.zeros(1, 1), torch.tensor([t]), torch.ones(1, 1))
+    assert answer.item() == (2 if inside else 1)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "shares"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1]),
+        ("cosine", [(1 - 0.5**0.5) / 2, 0.5, (1 + 0.5**0.5) / 2, 1]),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "maskgit"])
+def test_a_ramp_grows_to_the_whole_scale_at_the_last_step(ramp, shares, sampler):
+    if sampler == "ddim":
+        process, levels = Gaussian(GaussianConfig()), Gaussian(GaussianConfig()).levels(4, "trailing")
+    else:
+        process, levels = Masked(MaskedConfig()), Masked(MaskedConfig()).levels(4)
+    config = GuidanceConfig(scale=3.0, ramp=ramp)
+    guided = Guided(plus, torch.zeros(1, 1), config, process.horizon, steps=4)
+    found = [guided(torch.zeros(1, 1), torch.tensor([level.t]), torch.ones(1, 1)).item() for level in levels[:-1]]
+    # The first of a thousand levels is not quite all noise.
+    assert found == pytest.approx([1 + 2 * share for share in shares], abs=4e-3 if sampler == "ddim" else 1e-6)
+
+
+def test_a_ramp_is_asked_for_by_name_and_knows_the_number_of_steps(monkeypatch):
+    m, seen = model(Space((4,))), []
+    scale = Guided.scale
+    monkeypatch.setattr(Guided, "scale", lambda self, time: seen.append(scale(self, time)) or seen[-1])
+    m.sample(torch.randn(2, 4), Streams(0, range(2), "t"), GuidanceConfig(scale=5.0, ramp="linear"), steps=2)
+    assert seen == pytest.approx([3, 5], abs=0.01)
+
+
+def test_a_scale_of_one_is_the_conditional_model_alone():
+    m = model(Space((4,)))
+    cond = torch.randn(3, 4)
+    plain = m.sample(cond, Streams(0, range(3), "t"), GuidanceConfig(scale=1.0), steps=3)
+    calls = []
+    m.network.register_forward_hook(lambda *_: calls.append(1))
+    again = m.sample(cond, Streams(0, range(3), "t"), steps=3)
+    assert torch.equal(plain, again)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("cond", [Space((4,)), Space((), vocab=5)])
+def test_dropped_conditions_become_the_null_and_the_null_is_learned(cond, monkeypatch):
+    m = model(cond)
+    given = torch.randn(3, 4) if cond.vocab is None else torch.tensor([0, 1, 4])
+    monkeypatch.setattr(m, "dropped", lambda c: torch.tensor([False, True, False]))
+    replaced = m._drop(given)
+    assert torch.equal(replaced[[0, 2]], given[[0, 2]])
+    assert torch.equal(replaced[1], m.null_like(given)[1])
+    m(torch.randn(3, 3, 8, 8), given)["mse"].backward()
+    if cond.vocab is None:
+        assert m.null.grad.abs().sum() > 0
+    else:
+        assert m.network.cond.embed.weight.grad[5].abs().sum() > 0
+
+
+def test_conditions_are_dropped_at_the_configured_rate():
+    m = model(Space((4,)), condition_dropout=0.25)
+    torch.manual_seed(0)
+    assert m.dropped(torch.zeros(20_000, 4)).float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_representations_are_noised_in_training_and_never_in_sampling():
+    m = model(Space((4,)), condition_dropout=0.0, condition_noise=0.5)
+    given, seen = torch.ones(4000, 4), []
+    m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    torch.manual_seed(0)
+    m(torch.randn(4000, 3, 8, 8), given)
+    assert seen[0].mean().item() == pytest.approx(1, abs=0.02)
+    assert seen[0].std().item() == pytest.approx(0.5, abs=0.02)
+    m.sample(given[:2], Streams(0, range(2), "t"), GuidanceConfig(scale=1.0), steps=1)
+    assert torch.equal(seen[1], given[:2])
+
+
+def test_labels_are_never_noised():
+    m = model(Space((), vocab=5), condition_dropout=0.0, condition_noise=0.5)
+    seen = []
+    m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    m(torch.randn(2, 3, 8, 8), torch.tensor([1, 3]))
+    assert seen[0].tolist() == [1, 3]
+
+
+def test_temperature_scales_all_noise():
+    plain = model(sampler={"name": "ddim", "steps": 1})
+    warm = model(sampler={"name": "ddim", "steps": 1, "temperature": 0.5})
+    started = []
+    for m in (plain, warm):
+        m.network.register_forward_pre_hook(lambda module, args: started.append(args[0]))
+        m.sample(None, Streams(0, range(2), "t"))
+    torch.testing.assert_close(started[1], 0.5 * started[0])
+
+
+def test_tokens_to_keep_are_refused_where_there_are_no_tokens():
+    with pytest.raises(UserError, match="dit cannot keep parts of an image: use a generator of tokens"):
+        model().sample(None, Streams(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+def test_a_condition_that_the_neighbours_do_not_offer_is_refused():
+    with pytest.raises(UserError, match="condition is 'class'"):
+        build(DiTConfig(condition="class"), DiT, Space((3, 8, 8)), None)
+
+
+def test_streams_depend_on_seed_index_and_use_alone():
+    def draw(seed, indices, use):
+        return Streams(seed, indices, use).normal((3,))
+
+    assert torch.equal(draw(0, [5, 6], "a")[1], draw(0, [6], "a")[0])
+
+    def uniform(indices):
+        return Scaled(Streams(0, indices, "a"), 0.5).uniform((3,))
+
+    assert torch.equal(uniform([5, 6])[1], uniform([6])[0])
+    assert 0.5 < uniform(range(100)).max() < 1
+    others = [draw(0, [5], "a"), draw(0, [6], "a"), draw(1, [5], "a"), draw(0, [5], "b")]
+    assert len({tuple(x.flatten().tolist()) for x in others}) == 4
+
+
+def test_folding_is_stable_across_versions():
+    assert fold(0, "step", 3) == fold(0, "step", 3)
+    assert len({fold(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= fold(a, "x") < 2**63 for a in range(50))
+
+
+def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
+    def net(x, t, cond):
+        return torch.stack([0 * x + cond[:, :, None, None], 5 * cond[:, :, None, None] + 0 * x], dim=1)
+
+    x, t, cond = torch.zeros(2, 4, 3, 3), torch.tensor([10, 10]), torch.full((2, 1), 3.0)
+    null = torch.full((2, 1), 1.0)
+    guided = Guided(net, null, GuidanceConfig(scale=2.5, channels=3), horizon=1000)(x, t, cond)
+    assert torch.equal(guided[:, 0, :3], torch.full((2, 3, 3, 3), 1 + 2.5 * 2))
+    assert torch.equal(guided[:, 0, 3], torch.full((2, 3, 3), 3.0))
+    assert torch.equal(guided[:, 1], torch.full((2, 4, 3, 3), 15.0))
+
+
+def test_without_condition_dropout_every_trained_parameter_is_reached():
+    m = model(Space((4,)), condition_dropout=0.0)
+    m(torch.randn(3, 3, 8, 8), torch.randn(3, 4))["mse"].backward()
+    assert all(p.grad is not None for p in m.parameters() if p.requires_grad)

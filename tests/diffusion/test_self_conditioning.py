@@ -1,0 +1,131 @@
+"""What a self-conditioned network sees, in training and on the walk from noise to data."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tests.diffusion.samplers.test_samplers import Common
+
+from rcg.config import GuidanceConfig
+from rcg.core.contracts import MASK, Space
+from rcg.core.rng import Streams
+from rcg.diffusion.model import build
+from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
+from rcg.diffusion.processes.masked import Masked, MaskedConfig
+from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
+from rcg.diffusion.samplers.maskgit import MaskGIT, MaskGITConfig
+from rcg.diffusion.self_conditioning import SelfConditioned, beside
+from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
+from tests.generators.test_mage import model as mage
+from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+
+
+class Recorder:
+    """A network that predicts half of its input as x0 and notes the estimates that it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, x, t, cond):
+        x_t, estimate = x.chunk(2, dim=1)
+        self.shown.append(estimate)
+        return (x_t / 2)[:, None]
+
+
+@pytest.fixture
+def process():
+    return Gaussian(GaussianConfig(predict="x0"))
+
+
+def test_a_walk_shows_the_network_its_last_estimate(process):
+    net, seen = Recorder(), []
+    walk = SelfConditioned(process)
+    predict = walk.predict
+    walk.predict = lambda *args: (
+        seen.append(predict(*args).x0) or process.predict(lambda x, t, c: x[:, None], *args[1:])
+    )
+    DDIM(DDIMConfig(steps=4))(walk, net, Space((3,)), None, Common(5))
+    assert torch.equal(net.shown[0], torch.zeros(5, 3))
+    for shown, estimate in zip(net.shown[1:], seen, strict=False):
+        assert torch.equal(shown, estimate)
+    assert not torch.equal(net.shown[1], net.shown[2])
+
+
+def test_training_shows_half_of_the_batch_an_estimate_without_gradients(process):
+    net, x = Recorder(), torch.randn(6, 3)
+    SelfConditioned(process).loss(net, x, None)
+    first, second = net.shown
+    assert torch.equal(first, torch.zeros(3, 3))
+    assert second[:3].abs().min() > 0
+    assert torch.equal(second[3:], torch.zeros(3, 3))
+    assert not second.requires_grad
+
+
+def test_a_batch_of_one_is_trained_without_an_estimate(process):
+    net = Recorder()
+    SelfConditioned(process).loss(net, torch.randn(1, 3), None)
+    assert [tuple(shown.shape) for shown in net.shown] == [(1, 3)]
+
+
+def test_guidance_and_two_walks_do_not_mix_up_their_estimates():
+    torch.manual_seed(0)
+    config = RepMLPConfig(
+        width=16, depth=1, condition="class", self_condition=True, sampler={"name": "heun", "steps": 3}
+    )
+    model = build(config, RepMLP, Space((4,)), Space((), vocab=3)).requires_grad_(False)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    guided = {"guidance": config.guidance.model_copy(update={"scale": 2.0})}
+    both = model.sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), **guided)
+    alone = model.sample(torch.tensor([1]), Streams(0, [1], "t"), **guided)
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+class Guesser:
+    """A network of tokens `(B, 2h, w)`, surest of symbol 1, then of 2, ..., that notes the guesses it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, x, t, cond):
+        x_t, guess = x.chunk(2, dim=1)
+        self.shown.append((x_t, guess))
+        logits = torch.zeros(len(x), 1, 5, *x_t.shape[1:])
+        logits[:, :, len(self.shown)] = 100
+        return logits
+
+
+def test_a_walk_of_tokens_shows_the_network_its_last_guess():
+    net, known = Guesser(), torch.full((3, 2, 2), MASK)
+    known[:, 0, 0] = 0
+    walk = SelfConditioned(Masked(MaskedConfig()))
+    MaskGIT(MaskGITConfig(steps=3))(walk, net, Space((2, 2), vocab=5), None, Streams(0, range(3), "t"), known)
+    assert (net.shown[0][1] == MASK).all()
+    for number, ((before, _), (_, guess)) in enumerate(pairwise(net.shown), 1):
+        assert torch.equal(guess, torch.where(before == MASK, number, before))
+
+
+def test_training_on_tokens_shows_half_of_the_batch_a_guess():
+    net = Guesser()
+    SelfConditioned(Masked(MaskedConfig())).loss(net, torch.full((4, 4, 4), 3), None)
+    (first, nothing), (corrupted, guess) = net.shown
+    assert torch.equal(first, corrupted[:2])
+    assert (nothing == MASK).all()
+    assert torch.equal(guess[:2], torch.where(first == MASK, 1, first))
+    assert (guess[2:] == MASK).all()
+
+
+def test_mage_hears_its_last_guess_once_it_has_learnt_to():
+    m = mage(Space((), vocab=3), self_condition=True, dropout=0.0)
+    x = torch.full((2, 4, 4), MASK)
+    guesses = torch.stack([beside(x, torch.full_like(x, symbol)) for symbol in (MASK, 1, 2)])
+    silent = [m.eval().network(given, torch.zeros(2)) for given in guesses]
+    assert torch.equal(silent[0], silent[1])
+    torch.nn.init.normal_(m.network.guess.weight)
+    loud = [m.network(given, torch.zeros(2)) for given in guesses]
+    assert not torch.allclose(loud[0], loud[1])
+    assert not torch.allclose(loud[1], loud[2])
+    m.train()(torch.randint(12, (4, 4, 4)), torch.tensor([0, 1, 2, 0]))["cross_entropy"].backward()
+    assert m.network.guess.weight.grad.abs().sum() > 0
+    drawn = m.eval().sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), GuidanceConfig(scale=2.0), steps=3)
+    assert drawn.shape == (2, 4, 4)

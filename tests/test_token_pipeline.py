@@ -1,0 +1,166 @@
+"""A generator of tokens through the tools: trained, sampled, judged, and let complete images."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcg.core import checkpoint
+from rcg.pipeline import Pipeline
+from tests.toy import tool, write
+from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+
+GENERATOR = {
+    "name": "mage",
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+    "autoencoder": "toy_tokenizer",
+    "sampler": {"steps": 4},
+    "train": {"steps": 2, "batch_size": 16, "precision": "no", "tracker": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A toy experiment whose MAGE is told representations, with one beside it that is told classes."""
+    folder = tmp_path_factory.mktemp("tokens")
+    path = write(folder, generator=GENERATOR, data__limit=80, rdm__train__steps=2)
+    arms = [["train_pixel", *(f"generator.condition={c}" for c in other)] for other in ([], ["class"], ["none"])]
+    for stage, *more in (["train_encoder"], ["train_rdm"], *arms):
+        done = tool(stage, path, *more)
+        assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def images(folder):
+    return [np.asarray(Image.open(path)) for path in sorted((folder / "images").glob("*.png"))]
+
+
+@pytest.mark.parametrize("generator", ["mage", "mage-class", "mage-none"])
+def test_the_same_seed_gives_the_same_images_whatever_the_batch_size(run, tmp_path, generator):
+    for size in (5, 2):
+        arguments = [run, "--generator", generator, "--num", 5, "--seed", 4, "--guidance", 1.5, "--batch-size", size]
+        done = tool("sample", *arguments, "--save-images", "--out", tmp_path / str(size))
+        assert done.returncode == 0, done.stderr
+    one, other = images(tmp_path / "5"), images(tmp_path / "2")
+    assert len(one) == 5
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not np.array_equal(one[0], one[1])
+
+
+def test_evaluations_show_what_is_painted_beside_held_out_images(run):
+    pictures = sorted((run / "mage" / "samples").glob("*.png"))
+    assert len(pictures) == 1
+    shown = np.asarray(Image.open(pictures[0]))
+    cell = shown[2:66, 68:132]  # the second one: the first held-out image, painted
+    assert {int(v) for v in np.unique(cell)} <= {0, 128, 255}  # the toy tokenizer's levels
+    log = [json.loads(line) for line in (run / "mage" / "log.jsonl").read_text().splitlines()]
+    assert 0 < log[-1]["validation_cross_entropy"] < 10
+
+
+def test_guidance_works_with_given_representations_in_any_number(run):
+    pipeline = Pipeline.from_run(run, "mage")
+    z = torch.randn(3, pipeline.generator.cond.shape[0])
+    for count in (1, 3):
+        drawn = pipeline.sample(range(count), guidance=3.0, z=z[:count])
+        assert drawn.images.shape == (count, 3, 16, 16)
+    assert torch.equal(drawn.z, z)
+
+
+def test_the_ramp_survives_another_scale(run, monkeypatch):
+    asked = []
+    pipeline = Pipeline.from_run(run, "mage")
+    sample = pipeline.generator.sample
+    monkeypatch.setattr(pipeline.generator, "sample", lambda *a, **k: asked.append(a[2]) or sample(*a, **k))
+    pipeline.sample([0], guidance=3.0)
+    assert (asked[0].scale, asked[0].ramp) == (3.0, "linear")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    values = np.random.RandomState(0).randint(0, 256, (20, 26, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        [],
+        ["--box", 0.25, 0.25, 0.75, 0.75],
+        ["--outside", 0.25, 0.25, 0.75, 0.75, "--condition", "generated"],
+        ["--uncrop", 0.5],
+        ["--mask"],
+    ],
+)
+def test_the_panel_shows_original_masked_and_results(run, picture, tmp_path, where):
+    if where == ["--mask"]:
+        Image.new("L", (16, 16), 255).save(tmp_path / "white.png")
+        where = ["--mask", tmp_path / "white.png"]
+    out = tmp_path / "panel.png"
+    done = tool("inpaint", run, "--generator", "mage", "--image", picture, picture, "--num", 3, "--out", out, *where)
+    assert done.returncode == 0, done.stderr
+    panel = Image.open(out)
+    assert panel.width >= 5 * 64
+    assert 2 * 64 < panel.height < 3 * 64 + 64
+
+
+def test_without_a_configuration_the_encoder_beside_the_generator_is_used(run, picture, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "mage" / "config.yaml").unlink()
+    arguments = ["--generator", "mage", "--image", picture, "--outside", 0.25, 0.25, 0.75, 0.75]
+    for folder in (run, tmp_path / "run"):
+        done = tool("inpaint", folder, *arguments, "--out", folder / "panel.png")
+        assert done.returncode == 0, done.stderr
+    one, other = (np.asarray(Image.open(folder / "panel.png"))[20:] for folder in (run, tmp_path / "run"))
+    assert np.array_equal(one[:, : other.shape[1]], other[:, : one.shape[1]])
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_an_encoder_that_changed_since_is_refused(run, picture, tmp_path, described):
+    shutil.copytree(run, tmp_path / "run")
+    if not described:
+        (tmp_path / "run" / "mage" / "config.yaml").unlink()
+    part = checkpoint.load(tmp_path / "run" / "encoder" / checkpoint.FILE)
+    moved = {key: value + 1 if value.is_floating_point() else value for key, value in part.tensors.items()}
+    checkpoint.save(tmp_path / "run" / "encoder" / checkpoint.FILE, replace(part, tensors=moved))
+    done = tool("inpaint", tmp_path / "run", "--generator", "mage", "--image", picture)
+    assert done.returncode == 2
+    assert ("train the generator again" if described else "is not the encoder of") in done.stderr
+
+
+@pytest.mark.parametrize("generator", ["mage-class", "mage-none"])
+def test_other_conditions_complete_images_too(run, picture, tmp_path, generator):
+    arguments = [run, "--generator", generator, "--image", picture, "--num", 1, "--box", 0, 0, 0.5, 1]
+    done = tool("inpaint", *arguments, "--out", tmp_path / "panel.png")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--box", 0.5, 0, 0.5, 1], "rising shares of the side"),
+        (["--uncrop", 2], "between 0 and 1, not to 2"),
+        (["--generator", "maga"], "no generator 'maga'; did you mean 'mage'"),
+        (["--class", 3], "neither the generator nor the RDM was trained on classes"),
+    ],
+)
+def test_mistakes_are_named(run, picture, tmp_path, arguments, said):
+    done = tool("inpaint", run, "--generator", "mage", "--image", picture, *arguments, "--out", tmp_path / "panel.png")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "panel.png").exists()
+
+
+def test_a_file_that_is_no_picture_is_named(run, tmp_path):
+    (tmp_path / "text.png").write_text("no")
+    done = tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'text.png'} is not a picture that can be read" in done.stderr

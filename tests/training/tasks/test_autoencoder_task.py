@@ -1,0 +1,169 @@
+"""Tokenizer training: the losses, the discriminator's weight, what an evaluation says and what is kept."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rcg.config import TokenizerTrain
+from rcg.core.registry import AUTOENCODERS
+from rcg.data.datasets.digits import DigitsConfig
+from rcg.data.images import load_images
+from rcg.encoding.autoencoder import restore_autoencoder
+from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
+from rcg.training.tasks.autoencoder import Comparisons, TokenizerTask
+
+SMALL = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": []}
+BOTTLENECKS = {
+    "vqgan": {"quantiser": {"codes": 32}},
+    "vq": {"quantiser": {"codes": 32, "update": "gradient"}},
+    "kl": {},
+}
+
+
+def task(name="vqgan", judges=None, **train):
+    torch.manual_seed(0)
+    build = AUTOENCODERS.get(name)
+    autoencoder = build(build.Config(**SMALL, **BOTTLENECKS[name]), 16)
+    images, held_out = load_images(DigitsConfig(image_size=16, limit=150))
+    config = TokenizerTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
+    return TokenizerTask(autoencoder, images, held_out, config, Comparisons(None, judges or {}), {"image_size": 16})
+
+
+def batch(t, count=16):
+    return {"image": torch.stack([t.data[(i, i)]["image"] for i in range(count)])}
+
+
+def learn(t, steps):
+    """Train on the whole of the images with one optimiser for each module; return the first loss of every step."""
+    optimisers = {name: torch.optim.AdamW(module.parameters(), lr=2e-3) for name, module in t.modules.items()}
+    found = []
+    for step in range(steps):
+        images = {"image": torch.stack([t.data[((16 * step + i) % 128, 0)]["image"] for i in range(16)])}
+        for name, losses in t.losses(images, step):
+            optimisers[name].zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimisers[name].step()
+            if name == "autoencoder":
+                found.append(float(losses["l1"].detach()))
+    return found
+
+
+@torch.no_grad()
+def judged(t):
+    return t.evaluate({"autoencoder": t.modules["autoencoder"].eval()}, 0)
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_thirty_steps_on_digits_lower_the_loss(name):
+    t = task(name, adversarial=0)
+    before = judged(t)
+    t.modules["autoencoder"].train()
+    losses = learn(t, 30)
+    after = judged(t)
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert after.metrics["psnr"] > before.metrics["psnr"] + 2
+    assert after.metrics["ssim"] > before.metrics["ssim"]
+    assert ("perplexity" in after.metrics) == (name != "kl")
+    assert after.score < before.score
+    assert after.images["reconstructions"].shape[0] == 3
+
+
+def test_an_evaluation_is_the_same_every_time_and_leaves_the_codebook_alone():
+    t = task(adversarial=0)
+    learn(t, 1)
+    before = t.modules["autoencoder"].quantise.codebook.clone()
+    assert judged(t).metrics == judged(t).metrics
+    assert torch.equal(t.modules["autoencoder"].quantise.codebook, before)
+    kl = task("kl", adversarial=0)
+    assert judged(kl).metrics == judged(kl).metrics
+
+
+def test_the_discriminator_comes_in_late_and_learns_from_both_kinds():
+    t = task(adversarial=0.8)
+    assert [name for name, _ in t.losses(batch(t), 4)] == ["autoencoder"]
+    steps = t.losses(batch(t), 5)
+    name, losses = next(steps)
+    assert name == "autoencoder"
+    assert losses.keys() == {"l1", "commitment", "adversarial"}
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is None for p in t.modules["discriminator"].parameters()), "it is fixed while it judges"
+    before = [p.grad.clone() for p in t.modules["autoencoder"].parameters()]
+    name, losses = next(steps)
+    assert name == "discriminator"
+    losses["discriminator"].backward()
+    assert all(p.grad is not None for p in t.modules["discriminator"].parameters())
+    after = [p.grad for p in t.modules["autoencoder"].parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
+    last = nn.Parameter(torch.tensor([1.0, 2.0]))
+    reconstruction, adversarial = (3 * last).sum(), (last * torch.tensor([0.0, 4.0])).sum()
+    weight = adaptive_weight(reconstruction, adversarial, last)
+    assert weight.item() == pytest.approx(3 * 2**0.5 / (4 + 1e-4))
+    assert not weight.requires_grad
+    assert adaptive_weight(1e9 * last.sum(), 0 * last.sum(), last).item() == pytest.approx(1e4)
+
+
+def test_the_hinge_loss_of_known_verdicts():
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([0.5, -3.0])
+    assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.75))
+
+
+@pytest.mark.parametrize(("side", "patches"), [(16, 6), (32, 6), (256, 30)])
+def test_the_discriminator_judges_patches_and_no_sample_by_another(side, patches):
+    critic = PatchDiscriminator(8, side)
+    images = torch.rand(2, 3, side, side)
+    verdicts = critic(images)
+    assert verdicts.shape == (2, 1, patches, patches)
+    torch.testing.assert_close(critic(images[:1]), verdicts[:1], atol=1e-5, rtol=1e-4)
+    with fixed(critic) as still:
+        assert not any(p.requires_grad for p in still.parameters())
+    assert all(p.requires_grad for p in critic.parameters())
+
+
+def test_the_scale_of_continuous_latents_is_measured_and_kept():
+    for name in ("kl", "vq"):
+        t = task(name, adversarial=0)
+        part = t.export({"autoencoder": t.modules["autoencoder"]})
+        frozen = restore_autoencoder(part, 16)
+        images = torch.stack([t.train[i]["image"] for i in range(len(t.train))])
+        latents = frozen.encode(images)
+        assert latents.mean().item() == pytest.approx(0, abs=0.02)
+        assert latents.std().item() == pytest.approx(1, abs=0.02)
+        assert part.facts["latent_std"] == pytest.approx(float(part.tensors["standardise.std"]))
+        assert float(t.modules["autoencoder"].standardise.std) == 1
+
+
+def test_judges_compare_held_out_images_with_their_reconstructions():
+    t = task(judges={"fd": nn.Flatten()}, adversarial=0)
+    assert judged(t).metrics["fd"] > 0
+    same = task(judges={"fd": nn.Flatten()}, adversarial=0)
+    model = same.modules["autoencoder"]
+    forward = model.forward
+    model.forward = lambda image: forward(image)._replace(image=image)
+    assert judged(same).metrics["fd"] == pytest.approx(0, abs=1e-3)
+
+
+def test_reconstructions_are_judged_in_float32_when_the_model_multiplies_in_bf16():
+    torch.manual_seed(0)
+    t = task(judges={"fd": nn.Sequential(nn.Flatten(), nn.LazyLinear(8))}, adversarial=0)
+    model = t.modules["autoencoder"]
+    forward = model.forward
+    model.forward = lambda image: forward(image)._replace(image=0.9 * image + 0.02)
+    exact = judged(t).metrics
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = judged(t).metrics
+    assert {name: rounded[name] for name in ("ssim", "psnr", "fd")} == {
+        name: pytest.approx(exact[name], rel=1e-5) for name in ("ssim", "psnr", "fd")
+    }
+
+
+def test_the_divergence_has_its_closed_form():
+    t = task("kl", adversarial=0)
+    kl, (m, s) = t.modules["autoencoder"], (0.7, 0.3)
+    kl.moments = lambda image: torch.cat([torch.full((2, 4, 8, 8), m), torch.full((2, 4, 8, 8), s)], dim=1)
+    expected = 0.5 * (m**2 + s**2 - 1 - 2 * math.log(s)) * 4 * 8 * 8 / (3 * 16 * 16)
+    assert kl(torch.rand(2, 3, 16, 16)).losses["kl"].item() == pytest.approx(1e-6 * expected, rel=1e-5)

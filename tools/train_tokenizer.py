@@ -1,9 +1,0 @@
-"""Train the autoencoder of an experiment's generator on its own images, into RUN/tokenizer.
-
-accelerate launch tools/train_tokenizer.py CONFIG [section.key=value ...] [--resume | --overwrite]
-"""
-
-from rcg import cli, stages
-
-if __name__ == "__main__":
-    cli.stage(stages.train_tokenizer, __doc__)
