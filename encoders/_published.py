@@ -54,11 +54,11 @@ class PublishedEncoder(nn.Module, ABC):
         width: D of the representation.
         side: side of the square that the trunk sees.
         grid: rows and columns of `tokens`.
-        licence: licence of the published weights.
+        license: license of the published weights.
         origin: where a person gets the weights.
     """
 
-    licence = ""
+    license = ""
     origin = "give a file"
     mean: Tensor
     std: Tensor
@@ -76,7 +76,7 @@ class PublishedEncoder(nn.Module, ABC):
         """Return the tensors of a published file under the names `trunk. ...` and `head. ...`."""
 
     @classmethod
-    def catalogue(cls) -> Iterator[Listing]:
+    def catalog(cls) -> Iterator[Listing]:
         """List the sizes in which this encoder was published."""
         schema: Any = cls.Config  # type: ignore[attr-defined]
         arch = schema.model_fields.get("arch")
@@ -85,7 +85,7 @@ class PublishedEncoder(nn.Module, ABC):
                 encoder = cls(schema(weights="none", **({"arch": size} if arch else {})))  # type: ignore[call-arg]
             millions = round(sum(p.numel() for p in encoder.parameters()) / 1e6)
             name = f"name: {encoder.config.name}" + (f", arch: {size}" if arch else "")
-            yield Listing(name, encoder.width, encoder.side, millions, cls.licence, cls.origin)
+            yield Listing(name, encoder.width, encoder.side, millions, cls.license, cls.origin)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class PublishedEncoder(nn.Module, ABC):
         return features.mean((2, 3)) if features.ndim == 4 else features[:, 0]
 
     def _prepare(self, image: Tensor) -> Tensor:
-        """Normalise, then resize without antialiasing, as RCG's representations were computed.
+        """Normalize, then resize without antialiasing, as RCG's representations were computed.
 
         Convolutions in training take views of any size as they are.
         """
@@ -174,7 +174,7 @@ def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class DINOHead(nn.Module):
-    """The three layers before DINO's prototypes (Caron et al., 2021, Appendix C), without the final normalisation."""
+    """The three layers before DINO's prototypes (Caron et al., 2021, Appendix C), without the final normalization."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()

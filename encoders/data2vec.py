@@ -27,7 +27,7 @@ class Data2Vec(PublishedEncoder):
     """Maps images to the mean of the patch tokens: the class token had no target in training."""
 
     Config = Data2VecConfig
-    licence = "mit"
+    license = "mit"
 
     def __init__(self, config: Data2VecConfig, image_size: int | None = None, load: bool = True) -> None:
         width, depth, heads = VITS[config.arch]

@@ -1,4 +1,4 @@
-"""DeiT: a supervised ViT, the paper's labelled reference point (Touvron et al., ICML 2021), from its authors' files."""
+"""DeiT: a supervised ViT, the paper's labeled reference point (Touvron et al., ICML 2021), from its authors' files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DeiT(PublishedEncoder):
     """Maps images to the class token, or with `feature: projector` to the class logits, as RCG's ablation did."""
 
     Config = DeiTConfig
-    licence = "apache-2.0"
+    license = "apache-2.0"
 
     def __init__(self, config: DeiTConfig, image_size: int | None = None, load: bool = True) -> None:
         trunk = vit(config, VITS, config.input_size, config.patch)

@@ -22,4 +22,4 @@ class DINO(StudentTeacher):
     """The teacher of a DINO checkpoint."""
 
     Config = DINOConfig
-    licence = "apache-2.0"
+    license = "apache-2.0"

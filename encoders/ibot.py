@@ -22,4 +22,4 @@ class IBOT(StudentTeacher):
     """The teacher of an iBOT checkpoint."""
 
     Config = IBOTConfig
-    licence = "apache-2.0"
+    license = "apache-2.0"

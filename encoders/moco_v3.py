@@ -53,7 +53,7 @@ class MoCoV3(PublishedEncoder):
     """Maps images to the projector's output, as RCG does, or to the trunk's class token or mean."""
 
     Config = MoCoV3Config
-    licence = "cc-by-nc-4.0"
+    license = "cc-by-nc-4.0"
     origin = "give a file, or train it"
 
     def __init__(self, config: MoCoV3Config, image_size: int | None = None, load: bool = True) -> None:
@@ -123,7 +123,7 @@ def _resnet(config: MoCoV3Config, side: int) -> Any:
 
 
 def _projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Three layers with batch normalisation, the last one without affine parameters."""
+    """Three layers with batch normalization, the last one without affine parameters."""
     return nn.Sequential(
         nn.Linear(dim, hidden, bias=False),
         nn.BatchNorm1d(hidden),

@@ -25,7 +25,7 @@ class MSN(PublishedEncoder):
     """Maps images to the class token of the target encoder."""
 
     Config = MSNConfig
-    licence = "cc-by-nc-4.0"
+    license = "cc-by-nc-4.0"
 
     def __init__(self, config: MSNConfig, image_size: int | None = None, load: bool = True) -> None:
         trunk = vit(config, VITS, config.input_size, config.patch)

@@ -22,7 +22,7 @@ class SwAV(PublishedEncoder):
     """Maps images to the mean of the last map (2048), or to the projection that is compared with prototypes (128)."""
 
     Config = SwAVConfig
-    licence = "cc-by-nc-4.0"
+    license = "cc-by-nc-4.0"
 
     def __init__(self, config: SwAVConfig, image_size: int | None = None, load: bool = True) -> None:
         head = None

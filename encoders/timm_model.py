@@ -79,7 +79,7 @@ class TimmModel(nn.Module):
         width: D of the representation.
         side: side of the square that the network sees.
         grid: rows and columns of `tokens`, None where the network has none.
-        licence: licence of the published weights, as their card says.
+        license: license of the published weights, as their card says.
 
     Raises:
         UserError: the weights cannot be had or do not fit, or the network has no such pooling.
@@ -100,7 +100,7 @@ class TimmModel(nn.Module):
         self.register_buffer("std", torch.tensor(config.std or card["std"]).view(3, 1, 1), persistent=False)
         if load and config.weights not in ("pretrained", "none") and not _on_hub(config.weights):
             self._load(config.weights)
-        self.licence: str = self.network.pretrained_cfg.get("license") or ""
+        self.license: str = self.network.pretrained_cfg.get("license") or ""
         self.network.eval()
         with torch.no_grad():
             features = self.network.forward_features(torch.zeros(1, 3, self.side, self.side, device=self.mean.device))
@@ -108,7 +108,7 @@ class TimmModel(nn.Module):
             self.grid = self._grid(features)
 
     @classmethod
-    def catalogue(cls) -> Iterator[Listing]:
+    def catalog(cls) -> Iterator[Listing]:
         """List the presets; every other network of timm can be had by its name."""
         for name, preset in PRESETS.items():
             card = timm.get_pretrained_cfg(preset.model)

@@ -23,7 +23,7 @@ class VICReg(PublishedEncoder):
     """Maps images to the mean of the last map, 2048 wide."""
 
     Config = VICRegConfig
-    licence = "mit"
+    license = "mit"
 
     def __init__(self, config: VICRegConfig, image_size: int | None = None, load: bool = True) -> None:
         super().__init__(config, resnet50(), None, 0, config.input_size)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rcg.config import Fraction, GeneratorConfig
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
-from rcg.nn import Dropout, recomputed
+from rcg.nn import Dropout, checkpointed
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,8 +33,8 @@ class UNetConfig(GeneratorConfig):
     blocks: PositiveInt = 2
     """Residual blocks of a level on the way down; on the way up there is one more."""
     groups: PositiveInt = Field(None, validate_default=True)
-    """Groups of channels that are normalised together; none: 32 as published, in narrow networks fewer, so that four
-    channels share a group. Alone, a channel would lose the image's colours."""
+    """Groups of channels that are normalized together; none: 32 as published, in narrow networks fewer, so that four
+    channels share a group. Alone, a channel would lose the image's colors."""
     attention: tuple[PositiveInt, ...] = (32, 16, 8)
     """Sides of the feature maps whose positions attend to each other."""
     head_width: PositiveInt = 64
@@ -70,20 +70,20 @@ class Parts(NamedTuple):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that stays in autocast's precision: in float32 it would take longer than the convolutions."""
+    """Group normalization that stays in autocast's precision: in float32 it would take longer than the convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(B, C, h, w)`."""
+        """Normalize `(B, C, h, w)`."""
         return fast_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Residual(nn.Module):
-    """`skip(x) + conv(modulated(conv(x)))`, with a zero-initialised last convolution.
+    """`skip(x) + conv(modulated(conv(x)))`, with a zero-initialized last convolution.
 
     Args:
         inputs: channels that come in.
         outputs: channels that go out.
-        groups: groups of channels that are normalised together; divides both.
+        groups: groups of channels that are normalized together; divides both.
         time: width of the time embedding.
         scale_shift: the time scales and shifts the second norm (Dhariwal and Nichol, 2021), or is added before it.
         style: width of a style that scales once more (Diffusion Autoencoders, Preechakul et al., 2022, eq. 7).
@@ -182,7 +182,7 @@ class UNet(nn.Module):
             )
         if config.width % config.groups:
             raise UserError(f"generator.groups is {config.groups}, which does not divide the width {config.width}")
-        self.heads, self.checkpoint = heads, config.checkpoint
+        self.heads, self.grad_checkpointing = heads, config.grad_checkpointing
         self.input = nn.Conv2d(config.inputs * channels, config.width, 3, padding=1)
         widths = [config.width * multiplier for multiplier in multipliers]
         sides = [side // 2**level for level in range(len(multipliers))]
@@ -201,11 +201,11 @@ class UNet(nn.Module):
         h = self.input(x.contiguous(memory_format=torch.channels_last))
         kept = [h]
         for cell in self.down:
-            h = recomputed(cell, h, c, enabled=self.checkpoint)
+            h = checkpointed(cell, h, c, enabled=self.grad_checkpointing)
             kept.append(h)
-        h = recomputed(self.bottleneck, h, c, enabled=self.checkpoint)
+        h = checkpointed(self.bottleneck, h, c, enabled=self.grad_checkpointing)
         for cell in self.up:
-            h = recomputed(cell, torch.cat([h, kept.pop()], dim=1), c, enabled=self.checkpoint)
+            h = checkpointed(cell, torch.cat([h, kept.pop()], dim=1), c, enabled=self.grad_checkpointing)
         return self.output(F.silu(self.norm(h))).unflatten(1, (self.heads, -1))
 
 

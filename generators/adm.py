@@ -80,7 +80,7 @@ class ADM(nn.Module):
 
     def __init__(self, config: ADMConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
-        self.width, self.checkpoint = config.time_width or config.width, config.checkpoint
+        self.width, self.grad_checkpointing = config.time_width or config.width, config.grad_checkpointing
         self.styled = config.condition_path == "style"
         embedding = 4 * self.width
         self.time = time_embedding(self.width)

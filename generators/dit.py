@@ -14,7 +14,7 @@ from rcg.config import AlignConfig, GeneratorConfig
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
-from rcg.nn import Attention, ConditionEmbedding, recomputed, rotary_positions, sincos_positions, timestep_embedding
+from rcg.nn import Attention, ConditionEmbedding, checkpointed, rotary_positions, sincos_positions, timestep_embedding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
 
@@ -38,7 +38,7 @@ class DiTConfig(GeneratorConfig):
     norm: Literal["layer", "rms"] = "layer"
     """What is modulated by the condition: layer norm, or root mean square norm (Zhang and Sennrich, 2019)."""
     qk_norm: bool = False
-    """Normalise queries and keys: stable training in low precision."""
+    """Normalize queries and keys: stable training in low precision."""
     rotary: bool = False
     """Turn queries and keys with their position, besides the positions that are added to the tokens."""
     context_tokens: NonNegativeInt = 0
@@ -92,7 +92,7 @@ class DiT(nn.Module):
         channels, side, _ = data.shape
         _check(config, side, cond)
         self.patch, self.grid, self.heads, self.width = config.patch, side // config.patch, heads, config.width
-        self.prefix, self.checkpoint = config.context_tokens, config.checkpoint
+        self.prefix, self.grad_checkpointing = config.context_tokens, config.grad_checkpointing
         self.align_depth = config.align.depth if config.align else None
         self.patches = nn.Linear(config.inputs * channels * config.patch**2, config.width)
         self.register_buffer("positions", sincos_positions(self.grid, config.width), persistent=False)
@@ -105,7 +105,7 @@ class DiT(nn.Module):
         self.norm = _norm(config)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
         self.output = nn.Linear(config.width, heads * channels * config.patch**2)
-        self._initialise()
+        self._initialize()
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, inner: bool = False
@@ -123,7 +123,7 @@ class DiT(nn.Module):
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
         seen = h
         for depth, block in enumerate(self.blocks, 1):
-            h = recomputed(block, h, c, self.rotation, enabled=self.checkpoint)
+            h = checkpointed(block, h, c, self.rotation, enabled=self.grad_checkpointing)
             if depth == self.align_depth:
                 seen = h
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
@@ -133,7 +133,7 @@ class DiT(nn.Module):
         )
         return (output, seen[:, self.prefix :]) if inner else output
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

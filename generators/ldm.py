@@ -114,7 +114,7 @@ class LDM(nn.Module):
 
     def __init__(self, config: LDMConfig, data: Space, cond: Space | None, heads: int) -> None:
         super().__init__()
-        self.width, self.checkpoint = config.width, config.checkpoint
+        self.width, self.grad_checkpointing = config.width, config.grad_checkpointing
         self.time = time_embedding(config.width)
         self.cond = Context(cond, config.context_tokens) if cond else None
         parts = _parts(config, self.cond.width if self.cond else None)

@@ -26,7 +26,7 @@ from rcg.core.contracts import MASK, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS, GENERATORS, PROCESSES, SAMPLERS
 from rcg.diffusion.processes.masked import MaskedConfig
-from rcg.nn import Attention, ConditionEmbedding, Dropout, recomputed, sincos_positions
+from rcg.nn import Attention, ConditionEmbedding, Dropout, checkpointed, sincos_positions
 
 
 class MAGEGuidance(GuidanceConfig):
@@ -43,7 +43,7 @@ class MAGETrain(TrainConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 500
     schedule: Literal["constant", "cosine"] = "cosine"
-    clip: PositiveFloat | None = 3.0
+    grad_clip: PositiveFloat | None = 3.0
 
 
 class MAGEConfig(GeneratorConfig):
@@ -66,10 +66,10 @@ class MAGEConfig(GeneratorConfig):
     """Attention heads of the decoder."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout of embeddings, attention and MLPs."""
-    output_trains_words: bool = True
+    tie_embedding_grad: bool = True
     """Whether the output's gradient reaches the words' embeddings, which it shares; as published it does not, and short
     trainings take several times as many steps."""
-    sampling_room: Annotated[float, Field(ge=0, le=1)] = 0.25
+    min_encoder_tokens: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of all tokens that the encoder is given outside training, at least: the known ones, then masked ones. 1:
     all of them, as published, which takes longer."""
     process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="masked")] = unsaid()
@@ -114,7 +114,7 @@ class MAGE(nn.Module):
 
     The encoder does not see as many masked tokens as there always are in training. They are dropped and brought back by
     sorting and by a product with a matrix of ones and zeros, so that in training no shape depends on data. In sampling
-    every known token is seen, and masked ones, which say little, only up to `sampling_room`.
+    every known token is seen, and masked ones, which say little, only up to `min_encoder_tokens`.
 
     Raises:
         UserError: the autoencoder gives no tokens, or heads or 4 do not divide the width.
@@ -133,11 +133,11 @@ class MAGE(nn.Module):
             raise UserError(f"generator.width is {config.width}; positions need a multiple of 4")
         assert isinstance(config.process, MaskedConfig)
         self.shape, self.vocab, width = data.shape, data.vocab, config.width
-        self.tokens, self.checkpoint = math.prod(data.shape), config.checkpoint
+        self.tokens, self.grad_checkpointing = math.prod(data.shape), config.grad_checkpointing
         self.dropped = config.process.fewest(self.tokens)
         # Who dropped none in training cannot do without any afterwards.
-        self.sampling_room = math.ceil((config.sampling_room if self.dropped else 1) * self.tokens)
-        self.output_trains_words = config.output_trains_words
+        self.min_encoder_tokens = math.ceil((config.min_encoder_tokens if self.dropped else 1) * self.tokens)
+        self.tie_embedding_grad = config.tie_embedding_grad
         self.words = nn.Embedding(data.vocab + 2, width)  # the tokens', that of a masked one, that of an empty slot
         self.positions = nn.Embedding(self.tokens + 1, width)  # the first is the slot's
         scattered = torch.rand(self.tokens, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -156,7 +156,7 @@ class MAGE(nn.Module):
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5))
         self.bias = nn.Parameter(torch.zeros(data.vocab))
-        self._initialise()
+        self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map tokens `x` `(B, h, w)`, given `cond`, to logits `(B, 1, K, h, w)`."""
@@ -172,10 +172,10 @@ class MAGE(nn.Module):
         if self.guess is not None:
             h = h + F.pad(self.guess(self.norm_in(self.words(self._known(guesses[0])))), (0, 0, 1, 0))
         for block in self.decoder:
-            h = recomputed(block, h, enabled=self.checkpoint)
+            h = checkpointed(block, h, enabled=self.grad_checkpointing)
         h = self.head(self.decoder_norm(h)[:, 1:])
         words = self.words.weight[: self.vocab]
-        logits = F.linear(h, words if self.output_trains_words else words.detach(), self.bias)
+        logits = F.linear(h, words if self.tie_embedding_grad else words.detach(), self.bias)
         return logits.transpose(1, 2).unflatten(2, self.shape)[:, None]
 
     def encode(self, tokens: Tensor, positions: Tensor, cond: Tensor | None, seen: Tensor | None = None) -> Tensor:
@@ -190,7 +190,7 @@ class MAGE(nn.Module):
             slot = self._embed(empty, torch.zeros_like(empty))
         h = torch.cat([slot, self._embed(self._known(tokens), positions + 1)], dim=1)
         for block in self.encoder:
-            h = recomputed(block, h, seen, enabled=self.checkpoint)
+            h = checkpointed(block, h, seen, enabled=self.grad_checkpointing)
         encoded: Tensor = self.bridge(self.norm(h))
         return encoded
 
@@ -210,9 +210,9 @@ class MAGE(nn.Module):
         """
         if self.training:
             return self.tokens - self.dropped, None
-        if self.sampling_room == self.tokens:
+        if self.min_encoder_tokens == self.tokens:
             return self.tokens, None
-        known = (~masked).sum(dim=1).clamp(min=self.sampling_room)
+        known = (~masked).sum(dim=1).clamp(min=self.min_encoder_tokens)
         fewest, room = torch.stack(known.aminmax()).tolist()
         if fewest == room:
             return room, None
@@ -226,7 +226,7 @@ class MAGE(nn.Module):
         embedded: Tensor = self.dropout(self.norm_in(self.words(words) + self.positions(positions)))
         return embedded
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases, normal embeddings of deviation 0.02, labels' of deviation 1.
 
         Positions, which are learned, start as sines and cosines, as large as what they are added to: published ones
@@ -245,4 +245,4 @@ class MAGE(nn.Module):
             self.positions.weight[1:] = 0.02 * math.sqrt(2) * places
             self.decoder_positions[0, 1:] = places
         if self.cond is not None and isinstance(self.cond.embed, nn.Embedding):
-            nn.init.normal_(self.cond.embed.weight)  # as large as the normalised tokens beside it
+            nn.init.normal_(self.cond.embed.weight)  # as large as the normalized tokens beside it

@@ -1,3 +1,3 @@
-"""Representation-conditioned image generation: unlabelled images that generate as well as labelled ones."""
+"""Representation-conditioned image generation: unlabeled images that generate as well as labeled ones."""
 
 __version__ = "0.1.0"

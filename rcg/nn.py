@@ -89,7 +89,7 @@ class Attention(nn.Module):
         heads: attention heads, a divisor of `width`.
         context: channels of a context's tokens; None: the tokens attend to each other.
         bias: whether queries, keys and values have one.
-        qk_norm: normalise queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
+        qk_norm: normalize queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
         dropout: share of attention weights, and of outputs, that are set to zero in training.
     """
 
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def recomputed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
+def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
     """Evaluate a module; when enabled, keep no activations of it for the backward pass but compute them again there."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(module, *inputs, use_reentrant=False)

@@ -24,7 +24,7 @@ from rcg.distributed import launch as parallel
 from rcg.encoding import autoencoder, clusters
 from rcg.encoding.autoencoder import autoencoder_part, check_space, has_weights, open_autoencoder, restore_autoencoder
 
-NEIGHBOURS = ("rdm", "encoder", autoencoder.FOLDER)
+NEIGHBORS = ("rdm", "encoder", autoencoder.FOLDER)
 """The folders of a run, and the parts of a pipeline, that are not its generator."""
 
 
@@ -113,7 +113,7 @@ class Pipeline:
         folder = Path(name)
         if not folder.is_dir():
             folder = _download(str(name), revision)
-        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *NEIGHBOURS)}
+        found = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *NEIGHBORS)}
         if not found["generator"].is_file():
             raise UserError(f"{folder} holds no generator.safetensors: it was not written by save_pretrained")
         return cls(**{kind: _load(path) for kind, path in found.items() if path.is_file()})
@@ -329,7 +329,7 @@ class Pipeline:
     @staticmethod
     def _choose(folder: Path, name: str | None) -> str:
         known = [p.parent.name for p in sorted(folder.glob(f"*/{checkpoint.FILE}"))]
-        known = [found for found in known if found not in NEIGHBOURS]
+        known = [found for found in known if found not in NEIGHBORS]
         if name is not None and name not in known:
             raise UserError(f"{folder} holds no generator {name!r}; {nearest(name, known)}")
         if not known:

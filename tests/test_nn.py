@@ -25,7 +25,7 @@ def test_dropout_follows_torchs_seed_and_lets_gradients_through_where_it_keeps()
     assert torch.equal(x.grad, drawn[0].detach())
 
 
-def test_neighbours_are_dropped_independently():
+def test_neighbors_are_dropped_independently():
     torch.manual_seed(0)
     kept = (dropout(torch.ones(1_000_000), 0.5) > 0).double()
     for lag in (1, 2, 4, 64):

@@ -41,10 +41,10 @@ TOKENIZER = {
     "multipliers": [1, 1],
     "blocks": 1,
     "channels": 4,
-    "quantiser": {"codes": 16},
+    "quantizer": {"codes": 16},
     "train": {"steps": 4, "batch_size": 8, "adversarial": 0, "precision": "no", "tracker": "none"},
 }
-"""A section generator.autoencoder that is trained in seconds; without its quantiser it fits `kl` as well."""
+"""A section generator.autoencoder that is trained in seconds; without its quantizer it fits `kl` as well."""
 
 
 def write(folder, **changes):

@@ -1,4 +1,4 @@
-"""A tokenizer without weights: each patch of 4 x 4 pixels becomes its mean colour, three levels for each channel."""
+"""A tokenizer without weights: each patch of 4 x 4 pixels becomes its mean color, three levels for each channel."""
 
 import pytest
 import torch

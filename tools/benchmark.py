@@ -42,7 +42,7 @@ SPACES = {
     "adm": Space((3, 32, 32), id="noise"),
 }
 SIZES: dict[str, dict[str, Any]] = {"mage": {}, "dit": {}, "adm": {"width": 64}}
-PUBLISHED: dict[str, dict[str, Any]] = {"mage": {"sampling_room": 1.0}, "dit": {}, "adm": {}}
+PUBLISHED: dict[str, dict[str, Any]] = {"mage": {"min_encoder_tokens": 1.0}, "dit": {}, "adm": {}}
 """What is sampled in another way than ours."""
 FIRST_STAGES = {"mage": "vqgan", "dit": "kl"}
 """What encodes images of 256 px at every published step."""
@@ -108,9 +108,9 @@ def _rdm(device: torch.device) -> GenerativeModel:
 def _step(
     model: GenerativeModel, batch: Tensor, bf16: bool, compiled: bool, cond: Tensor | None = None
 ) -> Callable[[], Any]:
-    """Return one optimiser step with its average, as the training loop takes it."""
+    """Return one optimizer step with its average, as the training loop takes it."""
     config = TrainConfig(lr=5e-4)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=bf16 or compiled)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=bf16 or compiled)
     average = EMA(model, 0.9999)
     if compiled:
         model.network.compile()
@@ -119,8 +119,8 @@ def _step(
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
             loss = sum(model(batch, cond).values())
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         average.update(model)
 
     return run

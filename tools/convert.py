@@ -3,7 +3,7 @@
 python tools/convert.py rdm rdm_mocov3vitb.pth runs/paper          -> runs/paper/rdm and runs/paper/encoder
 python tools/convert.py rdm runs/paper rdm_mocov3vitb.pth --back
 python tools/convert.py dit rcg_dit_xl2.pth runs/paper             -> runs/paper/dit, told what runs/paper/rdm generates
-python tools/convert.py vqgan vqgan_jax_strongaug.ckpt runs/paper  -> runs/paper/tokenizer
+python tools/convert.py vqgan vqgan_jax_strongaug.ckpt runs/paper  -> runs/paper/autoencoder
 """
 
 import argparse

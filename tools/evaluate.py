@@ -1,4 +1,4 @@
-"""Judge generated images: FID, IS, KID, precision, recall, distances in any encoder's space, memorisation.
+"""Judge generated images: FID, IS, KID, precision, recall, distances in any encoder's space, memorization.
 
 accelerate launch tools/evaluate.py runs/cifar10 --num 50000                       against its training images
 python tools/evaluate.py runs/cifar10 --reference VIRTUAL_imagenet256_labeled.npz  against published statistics
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--representations", type=Path, help="file of tools/sample_rdm.py to paint from, row i for sample i"
     )
-    parser.add_argument("--no-memorisation", action="store_true", help="do not search the training set for samples")
+    parser.add_argument("--no-memorization", action="store_true", help="do not search the training set for samples")
     parser.add_argument("--save-images", action="store_true", help="write the samples as PNG files too")
     parser.add_argument("--out", type=Path, help="folder for reports and features [RUN/evaluation]")
     parser.add_argument("--cache", type=Path, help="folder for features, to share references [OUT/features]")
@@ -114,7 +114,7 @@ def _plan(arguments: argparse.Namespace, accelerator: Accelerator) -> Evaluation
     except UserError as error:
         if arguments.reference in PARTS:
             raise
-        warnings.append(f"memorisation is not judged: {error}")
+        warnings.append(f"memorization is not judged: {error}")
     reference, statistics = chosen_reference(arguments.reference, known, samples.size)
     judges = Judges(arguments.inception, arguments.tap, arguments.encoder)
     views = judges.views(_own(samples, origin, accelerator), samples.size, accelerator, warnings)
@@ -128,7 +128,7 @@ def _plan(arguments: argparse.Namespace, accelerator: Accelerator) -> Evaluation
         statistics,
         own,
         own is not None and sampled(samples),
-        None if arguments.no_memorisation else known,
+        None if arguments.no_memorization else known,
         arguments.resamples,
         warnings,
     )

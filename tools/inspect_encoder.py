@@ -1,4 +1,4 @@
-"""Write a one-page report about an experiment's encoder: neighbours, probe, spectrum, map, speed, licence.
+"""Write a one-page report about an experiment's encoder: neighbors, probe, spectrum, map, speed, license.
 
 python tools/inspect_encoder.py configs/cifar10.yaml [section.key=value ...] [--num N] [--out DIR]
 """

@@ -1,4 +1,4 @@
-"""List the encoders by name: width of the representation, input, size, licence, and whether the weights are here.
+"""List the encoders by name: width of the representation, input, size, license, and whether the weights are here.
 
 python tools/list_encoders.py          all of them
 python tools/list_encoders.py dinov2   those whose name contains a word
@@ -20,14 +20,14 @@ def main() -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Print one line for each encoder."""
-    catalogues = (ENCODERS.get(name).catalogue() for name in ENCODERS.names())
-    found = [entry for entries in catalogues for entry in entries if arguments.word in entry.name]
+    catalogs = (ENCODERS.get(name).catalog() for name in ENCODERS.names())
+    found = [entry for entries in catalogs for entry in entries if arguments.word in entry.name]
     if not found:
         raise UserError(f"no encoder has {arguments.word!r} in its name: try dino, mae, clip, or none to see them all")
-    rows = [("encoder: {...}", "width", "input", "params", "licence", "weights")]
+    rows = [("encoder: {...}", "width", "input", "params", "license", "weights")]
     for entry in found:
         side = str(entry.side or "?")
-        rows.append((entry.name, str(entry.width), side, f"{entry.millions} M", entry.licence, entry.weights))
+        rows.append((entry.name, str(entry.width), side, f"{entry.millions} M", entry.license, entry.weights))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

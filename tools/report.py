@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page about a run: samples, figures, curves, neighbours, cost, configuration.
+"""Write one self-contained HTML page about a run: samples, figures, curves, neighbors, cost, configuration.
 
 python tools/report.py runs/digits [--out FILE]
 """

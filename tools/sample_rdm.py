@@ -33,7 +33,7 @@ from rcg.pipeline import restore
 from rcg.training import vectors as conditions
 from rcg.visual.grids import save_gallery
 
-SHOWN, NEIGHBOURS = 16, 8
+SHOWN, NEIGHBORS = 16, 8
 FITTED = 20_000
 """Most representations that a probe is fitted to."""
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 @torch.no_grad()
 def sample(arguments: argparse.Namespace) -> None:
-    """Write representations.safetensors, neighbours.png and, where classes were asked for, classes.md."""
+    """Write representations.safetensors, neighbors.png and, where classes were asked for, classes.md."""
     experiment = config.load(arguments.config, arguments.overrides)
     out = arguments.out or experiment.run / "representations"
     if out.exists() and not out.is_dir():
@@ -79,14 +79,14 @@ def sample(arguments: argparse.Namespace) -> None:
     facts = {"space": rdm.data.to_json(), "seed": arguments.seed}
     kept = {} if asked is None else {"label" if asked.ndim == 1 else "vector": asked}
     checkpoint.save_tensors(out / "representations.safetensors", {"z": drawn, **kept}, facts)
-    near = nearest(drawn[:SHOWN], real.z, NEIGHBOURS)
+    near = nearest(drawn[:SHOWN], real.z, NEIGHBORS)
     shown = torch.stack([real.train[int(i)]["image"] for row in near for i in row])
     captions = [f"z {i}" if rank == 0 else "" for i in range(len(near)) for rank in range(near.shape[1])]
-    title = f"{experiment.run}: the {NEIGHBOURS} training images nearest to each generated representation"
-    save_gallery(shown, captions, title, out / "neighbours.png", columns=2 * NEIGHBOURS)
+    title = f"{experiment.run}: the {NEIGHBORS} training images nearest to each generated representation"
+    save_gallery(shown, captions, title, out / "neighbors.png", columns=2 * NEIGHBORS)
     if asked is not None and asked.ndim == 1:
         _judge(drawn, asked, real, probe, out / "classes.md")
-    print(f"{out / 'representations.safetensors'}: {tuple(drawn.shape)}; look at {out / 'neighbours.png'}")
+    print(f"{out / 'representations.safetensors'}: {tuple(drawn.shape)}; look at {out / 'neighbors.png'}")
 
 
 def _asked(arguments: argparse.Namespace, rdm: GenerativeModel, real: Real) -> tuple[Tensor | None, Probe | None]:

@@ -17,10 +17,10 @@ def main() -> None:
     """Parse the command line and print the table."""
     parser = cli.parser_for(__doc__ or "")
     parser.add_argument("run", type=Path, help="folder of a run")
-    cli.main(parser, summarise)
+    cli.main(parser, summarize)
 
 
-def summarise(arguments: argparse.Namespace) -> None:
+def summarize(arguments: argparse.Namespace) -> None:
     """Print what the logs of all stages and the last sampling say."""
     lines = read_logs(arguments.run)
     draw_curves(lines, arguments.run / "curves.png")

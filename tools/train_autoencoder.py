@@ -1,4 +1,4 @@
-"""Train the autoencoder of an experiment's generator on its own images, into RUN/tokenizer.
+"""Train the autoencoder of an experiment's generator on its own images, into RUN/autoencoder.
 
 accelerate launch tools/train_autoencoder.py CONFIG [section.key=value ...] [--resume | --overwrite]
 """

@@ -1,4 +1,4 @@
-"""Pre-train an encoder on your own unlabelled images (MoCo v3) into RUN/encoder.
+"""Pre-train an encoder on your own unlabeled images (MoCo v3) into RUN/encoder.
 
 accelerate launch tools/train_encoder.py configs/digits.yaml [section.key=value ...] [--resume | --overwrite]
 """

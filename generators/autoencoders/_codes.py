@@ -1,4 +1,4 @@
-"""A convolutional autoencoder whose bottleneck is quantised: what discrete and continuous use of one have in common."""
+"""A convolutional autoencoder whose bottleneck is quantized: what discrete and continuous use of one have in common."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from rcg.generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
-from rcg.generators.autoencoders._quantisers import FSQConfig, NearestConfig, quantiser
+from rcg.generators.autoencoders._quantizers import FSQConfig, NearestConfig, quantizer
 from torch import Tensor
 
 from rcg.core.contracts import Reconstruction
@@ -24,69 +24,69 @@ Bottleneck = Annotated[
 ]
 
 
-class QuantisedConfig(ConvConfig):
-    """A quantised autoencoder."""
+class QuantizedConfig(ConvConfig):
+    """A quantized autoencoder."""
 
     lineage: Literal["maskgit", "taming"] = "maskgit"
     """Whose network: MaskGIT's VQGAN, as MAGE uses it, or that of taming-transformers and latent diffusion."""
-    quantiser: Bottleneck = NearestConfig()
+    quantizer: Bottleneck = NearestConfig()
     """The bottleneck: `nearest`, a codebook, or `fsq`, which needs none."""
 
     def stated(self, image_size: int) -> Self:
         """Return the section with everything that follows the image size written out; see the base class."""
         stated = super().stated(image_size)
-        if isinstance(self.quantiser, FSQConfig) or self.quantiser.codes is not None:
+        if isinstance(self.quantizer, FSQConfig) or self.quantizer.codes is not None:
             return stated
         codes = 1024 if image_size >= 64 else 256 if image_size >= 32 else 64
-        return stated.model_copy(update={"quantiser": self.quantiser.model_copy(update={"codes": codes})})
+        return stated.model_copy(update={"quantizer": self.quantizer.model_copy(update={"codes": codes})})
 
     @model_validator(mode="before")
     @classmethod
     def _channels_of_levels(cls, value: Any) -> Any:
-        """Give the latent as many channels as finite scalar quantisation has levels."""
-        section = value.get("quantiser") if isinstance(value, dict) else None
+        """Give the latent as many channels as finite scalar quantization has levels."""
+        section = value.get("quantizer") if isinstance(value, dict) else None
         if isinstance(section, dict) and section.get("name") == "fsq":
             levels = section.get("levels", FSQConfig().levels)
             if isinstance(levels, list | tuple):
                 value = {"channels": len(levels), **value}
                 if value["channels"] != len(levels):
-                    raise ValueError(f"channels is {value['channels']}, but quantiser.levels has {len(levels)}")
+                    raise ValueError(f"channels is {value['channels']}, but quantizer.levels has {len(levels)}")
         return value
 
 
-class Quantised(ConvAutoencoder):
-    """A convolutional autoencoder with a quantiser."""
+class Quantized(ConvAutoencoder):
+    """A convolutional autoencoder with a quantizer."""
 
-    config: QuantisedConfig
+    config: QuantizedConfig
 
     def __init__(self, config: Any, image_size: int) -> None:
         super().__init__(config, image_size, LINEAGES[config.lineage])
-        self.quantise = quantiser(self.config.quantiser, self.config.channels)
+        self.quantize = quantizer(self.config.quantizer, self.config.channels)
 
     def forward(self, image: Tensor) -> Reconstruction:
         """Reconstruct images `(B, 3, H, W)` in [0, 1] with gradients; in training mode the codebook follows."""
-        z = self.analyse(image)
+        z = self.analyze(image)
         with torch.autocast(z.device.type, enabled=False):  # distances in half precision would choose other codes
-            quantised, codes, losses = self.quantise(z.movedim(1, -1).flatten(0, -2))
+            quantized, codes, losses = self.quantize(z.movedim(1, -1).flatten(0, -2))
         shape = (len(z), *z.shape[2:])
-        latent = quantised.unflatten(0, shape).movedim(-1, 1)
-        return Reconstruction(self.synthesise(latent), losses, codes.view(shape))
+        latent = quantized.unflatten(0, shape).movedim(-1, 1)
+        return Reconstruction(self.synthesize(latent), losses, codes.view(shape))
 
     def codes(self, z: Tensor) -> Tensor:
-        """Return the codes, int64 `(B, h, w)`, of what `analyse` returned."""
+        """Return the codes, int64 `(B, h, w)`, of what `analyze` returned."""
         with torch.autocast(z.device.type, enabled=False):
-            return self.quantise.codes(z.movedim(1, -1).flatten(0, -2)).view(len(z), *z.shape[2:])
+            return self.quantize.codes(z.movedim(1, -1).flatten(0, -2)).view(len(z), *z.shape[2:])
 
     def paint(self, codes: Tensor) -> Tensor:
         """Map codes `(B, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
-        return self.synthesise(self.quantise.lookup(codes).movedim(-1, 1)).clamp(0, 1)
+        return self.synthesize(self.quantize.lookup(codes).movedim(-1, 1)).clamp(0, 1)
 
     def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file under our names."""
         tensors = self.published(found)
-        codebook = tensors.get("quantise.codebook")
+        codebook = tensors.get("quantize.codebook")
         if codebook is not None:  # published files do not say how often a code was used
-            tensors["quantise.counts"] = torch.ones(len(codebook))
-            if self.config.quantiser.name == "nearest" and self.config.quantiser.update == "ema":
-                tensors["quantise.sums"] = codebook.clone()
+            tensors["quantize.counts"] = torch.ones(len(codebook))
+            if self.config.quantizer.name == "nearest" and self.config.quantizer.update == "ema":
+                tensors["quantize.sums"] = codebook.clone()
         return tensors

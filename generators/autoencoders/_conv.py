@@ -31,8 +31,8 @@ class ConvConfig(AutoencoderConfig):
     blocks: PositiveInt = 2
     """Residual blocks at each resolution."""
     groups: PositiveInt | None = None
-    """Groups of channels that are normalised together; none: 32 as published, in narrow networks fewer, so that four
-    channels share a group. Alone, a channel would lose the image's colours."""
+    """Groups of channels that are normalized together; none: 32 as published, in narrow networks fewer, so that four
+    channels share a group. Alone, a channel would lose the image's colors."""
     attention: tuple[PositiveInt, ...] | None = None
     """Down-sampling factors at which blocks are followed by self-attention; none: the published ones."""
     channels: PositiveInt = 4
@@ -135,13 +135,13 @@ class ConvAutoencoder(nn.Module):
                 part.eval()
         return self
 
-    def analyse(self, image: Tensor) -> Tensor:
+    def analyze(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to `(B, outputs, h, w)`, float32."""
         x = image * 2 - 1 if self.signed else image
         z: Tensor = self.quant_conv(self.encoder(x))
         return z.float()
 
-    def synthesise(self, z: Tensor) -> Tensor:
+    def synthesize(self, z: Tensor) -> Tensor:
         """Map `(B, channels, h, w)` to images `(B, 3, H, W)`, nominally in [0, 1]."""
         x: Tensor = self.decoder(self.post_quant_conv(z))
         return (x + 1) / 2 if self.signed else x
@@ -150,11 +150,11 @@ class ConvAutoencoder(nn.Module):
         """Return the tensors of a published file under our names.
 
         Raises:
-            UserError: this network would normalise other groups of channels.
+            UserError: this network would normalize other groups of channels.
         """
         if self.config.groups != GROUPS:
             raise UserError(
-                f"published autoencoders normalise {GROUPS} groups of channels, this one {self.config.groups}: set "
+                f"published autoencoders normalize {GROUPS} groups of channels, this one {self.config.groups}: set "
                 f"generator.autoencoder.groups={GROUPS}"
             )
         return ours(found)
@@ -256,7 +256,7 @@ class Middle(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions after normalisation and SiLU, added to a shortcut."""
+    """Two convolutions after normalization and SiLU, added to a shortcut."""
 
     def __init__(self, before: int, after: int, groups: int, lineage: Lineage) -> None:
         super().__init__()
@@ -324,5 +324,5 @@ class Upsample(nn.Module):
 
 
 def norm(width: int, groups: int) -> nn.GroupNorm:
-    """Normalise in groups, with the published epsilon."""
+    """Normalize in groups, with the published epsilon."""
     return nn.GroupNorm(groups, width, eps=1e-6)

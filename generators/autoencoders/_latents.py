@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Standardiser(nn.Module):
-    """Standardises latents by one mean and one deviation, measured on data when the autoencoder was trained."""
+class Standardizer(nn.Module):
+    """Standardizes latents by one mean and one deviation, measured on data when the autoencoder was trained."""
 
     mean: Tensor  # ()
     std: Tensor  # ()
@@ -18,11 +18,11 @@ class Standardiser(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Standardise."""
+        """Standardize."""
         return (z - self.mean) / self.std
 
     def undo(self, latent: Tensor) -> Tensor:
-        """Return what was standardised."""
+        """Return what was standardized."""
         return latent * self.std + self.mean
 
 

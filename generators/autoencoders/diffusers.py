@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from rcg.generators.autoencoders._latents import Standardiser, draw
+from rcg.generators.autoencoders._latents import Standardizer, draw
 from torch import Tensor, nn
 
 from rcg.config import ComponentConfig
@@ -55,7 +55,7 @@ class Diffusers(nn.Module):
                 f"divide; the nearest that fits is {max(factor, round(image_size / factor) * factor)}"
             )
         self.shape = (card["latent_channels"], image_size // factor, image_size // factor)
-        self.standardise = Standardiser(card.get("shift_factor") or 0.0, 1 / card["scaling_factor"])
+        self.standardize = Standardizer(card.get("shift_factor") or 0.0, 1 / card["scaling_factor"])
 
     @cached_property
     def space(self) -> Space:
@@ -63,9 +63,9 @@ class Diffusers(nn.Module):
         return Space(self.shape, id=identity(self))
 
     def posterior(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to means and deviations `(B, 2C, h, w)` of standardised latents."""
+        """Map images `(B, 3, H, W)` in [0, 1] to means and deviations `(B, 2C, h, w)` of standardized latents."""
         found = self.network.encode(image * 2 - 1).latent_dist
-        return torch.cat([self.standardise(found.mean), found.std / self.standardise.std], dim=1)
+        return torch.cat([self.standardize(found.mean), found.std / self.standardize.std], dim=1)
 
     def draw(self, posterior: Tensor) -> Tensor:
         """Draw latents `(B, C, h, w)`."""
@@ -77,7 +77,7 @@ class Diffusers(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents `(B, C, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
-        image: Tensor = self.network.decode(self.standardise.undo(latent)).sample
+        image: Tensor = self.network.decode(self.standardize.undo(latent)).sample
         return ((image + 1) / 2).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The KL-regularised autoencoder of latent diffusion and Stable Diffusion (Rombach et al., CVPR 2022)."""
+"""The KL-regularized autoencoder of latent diffusion and Stable Diffusion (Rombach et al., CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from pydantic import PositiveFloat
 from rcg.generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
-from rcg.generators.autoencoders._latents import Standardiser, draw
+from rcg.generators.autoencoders._latents import Standardizer, draw
 from torch import Tensor
 
 from rcg.core.contracts import Reconstruction, Space
@@ -33,7 +33,7 @@ class KL(ConvAutoencoder):
 
     def __init__(self, config: KLConfig, image_size: int) -> None:
         super().__init__(config, image_size, TAMING, outputs=2 * config.channels)
-        self.standardise = Standardiser()
+        self.standardize = Standardizer()
 
     @cached_property
     def space(self) -> Space:
@@ -47,17 +47,17 @@ class KL(ConvAutoencoder):
         divergence = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum()
         # The other losses are means over pixels, the published weight belongs to sums over them.
         losses = {"kl": self.config.kl_weight * divergence / image.numel()}
-        return Reconstruction(self.synthesise(draw(moments)), losses, None)
+        return Reconstruction(self.synthesize(draw(moments)), losses, None)
 
     def moments(self, image: Tensor) -> Tensor:
-        """Return means and deviations `(B, 2C, h, w)` before standardisation."""
-        mean, log_variance = self.analyse(image).chunk(2, dim=1)
+        """Return means and deviations `(B, 2C, h, w)` before standardization."""
+        mean, log_variance = self.analyze(image).chunk(2, dim=1)
         return torch.cat([mean, (0.5 * log_variance.clamp(-30, 20)).exp()], dim=1)
 
     def posterior(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to means and deviations `(B, 2C, h, w)` of standardised latents."""
+        """Map images `(B, 3, H, W)` in [0, 1] to means and deviations `(B, 2C, h, w)` of standardized latents."""
         mean, std = self.moments(image).chunk(2, dim=1)
-        return torch.cat([self.standardise(mean), std / self.standardise.std], dim=1)
+        return torch.cat([self.standardize(mean), std / self.standardize.std], dim=1)
 
     def draw(self, posterior: Tensor) -> Tensor:
         """Draw latents `(B, C, h, w)`."""
@@ -69,9 +69,9 @@ class KL(ConvAutoencoder):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents `(B, C, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
-        return self.synthesise(self.standardise.undo(latent)).clamp(0, 1)
+        return self.synthesize(self.standardize.undo(latent)).clamp(0, 1)
 
     def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file, of the original or of diffusers' layout, under our names."""
-        scaled = {"standardise.mean": torch.tensor(0.0), "standardise.std": torch.tensor(1 / self.config.scale)}
+        scaled = {"standardize.mean": torch.tensor(0.0), "standardize.std": torch.tensor(1 / self.config.scale)}
         return self.published(found) | scaled

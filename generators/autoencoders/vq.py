@@ -1,4 +1,4 @@
-"""A VQ autoencoder with continuous latents, as latent diffusion uses it: quantised only when they are decoded."""
+"""A VQ autoencoder with continuous latents, as latent diffusion uses it: quantized only when they are decoded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat
-from rcg.generators.autoencoders._codes import Bottleneck, Quantised, QuantisedConfig
-from rcg.generators.autoencoders._latents import Standardiser
-from rcg.generators.autoencoders._quantisers import NearestConfig
+from rcg.generators.autoencoders._codes import Bottleneck, Quantized, QuantizedConfig
+from rcg.generators.autoencoders._latents import Standardizer
+from rcg.generators.autoencoders._quantizers import NearestConfig
 from torch import Tensor
 
 from rcg.core.contracts import Space
@@ -17,12 +17,12 @@ from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import identity
 
 
-class VQConfig(QuantisedConfig):
+class VQConfig(QuantizedConfig):
     """A VQ autoencoder; the defaults are those of LDM-8's VQ-f8 (Rombach et al., CVPR 2022)."""
 
     name: str = "vq"
     lineage: Literal["maskgit", "taming"] = "taming"
-    quantiser: Bottleneck = NearestConfig(codes=16384)
+    quantizer: Bottleneck = NearestConfig(codes=16384)
     scale: PositiveFloat = 1.0
     """Factor of the latents of a published file; an autoencoder that is trained here measures its own."""
 
@@ -31,15 +31,15 @@ class VQConfig(QuantisedConfig):
 
 
 @AUTOENCODERS.register
-class VQ(Quantised):
-    """Maps images to latents `(B, C, h, w)` before quantisation, and quantised ones to images."""
+class VQ(Quantized):
+    """Maps images to latents `(B, C, h, w)` before quantization, and quantized ones to images."""
 
     Config = VQConfig
 
     def __init__(self, config: VQConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         self.scale = config.scale
-        self.standardise = Standardiser()
+        self.standardize = Standardizer()
 
     @cached_property
     def space(self) -> Space:
@@ -48,7 +48,7 @@ class VQ(Quantised):
 
     def posterior(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, C, h, w)`."""
-        latent: Tensor = self.standardise(self.analyse(image))
+        latent: Tensor = self.standardize(self.analyze(image))
         return latent
 
     def draw(self, posterior: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ class VQ(Quantised):
         return self.posterior(image)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Quantise latents `(B, C, h, w)` and map them to images `(B, 3, H, W)` in [0, 1]."""
-        return self.paint(self.codes(self.standardise.undo(latent.float())))
+        """Quantize latents `(B, C, h, w)` and map them to images `(B, 3, H, W)` in [0, 1]."""
+        return self.paint(self.codes(self.standardize.undo(latent.float())))
 
     def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file under our names."""
-        scaled = {"standardise.mean": torch.tensor(0.0), "standardise.std": torch.tensor(1 / self.scale)}
+        scaled = {"standardize.mean": torch.tensor(0.0), "standardize.std": torch.tensor(1 / self.scale)}
         return super().rename(found) | scaled

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from pydantic import PositiveInt
-from rcg.generators.autoencoders._codes import Quantised, QuantisedConfig
+from rcg.generators.autoencoders._codes import Quantized, QuantizedConfig
 from torch import Tensor
 
 from rcg.core.contracts import Space
@@ -14,7 +14,7 @@ from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import identity
 
 
-class VQGANConfig(QuantisedConfig):
+class VQGANConfig(QuantizedConfig):
     """A tokenizer; the defaults are those of MAGE's, which makes 16 x 16 tokens of 256 px."""
 
     name: str = "vqgan"
@@ -24,7 +24,7 @@ class VQGANConfig(QuantisedConfig):
 
 
 @AUTOENCODERS.register
-class VQGAN(Quantised):
+class VQGAN(Quantized):
     """Maps images to tokens `(B, h, w)`, row by row, and back."""
 
     Config = VQGANConfig
@@ -32,11 +32,11 @@ class VQGAN(Quantised):
     @cached_property
     def space(self) -> Space:
         """Tokens, `(h, w)` of a vocabulary; the weights must not change any more."""
-        return Space((self.side, self.side), vocab=self.quantise.vocab, id=identity(self))
+        return Space((self.side, self.side), vocab=self.quantize.vocab, id=identity(self))
 
     def posterior(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to tokens, int64 `(B, h, w)`."""
-        return self.codes(self.analyse(image))
+        return self.codes(self.analyze(image))
 
     def draw(self, posterior: Tensor) -> Tensor:
         """Return the tokens as they are."""

@@ -21,7 +21,7 @@ SIDE = 256
 
 
 def read(name: str, path: Path, run: Path) -> list[Path]:
-    """Turn a published file into `run`/tokenizer, an autoencoder called `name`, and return what was written.
+    """Turn a published file into `run`/autoencoder, an autoencoder called `name`, and return what was written.
 
     Raises:
         UserError: the file holds no such autoencoder, or its tensors do not fit the network that their shapes tell of.
@@ -36,12 +36,12 @@ def rebuild(name: str, found: Mapping[str, Tensor], path: Path) -> Any:
         UserError: there is no such autoencoder, or its tensors do not fit the network that their shapes tell of.
     """
     tensors = ours(found)
-    if "encoder.conv_in.weight" not in tensors or ("quantise.codebook" in tensors) == (name == "kl"):
+    if "encoder.conv_in.weight" not in tensors or ("quantize.codebook" in tensors) == (name == "kl"):
         holds = "encoder.conv_in.weight" + ("" if name == "kl" else " with quantize.embedding.weight")
         raise UserError(f"{path} is not a {name} autoencoder: it has no {holds}, or more than that")
     config: dict[str, Any] = architecture(tensors)
     if name != "kl":
-        config["quantiser"] = {"codes": len(tensors["quantise.codebook"])}
+        config["quantizer"] = {"codes": len(tensors["quantize.codebook"])}
         config["lineage"] = "taming" if "encoder.conv_in.bias" in tensors else "maskgit"
     autoencoder = build_autoencoder(AUTOENCODERS.get(name).Config.model_validate(config), SIDE)
     weights.fit(autoencoder, autoencoder.rename(dict(found)), path)
@@ -49,7 +49,7 @@ def rebuild(name: str, found: Mapping[str, Tensor], path: Path) -> Any:
 
 
 def save(autoencoder: Any, run: Path) -> list[Path]:
-    """Write an autoencoder into `run`/tokenizer, unless this very one is there already; return what was written.
+    """Write an autoencoder into `run`/autoencoder, unless this very one is there already; return what was written.
 
     Raises:
         UserError: another autoencoder is there.
@@ -64,9 +64,9 @@ def save(autoencoder: Any, run: Path) -> list[Path]:
 
 
 def write(name: str, run: Path, path: Path) -> None:
-    """Turn `run`/tokenizer into a file that the original code loads."""
+    """Turn `run`/autoencoder into a file that the original code loads."""
     part = checkpoint.load(run / FOLDER / checkpoint.FILE)
-    if part.config["name"] != name or ("quantise.codebook" not in part.tensors and name != "kl"):
+    if part.config["name"] != name or ("quantize.codebook" not in part.tensors and name != "kl"):
         raise UserError(f"{run / FOLDER} holds no {name} autoencoder that the original code could load")
     tensors = original(run)
     with checkpoint.atomic(path) as temporary:
@@ -74,16 +74,16 @@ def write(name: str, run: Path, path: Path) -> None:
 
 
 def original(run: Path) -> dict[str, Tensor]:
-    """Return the tensors of `run`/tokenizer under their original names.
+    """Return the tensors of `run`/autoencoder under their original names.
 
     Raises:
-        UserError: the original code would normalise other groups of channels.
+        UserError: the original code would normalize other groups of channels.
     """
     path = run / FOLDER / checkpoint.FILE
     part = checkpoint.load(path)
     if part.config["groups"] != GROUPS:
         raise UserError(
-            f"{path} normalises {part.config['groups']} groups of channels, but the original code always {GROUPS}: "
+            f"{path} normalizes {part.config['groups']} groups of channels, but the original code always {GROUPS}: "
             f"train it with generator.autoencoder.groups={GROUPS} to take it there"
         )
     return theirs(part.tensors)

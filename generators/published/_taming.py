@@ -15,7 +15,7 @@ from torch import Tensor
 PREFIXES = ("first_stage_model.", "vqgan.")
 """What whole generators put before the names of their autoencoder."""
 GROUPS = 32
-"""Groups of channels that published autoencoders normalise, whatever their width."""
+"""Groups of channels that published autoencoders normalize, whatever their width."""
 KNOWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
 """Discriminators, perceptual networks and averages lie beside these in training checkpoints."""
 
@@ -35,7 +35,7 @@ def ours(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif match := re.fullmatch(r"(.*)\.proj_out\.(weight|bias)", key):
             renamed[f"{match[1]}.attention.proj.{match[2]}"] = _flat(value)
         else:
-            renamed[key.replace("quantize.embedding.weight", "quantise.codebook")] = value
+            renamed[key.replace("quantize.embedding.weight", "quantize.codebook")] = value
     return renamed
 
 
@@ -50,9 +50,9 @@ def theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             else:
                 for part, name in zip(shaped.chunk(3), "qkv", strict=True):
                     found[f"{match[1]}.{name}.{match[3]}"] = part.contiguous()
-        elif key == "quantise.codebook":
+        elif key == "quantize.codebook":
             found["quantize.embedding.weight"] = value
-        elif not key.startswith(("quantise.", "standardise.")):
+        elif not key.startswith(("quantize.", "standardize.")):
             found[key] = value
     return found
 

@@ -17,7 +17,7 @@ RESIDUAL = {
     "skip_connection": "skip",
 }
 GROUPS = 32
-"""Groups of channels that published U-Nets normalise, whatever their width."""
+"""Groups of channels that published U-Nets normalize, whatever their width."""
 OUTSIDE = {"time_embed": "time", "input_blocks.0.0": "unet.input", "out.0": "unet.norm", "out.2": "unet.output"}
 """The original names of layers, in the residual blocks and outside of all cells, and ours."""
 

@@ -59,7 +59,7 @@ class DiT:
     def read(path: Path, run: Path) -> list[Path]:
         """Turn an original checkpoint into `run`/dit (or dit-class), and return what was written.
 
-        A representation is taken to be that of `run`/rdm, and latents those of `run`/tokenizer. The last row of a table
+        A representation is taken to be that of `run`/rdm, and latents those of `run`/autoencoder. The last row of a table
         of classes is its null.
 
         Raises:

@@ -52,7 +52,7 @@ class LDM:
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/ldm (or ldm-class), `run`/encoder and `run`/tokenizer.
+        """Turn an original checkpoint into `run`/ldm (or ldm-class), `run`/encoder and `run`/autoencoder.
 
         Returns what was written.
 
@@ -102,7 +102,7 @@ class LDM:
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
-        """Turn `run`/ldm (or ldm-class), with `run`/encoder and `run`/tokenizer, into an original checkpoint.
+        """Turn `run`/ldm (or ldm-class), with `run`/encoder and `run`/autoencoder, into an original checkpoint.
 
         Without the live weights of a converted file the averaged ones stand in for them.
         """

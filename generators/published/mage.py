@@ -57,7 +57,7 @@ class MAGE:
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none), `run`/encoder and `run`/tokenizer.
+        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none), `run`/encoder and `run`/autoencoder.
 
         Returns what was written.
 
@@ -117,8 +117,8 @@ def _build(tensors: Mapping[str, Tensor], encoder: Any, tokenizer: Any, run: Pat
         "heads": size.heads,
         "decoder_depth": _count(tensors, "decoder_blocks."),
         "decoder_heads": size.decoder_heads,
-        "output_trains_words": False,
-        "sampling_room": 1.0,
+        "tie_embedding_grad": False,
+        "min_encoder_tokens": 1.0,
         "condition": "none" if cond is None else "class" if cond.vocab else "representation",
         "sampler": {"name": "maskgit", "choice_temperature": size.choice_temperature},
     }

@@ -13,14 +13,14 @@ from rcg.core.registry import CONVERTERS
 class VQGAN:
     """Reads and writes files of the autoencoder `vqgan`."""
 
-    part = "tokenizer"
+    part = "autoencoder"
 
     @staticmethod
     def read(path: Path, run: Path) -> list[Path]:
-        """Turn a published file into `run`/tokenizer; raises `UserError` if it holds no such autoencoder."""
+        """Turn a published file into `run`/autoencoder; raises `UserError` if it holds no such autoencoder."""
         return _autoencoder.read("vqgan", path, run)
 
     @staticmethod
     def write(run: Path, path: Path) -> None:
-        """Turn `run`/tokenizer into a file in the original layout."""
+        """Turn `run`/autoencoder into a file in the original layout."""
         _autoencoder.write("vqgan", run, path)

@@ -86,7 +86,7 @@ def variant(experiment: Experiment, arm: Arm) -> Experiment:
 
 
 def opened(experiment: Experiment, arm: Arm, drawing: Drawing, device: torch.device) -> Pipeline:
-    """Load the trained network of an arm with its neighbours, to be sampled as the experiment says now."""
+    """Load the trained network of an arm with its neighbors, to be sampled as the experiment says now."""
     folder = stages.generator_folder(variant(experiment, arm))
     pipeline = Pipeline.from_run(experiment.run, folder.name).to(device, drawing.precision)
     trained, asked = pipeline.generator.config, experiment.generator

@@ -205,7 +205,7 @@ def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]
         f"{first.facts['batch_size']}. Self-conditioning evaluates its network once more, without gradients, for half "
         f"of each batch; seconds are of the machine and the hour of each training",
     )
-    others = [(name, latest(lines)) for name, lines in logs.items() if name in ("encoder", "tokenizer", "rdm")]
+    others = [(name, latest(lines)) for name, lines in logs.items() if name in ("encoder", "autoencoder", "rdm")]
     if others:
         yield "besides", "; ".join(f"{name} {log['step']:.0f} steps in {log['seconds']:.0f} s" for name, log in others)
     yield (
@@ -224,7 +224,7 @@ def _facts(study: Study, result: Result, logs: Any) -> Iterator[tuple[str, str]]
 
 
 def _values(study: Study, result: Result, facts: dict[str, str]) -> dict[str, Any]:
-    """Return everything as JSON-serialisable values."""
+    """Return everything as JSON-serializable values."""
     arms = {}
     for key, found in result.outcomes.items():
         closed = {view: _gap(key, result, view, distance) for view, distance in result.views}

@@ -143,7 +143,7 @@ def compare(study: Study) -> Result | None:
 
 
 def _set_up(study: Study, known: Known, accelerator: Accelerator) -> _Bench:
-    """Open the judges, after the neighbours that the networks need.
+    """Open the judges, after the neighbors that the networks need.
 
     Raises:
         UserError: the encoder or the autoencoder is not trained, or a judge or the reference cannot be had.

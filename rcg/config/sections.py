@@ -1,7 +1,7 @@
 """One YAML file -> one frozen, typed `Experiment`; an unknown key is refused with its path and the nearest key.
 
 Every section is a `Config` beside the class that it configures; the sections that several rooms share stand here.
-Facts that a neighbour knows (representation width, image shape, class count) are derived, never typed by a person.
+Facts that a neighbor knows (representation width, image shape, class count) are derived, never typed by a person.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ class TrainConfig(Config):
     """How the one training loop runs."""
 
     steps: NonNegativeInt = 10_000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: PositiveInt = 64
-    """Samples of one optimiser step, over all processes and accumulated micro-batches."""
-    accumulate: PositiveInt = 1
-    """Micro-batches of one optimiser step."""
+    """Samples of one optimizer step, over all processes and accumulated micro-batches."""
+    grad_accum_steps: PositiveInt = 1
+    """Micro-batches of one optimizer step."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -111,14 +111,14 @@ class TrainConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay, on matrices only unless `decay_all`."""
     decay_all: bool = False
-    """Decay biases and normalisation weights too, as the published RDM does."""
+    """Decay biases and normalization weights too, as the published RDM does."""
     warmup: NonNegativeInt = 0
     """Steps of linear learning-rate warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
-    clip: PositiveFloat | None = None
+    grad_clip: PositiveFloat | None = None
     """Largest gradient norm; none: no clipping."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
     """Decay of the weights' moving average (with warm-up); none: keep the live weights."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision; auto: bf16 where the device computes it natively, else none."""
@@ -162,7 +162,7 @@ class DataConfig(ComponentConfig):
     """Seed of the split."""
     limit: PositiveInt | None = None
     """Use only so many images, drawn at random."""
-    workers: NonNegativeInt | None = None
+    num_workers: NonNegativeInt | None = None
     """Loader processes; none: chosen from the data set and the machine."""
 
     @property
@@ -187,9 +187,9 @@ class AugmentConfig(Config):
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation in degrees."""
     jitter: Annotated[float, Field(ge=0)] = 1.0
-    """Strength of the colour jitter: 1 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, on 80 % of views."""
+    """Strength of the color jitter: 1 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, on 80 % of views."""
     gray: Fraction = 0.2
-    """Share of views without colour."""
+    """Share of views without color."""
     blur: Fraction | None = None
     """Share of blurred views; none: 0 below 64 px, then 0.5."""
     erase: Fraction = 0.0
@@ -204,7 +204,7 @@ class ContrastiveTrain(TrainConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 100
     schedule: Literal["constant", "cosine"] = "cosine"
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     temperature: PositiveFloat = 0.2
     """Temperature of the InfoNCE loss."""
     momentum: Fraction = 0.99
@@ -229,7 +229,7 @@ class EncoderConfig(ComponentConfig):
 
 
 class ProjectionConfig(Config):
-    """Principal components of the training set's representations: the width decides how well they can be modelled."""
+    """Principal components of the training set's representations: the width decides how well they can be modeled."""
 
     width: PositiveInt = 256
     """Components kept; RCG's ablation found 256 best (Table 7c)."""
@@ -237,19 +237,19 @@ class ProjectionConfig(Config):
     """Give all components the same variance."""
 
 
-class TokenizerTrain(TrainConfig):
+class AutoencoderTrain(TrainConfig):
     """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
 
     steps: NonNegativeInt = 100_000
     lr: PositiveFloat = 2e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     pixel: Literal["l1", "l2"] = "l1"
     """Distance of pixels."""
-    start: str | None = None
+    init_from: str | None = None
     """File of weights to start from, ours or as published; none: random ones."""
     decoder_only: bool = False
-    """Train nothing but the decoder of `start`: its tokens or latents, and generators of them, stay what they are."""
+    """Train nothing but the decoder of `init_from`: its tokens or latents, and generators of them, stay what they are."""
     perceptual: Literal["encoder", "vgg", "none"] = "encoder"
     """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
     perceptual_weight: PositiveFloat = 1.0
@@ -268,9 +268,11 @@ class TokenizerTrain(TrainConfig):
     """Which of its layers; only 2048 is comparable with published figures."""
 
     @model_validator(mode="after")
-    def _decoders_of_something(self) -> TokenizerTrain:
-        if self.decoder_only and self.start is None:
-            raise ValueError("decoder_only trains the decoder of an autoencoder that is there: name its file in start")
+    def _decoders_of_something(self) -> AutoencoderTrain:
+        if self.decoder_only and self.init_from is None:
+            raise ValueError(
+                "decoder_only trains the decoder of an autoencoder that is there: name its file in init_from"
+            )
         return self
 
 
@@ -279,7 +281,7 @@ class AutoencoderConfig(ComponentConfig):
 
     weights: str | None = None
     """File of its weights, ours or as published; none: trained by tools/train_autoencoder.py into this run."""
-    train: TokenizerTrain = TokenizerTrain()
+    train: AutoencoderTrain = AutoencoderTrain()
     """Training of autoencoders without weights."""
 
 
@@ -428,12 +430,12 @@ class GeneratorConfig(ModelConfig):
 
     condition: Literal["none", "class", "cluster", "representation"] = "representation"
     """What the generator is told: nothing, the label, the cluster of the representation, or all of it."""
-    checkpoint: bool = False
+    grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     autoencoder: Annotated[SerializeAsAny[ComponentConfig], component(AUTOENCODERS, name="pixels")] = unsaid()
     """The space in which the generator works."""
 
-    portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"checkpoint"}
+    portable: ClassVar[frozenset[str]] = ModelConfig.portable | {"grad_checkpointing"}
 
     @property
     def arm(self) -> str:
@@ -463,9 +465,9 @@ class Experiment(Config):
     encoder: Annotated[SerializeAsAny[EncoderConfig], component(ENCODERS)]
     """Image -> representation."""
     projection: ProjectionConfig | None = None
-    """Representation -> fewer features, before it is normalised; none: all of them."""
-    normalise: Literal["per_sample", "per_dataset", "none"] = "per_sample"
-    """Representation -> z: standardised over its own features (RCG), each over the data set (DiffAE), or as it is."""
+    """Representation -> fewer features, before it is normalized; none: all of them."""
+    normalize: Literal["per_sample", "per_dataset", "none"] = "per_sample"
+    """Representation -> z: standardized over its own features (RCG), each over the data set (DiffAE), or as it is."""
     clusters: PositiveInt | None = None
     """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; none:
     ten for each class (100 without classes), at most one for 50 images."""
@@ -625,7 +627,7 @@ def describe() -> str:
         "rdm.train": RDMTrain,
         "generator": GeneratorConfig,
         "generator.autoencoder": AutoencoderConfig,
-        "generator.autoencoder.train": TokenizerTrain,
+        "generator.autoencoder.train": AutoencoderTrain,
         "generator.guidance": GuidanceConfig,
         "generator.train": TrainConfig,
     }

@@ -29,7 +29,7 @@ class Part:
     Attributes:
         kind: `encoder`, `tokenizer`, `rdm` or `generator`.
         config: what a person chose, as the component's dumped config (its `name` finds the class).
-        facts: what neighbours are (spaces, image size, class names) and how the part came about (step, seconds).
+        facts: what neighbors are (spaces, image size, class names) and how the part came about (step, seconds).
         tensors: the weights.
     """
 

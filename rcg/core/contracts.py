@@ -33,7 +33,7 @@ class Space:
     id: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable description."""
+        """Return a JSON-serializable description."""
         return {"shape": list(self.shape), "vocab": self.vocab, "id": self.id}
 
     @classmethod
@@ -60,12 +60,12 @@ class Encoder(Protocol):
     Attributes:
         width: D of the representation.
         grid: rows and columns of `tokens`, None for an encoder without patches.
-        licence: licence of its weights, empty where there is none.
+        license: license of its weights, empty where there is none.
     """
 
     width: int
     grid: tuple[int, int] | None
-    licence: str
+    license: str
 
     def __call__(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to representations `(B, D)`."""
@@ -83,7 +83,7 @@ class Listing(NamedTuple):
     width: int
     side: int
     millions: int
-    licence: str
+    license: str
     weights: str
 
 
@@ -171,7 +171,7 @@ class Process(Protocol):
     horizon: float
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return named scalar losses for data `x` `(B, *S)`; their sum is minimised."""
+        """Return named scalar losses for data `x` `(B, *S)`; their sum is minimized."""
         ...
 
     def levels(self, steps: int, spacing: str) -> list[Level]:
@@ -190,7 +190,7 @@ class TokenProcess(Protocol):
     horizon: float
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return named scalar losses for tokens `x` `(B, *S)`; their sum is minimised."""
+        """Return named scalar losses for tokens `x` `(B, *S)`; their sum is minimized."""
         ...
 
     def levels(self, steps: int) -> list[Level]:
@@ -231,7 +231,7 @@ class Task(Protocol):
     data: Any
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield `(module name, named losses)`; the loop takes one optimiser step for each yield."""
+        """Yield `(module name, named losses)`; the loop takes one optimizer step for each yield."""
         ...
 
     def after_step(self, step: int) -> None:

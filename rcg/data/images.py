@@ -27,8 +27,8 @@ class Source(Protocol):
     """A data set before preprocessing.
 
     Attributes:
-        labels: `(N,)` int64, or `None` when the images are unlabelled.
-        classes: names of the labels, empty when unlabelled.
+        labels: `(N,)` int64, or `None` when the images are unlabeled.
+        classes: names of the labels, empty when unlabeled.
         fingerprint: 16 hexadecimal digits that identify the content.
         in_memory: whether `load` reads no files.
     """
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 
 class Sample(TypedDict):
-    """One image `(3, S, S)` float32 in [0, 1], its label `()` int64 (-1: unlabelled) and its position."""
+    """One image `(3, S, S)` float32 in [0, 1], its label `()` int64 (-1: unlabeled) and its position."""
 
     image: Tensor
     label: Tensor
@@ -117,17 +117,17 @@ class Images(Dataset[Sample]):
         return self.source.load(int(self.indices[position]))
 
     def label(self, position: int) -> Tensor:
-        """Return the label `()` int64 of the image at `position`, -1 when unlabelled."""
+        """Return the label `()` int64 of the image at `position`, -1 when unlabeled."""
         return torch.tensor(-1) if self.source.labels is None else self.source.labels[self.indices[position]]
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """Labels `(M,)` int64 of these images, `None` when unlabelled."""
+        """Labels `(M,)` int64 of these images, `None` when unlabeled."""
         return None if self.source.labels is None else self.source.labels[self.indices]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels, empty when unlabelled."""
+        """Names of the labels, empty when unlabeled."""
         return self.source.classes
 
     @property
@@ -204,7 +204,7 @@ class ContrastivePairs(Dataset[Pair]):
         position, draw = key
         image = self.images.raw(position)
         if torch.equal(image[0], image[1]) and torch.equal(image[1], image[2]):
-            image = image[:1]  # the costly colour transforms skip single-channel images, which they would not change
+            image = image[:1]  # the costly color transforms skip single-channel images, which they would not change
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that reseeds every accelerator too, which fork_rng would not restore.
             torch.default_generator.manual_seed(fold(int(self.images.indices[position]), draw))
@@ -256,10 +256,10 @@ def augmentation(config: AugmentConfig, size: int) -> v2.Transform:
         steps.append(v2.RandomHorizontalFlip())
     if config.rotate:
         steps.append(v2.RandomRotation(config.rotate, interpolation=v2.InterpolationMode.BILINEAR))
-    return v2.Compose(steps + _colour_steps(config, size))
+    return v2.Compose(steps + _color_steps(config, size))
 
 
-def _colour_steps(config: AugmentConfig, size: int) -> list[v2.Transform]:
+def _color_steps(config: AugmentConfig, size: int) -> list[v2.Transform]:
     steps: list[v2.Transform] = []
     if config.jitter:
         s = config.jitter

@@ -22,7 +22,7 @@ Key = tuple[int, int]
 
 
 class StepKeys(Sampler[list[Key]]):
-    """Endless micro-batches of keys from optimiser step `start` on, for one of `world` processes.
+    """Endless micro-batches of keys from optimizer step `start` on, for one of `world` processes.
 
     The positions of all steps are one stream of permutations of the data set, so that a batch may span two epochs
     and be larger than the data set. Process r's micro-batch m is a contiguous part of the step's batch.
@@ -30,7 +30,7 @@ class StepKeys(Sampler[list[Key]]):
 
     def __init__(self, size: int, config: TrainConfig, seed: int, start: int, rank: int, world: int) -> None:
         self.check(config, world)
-        self.size, self.batch, self.accumulate = size, config.batch_size, config.accumulate
+        self.size, self.batch, self.accumulate = size, config.batch_size, config.grad_accum_steps
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -46,16 +46,16 @@ class StepKeys(Sampler[list[Key]]):
     @staticmethod
     def check(config: TrainConfig, world: int) -> None:
         """Raise `UserError` for a batch that the processes and micro-batches cannot share evenly."""
-        shares = world * config.accumulate
+        shares = world * config.grad_accum_steps
         if config.batch_size % shares:
             fits = max(shares, round(config.batch_size / shares) * shares)
             raise UserError(
-                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.accumulate} "
+                f"train.batch_size is {config.batch_size}, which {world} process(es) x {config.grad_accum_steps} "
                 f"micro-batches cannot share evenly; the nearest that fits is {fits}"
             )
 
     def keys(self, step: int) -> list[Key]:
-        """Return the keys of the whole batch of one optimiser step."""
+        """Return the keys of the whole batch of one optimizer step."""
         places = np.arange(step * self.batch, (step + 1) * self.batch)
         epochs, within = places // self.size, places % self.size
         positions = np.empty(self.batch, dtype=np.int64)

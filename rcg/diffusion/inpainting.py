@@ -52,7 +52,7 @@ def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tenso
 
 
 def hide(image: Tensor, hole: Tensor) -> Tensor:
-    """Fill the hole `(B, H, W)` of images `(B, 3, H, W)` with the mean colour of the rest, grey where there is none.
+    """Fill the hole `(B, H, W)` of images `(B, 3, H, W)` with the mean color of the rest, gray where there is none.
 
     A tokenizer's receptive field reaches beyond a token's square: without this, known tokens would tell of the hole.
     """

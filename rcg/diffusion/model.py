@@ -197,7 +197,7 @@ class Guided:
 def build(
     config: ModelConfig, network: type[Any], data: Space, cond: Space | None, patches: Space | None = None
 ) -> GenerativeModel:
-    """Build the network of `config` between the spaces that its neighbours define.
+    """Build the network of `config` between the spaces that its neighbors define.
 
     Args:
         config: what a person chose.
@@ -211,7 +211,7 @@ def build(
             cannot do what is asked of it.
     """
     if (config.condition == "none") != (cond is None):
-        raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbours offer {cond}")
+        raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbors offer {cond}")
     if config.process.discrete != (data.vocab is not None):
         kind = "real numbers" if data.vocab is None else "tokens"
         raise UserError(
@@ -220,7 +220,9 @@ def build(
     process = PROCESSES.get(config.process.name)(config.process)
     built = network(config, data, cond, process.heads)
     if getattr(config, "checkpoint", False) and not hasattr(built, "checkpoint"):
-        raise UserError(f"generator.checkpoint is true, but {config.name} always keeps its activations: leave it out")
+        raise UserError(
+            f"generator.grad_checkpointing is true, but {config.name} always keeps its activations: leave it out"
+        )
     alignment = None
     if patches is not None:
         settings: Any = config

@@ -30,7 +30,7 @@ def start(
     if config is None:
         return Accelerator(mixed_precision=None if is_initialized() else "no")
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
-    plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
+    plugin = GradientAccumulationPlugin(num_steps=config.grad_accum_steps, sync_with_dataloader=False)
     tracker = None if config.tracker == "none" else config.tracker
     if tracker == "wandb" and not is_wandb_available():
         raise UserError(

@@ -15,7 +15,7 @@ from rcg.core.contracts import Autoencoder, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
 
-FOLDER = "tokenizer"
+FOLDER = "autoencoder"
 """Where a run keeps the autoencoder that was trained in it."""
 CHOICES = {"weights", "train"}
 """The keys of its section that do not change what it computes."""

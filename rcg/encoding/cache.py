@@ -102,7 +102,7 @@ def representations(
 
     Args:
         images: N images, each with deterministic views.
-        representation: the frozen encoder; its normaliser is not applied.
+        representation: the frozen encoder; its normalizer is not applied.
         views: how many views of each image.
         folder: where caches live; this one gets a folder of its own in it.
         accelerator: the processes that share the work; all of them get the result.

@@ -17,28 +17,28 @@ from rcg.core import checkpoint
 from rcg.core.contracts import Space
 
 FITTED = 200_000
-"""Most representations that the centres are fitted to."""
+"""Most representations that the centers are fitted to."""
 ROWS = 8192
-"""Representations that are compared with the centres at a time."""
+"""Representations that are compared with the centers at a time."""
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, cover [0, 1) evenly however many there are (Weyl, 1916)."""
 
 
 class Clusters(NamedTuple):
-    """Centres `(K, D)`, and the nearest of them `(N,)` for each representation that they were fitted to."""
+    """Centers `(K, D)`, and the nearest of them `(N,)` for each representation that they were fitted to."""
 
-    centres: Tensor
+    centers: Tensor
     labels: Tensor
 
     @property
     def space(self) -> Space:
         """The space of the labels."""
-        return Space((), vocab=len(self.centres), id=f"clusters:{checkpoint.digest({'centres': self.centres})}")
+        return Space((), vocab=len(self.centers), id=f"clusters:{checkpoint.digest({'centers': self.centers})}")
 
     @property
     def counts(self) -> list[int]:
         """How many representations each cluster has."""
-        return self.labels.bincount(minlength=len(self.centres)).tolist()
+        return self.labels.bincount(minlength=len(self.centers)).tolist()
 
 
 def suitable(images: int, classes: int) -> int:
@@ -73,13 +73,13 @@ def fit(z: Tensor, number: int, seed: int) -> Clusters:
     """Find so many clusters of representations `(N, D)`, at most N."""
     chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:FITTED]
     means = MiniBatchKMeans(number, batch_size=4096, n_init=3, random_state=seed % 2**32).fit(z[chosen].numpy())
-    centres = torch.from_numpy(means.cluster_centers_).float()
-    return Clusters(centres, assign(z, centres))
+    centers = torch.from_numpy(means.cluster_centers_).float()
+    return Clusters(centers, assign(z, centers))
 
 
-def assign(z: Tensor, centres: Tensor) -> Tensor:
-    """Return the nearest of the centres `(K, D)` to each of `z` `(N, D)`, int64 `(N,)`."""
-    return torch.cat([torch.cdist(rows, centres).argmin(1) for rows in z.split(ROWS)])
+def assign(z: Tensor, centers: Tensor) -> Tensor:
+    """Return the nearest of the centers `(K, D)` to each of `z` `(N, D)`, int64 `(N,)`."""
+    return torch.cat([torch.cdist(rows, centers).argmin(1) for rows in z.split(ROWS)])
 
 
 def deal(counts: Sequence[int], share: float) -> int:

@@ -1,4 +1,4 @@
-"""A frozen encoder, a projection and a normaliser: image -> rep -> z."""
+"""A frozen encoder, a projection and a normalizer: image -> rep -> z."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rcg.core.rng import fold
 
 
 class Transform(nn.Module):
-    """Maps raw representations `(..., D)` to z `(..., d)`: a linear projection if asked for, then a normaliser.
+    """Maps raw representations `(..., D)` to z `(..., d)`: a linear projection if asked for, then a normalizer.
 
-    A projection, and a normaliser over the data set, have to be fitted first; what they learn is their state.
+    A projection, and a normalizer over the data set, have to be fitted first; what they learn is their state.
     """
 
     center: Tensor  # (D,)
@@ -31,22 +31,22 @@ class Transform(nn.Module):
     mean: Tensor  # (d,)
     std: Tensor  # (d,)
 
-    def __init__(self, normalise: str, projection: ProjectionConfig | None = None) -> None:
+    def __init__(self, normalize: str, projection: ProjectionConfig | None = None) -> None:
         super().__init__()
-        self.normaliser, self.projection = normalise, projection
+        self.normalizer, self.projection = normalize, projection
 
     @property
     def needs_fit(self) -> bool:
         """Whether the map depends on data."""
-        return self.projection is not None or self.normaliser == "per_dataset"
+        return self.projection is not None or self.normalizer == "per_dataset"
 
     @property
     def id(self) -> str:
-        """What the map does, and the digest of what it learnt."""
-        learnt = f"-{checkpoint.digest(self.state_dict())[:8]}" if self.needs_fit else ""
+        """What the map does, and the digest of what it learned."""
+        learned = f"-{checkpoint.digest(self.state_dict())[:8]}" if self.needs_fit else ""
         kind = "" if self.projection is None else "whiten" if self.projection.whiten else "pca"
         linear = f"{kind}{self.projection.width}/" if self.projection else ""
-        return f"{linear}{self.normaliser}{learnt}"
+        return f"{linear}{self.normalizer}{learned}"
 
     def width(self, raw: int) -> int:
         """Return d for representations of width D = `raw`."""
@@ -68,25 +68,25 @@ class Transform(nn.Module):
             pca = PCA(width, whiten=self.projection.whiten, svd_solver="covariance_eigh").fit(rep.double().numpy())
             scale = pca.explained_variance_**-0.5 if self.projection.whiten else np.ones(width)
             self.load({"center": torch.tensor(pca.mean_), "components": torch.tensor(pca.components_ * scale[:, None])})
-        if self.normaliser == "per_dataset":
+        if self.normalizer == "per_dataset":
             projected = self._project(rep)
             self.load({"mean": projected.mean(0), "std": projected.std(0).clamp(min=1e-6)})
 
-    def load(self, learnt: Mapping[str, Tensor]) -> None:
-        """Take over what another map of the same kind learnt."""
-        for name, value in learnt.items():
+    def load(self, learned: Mapping[str, Tensor]) -> None:
+        """Take over what another map of the same kind learned."""
+        for name, value in learned.items():
             self.register_buffer(name, value.float())
 
     def forward(self, rep: Tensor) -> Tensor:
         """Map `rep` `(..., D)` to z `(..., d)`.
 
-        per_sample standardises each vector over its own features, as RCG does (unbiased deviation, no epsilon);
+        per_sample standardizes each vector over its own features, as RCG does (unbiased deviation, no epsilon);
         per_dataset each feature over the training set, as Diffusion Autoencoders do.
         """
         rep = self._project(rep)
-        if self.normaliser == "per_sample":
+        if self.normalizer == "per_sample":
             return (rep - rep.mean(-1, keepdim=True)) / rep.std(-1, keepdim=True)
-        if self.normaliser == "per_dataset":
+        if self.normalizer == "per_dataset":
             return (rep - self.mean) / self.std
         return rep
 
@@ -95,7 +95,7 @@ class Transform(nn.Module):
 
 
 class Representation(nn.Module):
-    """Maps images to normalised representations z, without gradients.
+    """Maps images to normalized representations z, without gradients.
 
     Attributes:
         encoder: the frozen encoder.
@@ -170,7 +170,7 @@ def open_representation(experiment: Experiment) -> Representation:
     Raises:
         UserError: the encoder is not trained yet, or the trained one is not the one described.
     """
-    config, transform = experiment.encoder, Transform(experiment.normalise, experiment.projection)
+    config, transform = experiment.encoder, Transform(experiment.normalize, experiment.projection)
     if config.weights is not None:
         return Representation(open_encoder(config, experiment.data.image_size, experiment.seed), transform)
     path = experiment.run / "encoder" / checkpoint.FILE

@@ -15,7 +15,7 @@ from rcg.core.errors import UserError
 from rcg.training.loop import latest_state
 
 CONFIG = "config.yaml"
-NOT_TRAINED = {"workers", "sampler", "guidance"}
+NOT_TRAINED = {"num_workers", "sampler", "guidance"}
 """Keys that change nothing of what is trained."""
 
 

@@ -25,7 +25,7 @@ from rcg.encoding.representation import Representation, Transform, open_represen
 from rcg.encoding.run_folder import CONFIG
 
 FITTED = 200_000
-"""Most representations that a projection or a normaliser is fitted to."""
+"""Most representations that a projection or a normalizer is fitted to."""
 
 
 def open_images(experiment: Experiment, accelerator: Accelerator) -> Split:
@@ -140,7 +140,7 @@ def _fit(
     representation: Representation, rep: Views, images: Images, experiment: Experiment, accelerator: Accelerator
 ) -> None:
     """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""
-    settings = experiment.model_dump(mode="json", include={"projection", "normalise"})
+    settings = experiment.model_dump(mode="json", include={"projection", "normalize"})
     facts = {"encoder": representation.encoder_id, "images": images.fingerprint, "views": rep.views, **settings}
     path = kept_in_run(experiment, "transform", facts)
     if accelerator.is_main_process and not path.is_file():

@@ -1,4 +1,4 @@
-"""One page about an encoder: is its representation worth modelling, before anyone trains on it?"""
+"""One page about an encoder: is its representation worth modeling, before anyone trains on it?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAPPED = 1000
 """Images in the map."""
 PAIRED = 256
 """Images of which two random views are compared."""
-SHOWN, NEIGHBOURS = 8, 7
+SHOWN, NEIGHBORS = 8, 7
 
 
 class Judged(NamedTuple):
@@ -130,14 +130,14 @@ def _beside(
     labels: tuple[Tensor, Tensor],
     device: torch.device,
 ) -> dict[str, float]:
-    """Return the 10-NN accuracy of what has learnt nothing: raw pixels, and the same network with random weights."""
+    """Return the 10-NN accuracy of what has learned nothing: raw pixels, and the same network with random weights."""
     pixels = [
         torch.stack([torch.nn.functional.adaptive_avg_pool2d(images[i]["image"], 16).flatten() for i in range(n)])
         for images, n in ((train, len(judged.train)), (test, len(judged.test)))
     ]
     torch.manual_seed(0)
     network = build_encoder(experiment.encoder, experiment.data.image_size, load=False)
-    untrained = Representation(network, Transform(experiment.normalise, experiment.projection))
+    untrained = Representation(network, Transform(experiment.normalize, experiment.projection))
     random = _judge(untrained, train, test, len(judged.train), device, "encoding, random weights")
     return {
         "the same network with random weights": knn_accuracy(random.train, labels[0], random.test, labels[1]),
@@ -155,25 +155,25 @@ def _draw(judged: Judged, labels: tuple[Tensor, Tensor] | None, train: Images, t
     left.set(xlabel="component", ylabel="share of the singular values", title="spectrum of z: what falls off is unused")
     mapped = judged.train[:MAPPED]
     places = TSNE(perplexity=min(30, len(mapped) // 4), init="pca", random_state=0).fit_transform(mapped.numpy())
-    colours = None if labels is None else labels[0][:MAPPED].numpy()
-    dots = right.scatter(*places.T, c=colours, cmap="tab10" if colours is not None else None, s=6)
+    colors = None if labels is None else labels[0][:MAPPED].numpy()
+    dots = right.scatter(*places.T, c=colors, cmap="tab10" if colors is not None else None, s=6)
     right.set(title="t-SNE map of training images", xticks=[], yticks=[])
     if labels is not None and len(train.classes) <= 10:
         right.legend(
             dots.legend_elements(num=None)[0], train.classes, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)
         )
     chosen = torch.arange(SHOWN)
-    found = nearest(judged.test[chosen], judged.train, NEIGHBOURS)
+    found = nearest(judged.test[chosen], judged.train, NEIGHBORS)
     panel = torch.stack(
         [
             image
-            for query, neighbours in zip(chosen.tolist(), found.tolist(), strict=True)
-            for image in (test[query]["image"], *(train[i]["image"] for i in neighbours))
+            for query, neighbors in zip(chosen.tolist(), found.tolist(), strict=True)
+            for image in (test[query]["image"], *(train[i]["image"] for i in neighbors))
         ]
     )
     axes = below.subplots(1, 1)
-    axes.imshow(grid(panel, columns=2 * (NEIGHBOURS + 1)).permute(1, 2, 0).numpy())
-    axes.set(title=f"held-out images, each with its {NEIGHBOURS} nearest training images (two to a row)")
+    axes.imshow(grid(panel, columns=2 * (NEIGHBORS + 1)).permute(1, 2, 0).numpy())
+    axes.set(title=f"held-out images, each with its {NEIGHBORS} nearest training images (two to a row)")
     axes.axis("off")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -190,14 +190,14 @@ def _write(
     encoder: Any = representation.encoder
     config = experiment.encoder
     origin = "trained in this run" if config.weights is None else f"weights: {config.weights}"
-    licence = "none, they are yours" if config.weights is None else encoder.licence or "not stated"
+    license = "none, they are yours" if config.weights is None else encoder.license or "not stated"
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     kind = getattr(config, "model", getattr(config, "arch", ""))
     lines = [
         f"# {config.name} {kind}",
         "",
         f"{origin}; {millions:.1f} M parameters; input {getattr(encoder, 'side', '?')} px; "
-        f"licence of the weights: {licence}. z: {representation.space.shape[0]} features "
+        f"license of the weights: {license}. z: {representation.space.shape[0]} features "
         f"({representation.transform.id}). Data: {experiment.data.name} at {experiment.data.image_size} px, "
         f"{len(judged.train)} training and {len(judged.test)} held-out images.",
         "",
@@ -206,7 +206,7 @@ def _write(
     ]
     rows = {
         "knn_accuracy": ("10-NN accuracy (cosine)", "{:.1%}", "high; compare with the rows below"),
-        **{name: (f"10-NN accuracy of {name}", "{:.1%}", "what nothing learnt reaches") for name in beside},
+        **{name: (f"10-NN accuracy of {name}", "{:.1%}", "what nothing learned reaches") for name in beside},
         "linear_accuracy": ("linear probe", "{:.1%}", "high"),
         "alignment": ("alignment of two random views", "{:.3f}", "low: 0 is invariant, 2 is unrelated"),
         "uniformity": ("uniformity", "{:.2f}", "low: MoCo v3 on ImageNet has -3.94 (RCG, Table 7a)"),
@@ -220,6 +220,6 @@ def _write(
         for key, (title, form, good) in rows.items()
         if key in values
     ]
-    lines += ["", "![spectrum, map and nearest neighbours](report.png)", ""]
+    lines += ["", "![spectrum, map and nearest neighbors](report.png)", ""]
     with atomic(path) as temporary:
         temporary.write_text("\n".join(lines))

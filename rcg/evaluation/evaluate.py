@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from rcg.core.errors import UserError
 from rcg.evaluation import scores as figures
 from rcg.evaluation.features import View, condition_view, extract, pixel_view, saving_view
-from rcg.evaluation.report import Report, draw_neighbours
+from rcg.evaluation.report import Report, draw_neighbors
 from rcg.evaluation.samples import Generated, Source, Stored, arrays, key, of_batch, of_folder
 from rcg.evaluation.scores import Figure, Reference, Resampling
 from rcg.metrics.frechet import Gaussian
@@ -43,7 +43,7 @@ class Evaluation:
         statistics: published Gaussians by output of the Inception network.
         own: the name of the view that is the generator's own encoder.
         consistent: whether that encoder made the representations that samples are painted from.
-        known: where samples are searched for; None: memorisation is not judged.
+        known: where samples are searched for; None: memorization is not judged.
         resamples: for deviations; fewer than 2: none.
         warnings: what is known to be missing.
     """
@@ -158,10 +158,10 @@ def judge(evaluation: Evaluation, out: Path, cache: Path, save_images: bool, acc
     if evaluation.known is not None:
         for view in searched:
             train, held_out = (part[view.name] for part in sets)
-            near, numbers = figures.memorised(view, seen[view.name], train, held_out, luck)
+            near, numbers = figures.memorized(view, seen[view.name], train, held_out, luck)
             found += numbers
-            pictures.append(f"neighbours-{view.name}.png")
-            draw_neighbours(samples, evaluation.known.train, near, view.name, out / pictures[-1])
+            pictures.append(f"neighbors-{view.name}.png")
+            draw_neighbors(samples, evaluation.known.train, near, view.name, out / pictures[-1])
     facts = {
         "samples": {**evaluation.origin, "number": len(samples), **samples.facts},
         "reference": {"name": evaluation.reference_name}

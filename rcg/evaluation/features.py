@@ -39,7 +39,7 @@ class View:
 
     Attributes:
         name: for people.
-        facts: everything that decides what is seen, JSON-serialisable.
+        facts: everything that decides what is seen, JSON-serializable.
         see: maps a batch, on the device of the evaluation, to named features `(B, D)`.
         outputs: their names; sets of images are compared in the first.
         distance: what the Frechet distance there is called.
@@ -188,7 +188,7 @@ def inception_view(path: Path | None, tap: str, device: torch.device) -> View:
 
 
 def encoder_view(name: str, representation: Representation, device: torch.device) -> View:
-    """Look through a frozen encoder, projection and normaliser."""
+    """Look through a frozen encoder, projection and normalizer."""
     representation.to(device)
     facts = {"encoder": representation.space.id, "width": representation.space.shape[0]}
     return View(name, facts, lambda batch: {"z": representation(batch.images / 255)}, ("z",))

@@ -12,7 +12,7 @@ import torch
 from rcg.core.checkpoint import atomic
 from rcg.evaluation.samples import Source
 from rcg.evaluation.scores import Figure
-from rcg.metrics.memorization import Memorisation
+from rcg.metrics.memorization import Memorization
 from rcg.visual.grids import save_gallery
 
 SHOWN = 8
@@ -72,7 +72,7 @@ def words(value: Any) -> str:
     return f"({value})" if " " in str(value) else str(value)
 
 
-def draw_neighbours(samples: Source, train: Source, found: Memorisation, space: str, path: Path) -> None:
+def draw_neighbors(samples: Source, train: Source, found: Memorization, space: str, path: Path) -> None:
     """Write a PNG of the samples that are closest to a training image, each beside its nearest ones."""
     closest = found.distances[:, 0].argsort()[:SHOWN].tolist()
     images, captions = [], []

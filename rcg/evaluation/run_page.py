@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: samples, figures, curves, neighbours, cost, configuration."""
+"""One self-contained HTML page about a run: samples, figures, curves, neighbors, cost, configuration."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _samples(run: Path, stages: Sequence[str]) -> Iterator[str]:
 
 
 def _figures(run: Path) -> Iterator[str]:
-    """Show each report of tools/evaluate.py with its neighbours."""
+    """Show each report of tools/evaluate.py with its neighbors."""
     for path in sorted(run.glob("evaluation/*/report.json")):
         report = json.loads(path.read_text())
         yield f"<h2>Evaluation {escape(path.parent.name)}</h2>"
@@ -79,7 +79,7 @@ def _figures(run: Path) -> Iterator[str]:
         yield from (f"<p class=mind>Mind: {escape(warning)}.</p>" for warning in report["warnings"])
         facts = ("samples", "reference", "extractors", "cost")
         yield table(("", ""), ((name, words(report[name])) for name in facts))
-        yield from (picture(found) for found in sorted(path.parent.glob("neighbours-*.png")))
+        yield from (picture(found) for found in sorted(path.parent.glob("neighbors-*.png")))
 
 
 def _sweeps(run: Path) -> Iterator[str]:

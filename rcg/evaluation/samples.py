@@ -32,7 +32,7 @@ from rcg.visual.grids import to_uint8
 
 
 def key(facts: Any) -> str:
-    """Return 12 hexadecimal digits that stand for JSON-serialisable facts."""
+    """Return 12 hexadecimal digits that stand for JSON-serializable facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -50,13 +50,13 @@ class Source(Protocol):
     """Images in a fixed order.
 
     Attributes:
-        facts: everything that decides the images but their number, JSON-serialisable.
+        facts: everything that decides the images but their number, JSON-serializable.
         size: their side in pixels.
     """
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that decides the images but their number, JSON-serialisable."""
+        """Everything that decides the images but their number, JSON-serializable."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class Told(Protocol):
     """Representations that samples are painted from instead of generated ones.
 
     Attributes:
-        facts: everything that decides them, JSON-serialisable.
+        facts: everything that decides them, JSON-serializable.
     """
 
     facts: dict[str, Any]

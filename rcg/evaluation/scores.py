@@ -16,14 +16,14 @@ from rcg.metrics.bootstrap import Spread, bootstrap
 from rcg.metrics.frechet import Gaussian
 from rcg.metrics.inception import LOGITS, SPATIAL, inception_score, kernel_distance, subset_size
 from rcg.metrics.manifold import among, coverage, density
-from rcg.metrics.memorization import Memorisation, memorisation
+from rcg.metrics.memorization import Memorization, memorization
 
 COMPARED = 10_000
-"""Most images of each set whose neighbours are searched, drawn at random."""
+"""Most images of each set whose neighbors are searched, drawn at random."""
 DRAWN = 50_000
 """Most reference images that the KID's subsets are drawn from."""
 BALLS = 5
-"""Neighbours of density and coverage; fewer images than that have none."""
+"""Neighbors of density and coverage; fewer images than that have none."""
 
 
 class Figure(NamedTuple):
@@ -101,7 +101,7 @@ def compared(
         kid = kernel_distance(generated, real)
         yield Figure(view.name, name, kid.mean, kid, f"low; over 100 subsets of {subset_size(generated, real)}")
     some, known = (found.read(main, COMPARED).to(luck.device) for found in (samples, features))
-    yield from _neighbours(view.name, some, known, luck, warnings)
+    yield from _neighbors(view.name, some, known, luck, warnings)
 
 
 def floor(view: View, held_out: Features, reference: Reference) -> Iterator[Figure]:
@@ -144,8 +144,8 @@ def _frechet(
     yield Figure(view.name, name, distance(generated), luck.spread(distance, generated), "low")
 
 
-def _neighbours(space: str, generated: Tensor, real: Tensor, luck: Resampling, warnings: list[str]) -> Iterator[Figure]:
-    """Yield figures that are means over vectors: these are resampled, while the neighbourhoods stay."""
+def _neighbors(space: str, generated: Tensor, real: Tensor, luck: Resampling, warnings: list[str]) -> Iterator[Figure]:
+    """Yield figures that are means over vectors: these are resampled, while the neighborhoods stay."""
     if min(len(generated), len(real)) <= BALLS:
         warnings.append(
             f"{len(generated)} samples and {len(real)} reference images are too few for precision and recall"
@@ -167,13 +167,13 @@ def consistency(space: str, condition: Tensor, seen: Tensor, luck: Resampling) -
     yield luck.mean(space, "consistency of strangers", strangers, "what chance gives")
 
 
-def memorised(
+def memorized(
     view: View, samples: Features, train: Features, held_out: Features, luck: Resampling
-) -> tuple[Memorisation, list[Figure]]:
+) -> tuple[Memorization, list[Figure]]:
     """Return how close samples are to training images in one view, and that as figures."""
     output = view.outputs[0]
     near, far, new = (features.read(output).to(luck.device) for features in (train, held_out, samples))
-    found = memorisation(new, near, far)
+    found = memorization(new, near, far)
     copies = luck.mean(view.name, "copies", found.copies, "about 0.01, as of held-out images")
-    ratio = Figure(view.name, "novelty", found.ratio, None, "about 1; well below, it memorises")
+    ratio = Figure(view.name, "novelty", found.ratio, None, "about 1; well below, it memorizes")
     return found, [copies, ratio]

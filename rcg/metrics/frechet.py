@@ -21,7 +21,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, x: Tensor) -> Gaussian:
-        """Fit to vectors `(N, D)`; R is the triangular factor of the centred vectors over sqrt(N - 1)."""
+        """Fit to vectors `(N, D)`; R is the triangular factor of the centerd vectors over sqrt(N - 1)."""
         x = x.detach().double()
         mean = x.mean(0)
         return cls(len(x), mean, _triangular(x - mean) / max(len(x) - 1, 1) ** 0.5)

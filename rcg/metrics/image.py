@@ -45,7 +45,7 @@ def perplexity(counts: Tensor) -> float:
 
 
 def _gaussian(size: int, deviation: float) -> Tensor:
-    """Return a normalised window `(size,)`."""
+    """Return a normalized window `(size,)`."""
     offsets = torch.arange(size) - (size - 1) / 2
     window = (-0.5 * (offsets / deviation).square()).exp()
     return window / window.sum()

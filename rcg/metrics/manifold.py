@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage and novelty by nearest neighbours.
+"""Precision, recall, density, coverage and novelty by nearest neighbors.
 
 Each is a mean over vectors; what is averaged can be had too, so that the mean's deviation can be estimated.
 """
@@ -29,7 +29,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRe
 def among(queries: Tensor, others: Tensor, k: int = 3) -> Tensor:
     """Return 1 for each of `queries` `(M, D)` that is among `others` `(N, D)`, else 0, `(M,)`.
 
-    A vector is among others when it is no farther from one of them than that one's own k-th neighbour (eq. 1 and 2).
+    A vector is among others when it is no farther from one of them than that one's own k-th neighbor (eq. 1 and 2).
     """
     radii = _radii(others, k)
     return torch.cat([(torch.cdist(part, others) <= radii).any(1) for part in queries.split(PART)]).float()
@@ -38,7 +38,7 @@ def among(queries: Tensor, others: Tensor, k: int = 3) -> Tensor:
 def density(generated: Tensor, real: Tensor, k: int = 5) -> Tensor:
     """Return for each generated vector `(M, D)` in how many balls around `real` `(N, D)` it lies, over k, `(M,)`.
 
-    A ball reaches to its centre's k-th neighbour; the mean is the density (Naeem et al., ICML 2020, eq. 3).
+    A ball reaches to its center's k-th neighbor; the mean is the density (Naeem et al., ICML 2020, eq. 3).
     """
     radii = _radii(real, k)
     return torch.cat([(torch.cdist(part, real) <= radii).sum(1) / k for part in generated.split(PART)])
@@ -51,10 +51,10 @@ def coverage(real: Tensor, generated: Tensor, k: int = 5) -> Tensor:
 
 def nearest_distance(queries: Tensor, others: Tensor, skip: int = 0) -> Tensor:
     """Return the distance `(M,)` of each of `queries` `(M, D)` to the nearest of `others` `(N, D)`, `skip` left out."""
-    return nearest_neighbours(queries, others, skip + 1)[0][:, -1]
+    return nearest_neighbors(queries, others, skip + 1)[0][:, -1]
 
 
-def nearest_neighbours(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the distances `(M, k)` of each of `queries` `(M, D)` to its `k` nearest of `others` `(N, D)`, and which.
 
     Vectors may be bytes; they are widened part by part.
@@ -77,5 +77,5 @@ def _nearest(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Return the distance `(N,)` of each of `x` `(N, D)` to its k-th neighbour; each is its own nearest."""
+    """Return the distance `(N,)` of each of `x` `(N, D)` to its k-th neighbor; each is its own nearest."""
     return nearest_distance(x, x, skip=k)

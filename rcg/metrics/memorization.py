@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rcg.metrics.manifold import nearest_neighbours
+from rcg.metrics.manifold import nearest_neighbors
 
 
-class Memorisation(NamedTuple):
+class Memorization(NamedTuple):
     """Samples beside the training set, and their nearest training images.
 
-    Samples of a generator that has learnt nothing by heart are as far from the training set as held-out images are:
+    Samples of a generator that has learned nothing by heart are as far from the training set as held-out images are:
     about 1 % of them `copies`, and the mean of `ratio` about 1.
     """
 
@@ -23,16 +23,16 @@ class Memorisation(NamedTuple):
     distances: Tensor  # (M, k)
 
 
-def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, k: int = 4) -> Memorisation:
+def memorization(samples: Tensor, train: Tensor, held_out: Tensor, k: int = 4) -> Memorization:
     """Compare `samples` `(M, D)` with `train` `(N, D)`, calibrated by `held_out` `(H, D)` of the same space."""
     distances, nearest = _nearest(samples, train, min(k, len(train)))
     usual = _nearest(held_out, train, 1)[0][:, 0]
     copies = (distances[:, 0] < torch.quantile(usual, 0.01)).float()
-    return Memorisation(copies, float(distances[:, 0].median() / usual.median()), nearest, distances)
+    return Memorization(copies, float(distances[:, 0].median() / usual.median()), nearest, distances)
 
 
 def _nearest(queries: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return exact distances: those of a search by matrix products are noise where images are nearly equal."""
-    positions = nearest_neighbours(queries, others, k)[1]
+    positions = nearest_neighbors(queries, others, k)[1]
     rows = [(query.float() - others[near].float()).norm(dim=1) for query, near in zip(queries, positions, strict=True)]
     return torch.stack(rows), positions

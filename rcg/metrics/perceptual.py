@@ -37,7 +37,7 @@ class EncoderDistance(nn.Module):
 
 
 class VGGDistance(nn.Module):
-    """LPIPS without its learnt weights (Zhang et al., CVPR 2018): unit-length VGG-16 features of five layers."""
+    """LPIPS without its learned weights (Zhang et al., CVPR 2018): unit-length VGG-16 features of five layers."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""Whether a representation is worth modelling: neighbours, alignment, uniformity, effective rank."""
+"""Whether a representation is worth modeling: neighbors, alignment, uniformity, effective rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Return the share of `test` `(M, D)` that a logistic regression on standardised `train` `(N, D)` gets right."""
+    """Return the share of `test` `(M, D)` that a logistic regression on standardized `train` `(N, D)` gets right."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     probe.fit(train.numpy(), train_labels.numpy())
     return float(probe.score(test.numpy(), test_labels.numpy()))
@@ -45,11 +45,11 @@ def uniformity(x: Tensor) -> float:
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Return the singular values `(min(N, D),)` of centred `x` `(N, D)`, largest first, as shares of their sum."""
+    """Return the singular values `(min(N, D),)` of centerd `x` `(N, D)`, largest first, as shares of their sum."""
     values = torch.linalg.svdvals((x - x.mean(0)).double())
     return values / values.sum()
 
 
 def effective_rank(x: Tensor) -> float:
-    """Return exp of the entropy of the normalised singular values of centred `x` `(N, D)` (Roy and Vetterli, 2007)."""
+    """Return exp of the entropy of the normalized singular values of centerd `x` `(N, D)` (Roy and Vetterli, 2007)."""
     return float(torch.special.entr(spectrum(x)).sum().exp())

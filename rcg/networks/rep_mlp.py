@@ -27,7 +27,7 @@ class RepMLPConfig(RDMConfig):
 
 
 class ResidualBlock(nn.Module):
-    """`h + out(in(h) + time [+ condition])`, with a zero-initialised last layer."""
+    """`h + out(in(h) + time [+ condition])`, with a zero-initialized last layer."""
 
     def __init__(self, width: int, time_width: int, label_width: int | None) -> None:
         super().__init__()

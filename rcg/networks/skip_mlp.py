@@ -18,7 +18,7 @@ from rcg.nn import ConditionEmbedding, timestep_embedding
 class SkipMLPConfig(RDMConfig):
     """The MLP with skips; 10 layers of 2048 as published for faces, 20 for horses and bedrooms.
 
-    Its authors train it with process: {schedule: constant, predict: eps, loss: l1} and normalise: per_dataset.
+    Its authors train it with process: {schedule: constant, predict: eps, loss: l1} and normalize: per_dataset.
     """
 
     name: str = "skip_mlp"
@@ -33,7 +33,7 @@ class SkipMLPConfig(RDMConfig):
 
 
 class ModulatedLayer(nn.Module):
-    """Linear, scaled by the time, normalised, activated."""
+    """Linear, scaled by the time, normalized, activated."""
 
     def __init__(self, dim: int, width: int, time_width: int) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def what_it_is_told(
     if condition == "representation":
         return Told(representation.space, z, held_out)
     found = _clusters(experiment, representation, images, z, accelerator)
-    near = clusters.assign(first_views(held_out), found.centres)
+    near = clusters.assign(first_views(held_out), found.centers)
     facts = {"clusters": {"counts": found.counts, "representation": representation.space.id}}
     return Told(found.space, labels=found.labels, held_out_labels=near, facts=facts)
 

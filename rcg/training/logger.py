@@ -96,7 +96,7 @@ class Journal:
         if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
             raise UserError(
                 f"{self.folder}: the loss is not finite at step {step} ({values}); the last checkpoint is kept: "
-                f"lower train.lr, set train.clip or train.precision=no, then --resume or start again"
+                f"lower train.lr, set train.grad_clip or train.precision=no, then --resume or start again"
             )
         self._line({**values, "lr": lr})
         return " ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -37,7 +37,7 @@ class Run:
     config: TrainConfig
     folder: Path
     accelerator: Accelerator
-    optimisers: dict[str, Any] = field(default_factory=dict)
+    optimizers: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, EMA] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
@@ -124,15 +124,15 @@ def _prepare(run: Run) -> Run:
     for name, module in list(run.task.modules.items()):
         module.to(accelerator.device)
         # A sharded module cannot be copied to be judged: an average without a memory follows it where none is kept.
-        if config.ema is not None or accelerator.is_fsdp2:
-            run.averages[name] = EMA(module, config.ema or 0.0)
+        if config.ema_decay is not None or accelerator.is_fsdp2:
+            run.averages[name] = EMA(module, config.ema_decay or 0.0)
             accelerator.register_for_checkpointing(run.averages[name])
         if config.compile:
             getattr(module, "network", module).compile()
         if accelerator.is_fsdp2:
             announce(module, accelerator)
-        optimiser = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas, fused=True)
-        run.task.modules[name], run.optimisers[name] = accelerator.prepare(module, optimiser)
+        optimizer = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas, fused=True)
+        run.task.modules[name], run.optimizers[name] = accelerator.prepare(module, optimizer)
         if accelerator.is_fsdp2:
             cut_parameters(run.averages[name].module, run.task.modules[name])
     accelerator.register_for_checkpointing(run.progress)
@@ -163,10 +163,10 @@ def _groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _step(run: Run, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
-    """Take one optimiser step for every module that the task trains; return its detached losses."""
+    """Take one optimizer step for every module that the task trains; return its detached losses."""
     config, accelerator, step = run.config, run.accelerator, run.progress.step
     totals: dict[str, Tensor] = {}
-    for micro in range(config.accumulate):
+    for micro in range(config.grad_accum_steps):
         torch.manual_seed(fold(seed, "step", step, micro, accelerator.process_index))
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
         with accelerator.accumulate(*run.task.modules.values()):
@@ -174,7 +174,7 @@ def _step(run: Run, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
                 accelerator.backward(torch.stack(list(losses.values())).sum())
                 _update(run, name, step)
                 for key, value in losses.items():
-                    totals[key] = totals.get(key, 0) + value.detach() / config.accumulate
+                    totals[key] = totals.get(key, 0) + value.detach() / config.grad_accum_steps
     run.task.after_step(step)
     for name, average in run.averages.items():
         average.update(accelerator.unwrap_model(run.task.modules[name]))
@@ -183,13 +183,13 @@ def _step(run: Run, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
 
 
 def _update(run: Run, name: str, step: int) -> None:
-    module, optimiser = run.task.modules[name], run.optimisers[name]
-    if run.accelerator.sync_gradients and run.config.clip is not None:
-        run.accelerator.clip_grad_norm_(module.parameters(), run.config.clip)
-    for group in optimiser.param_groups:
+    module, optimizer = run.task.modules[name], run.optimizers[name]
+    if run.accelerator.sync_gradients and run.config.grad_clip is not None:
+        run.accelerator.clip_grad_norm_(module.parameters(), run.config.grad_clip)
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _every(period: int | None, run: Run) -> bool:

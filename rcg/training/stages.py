@@ -26,19 +26,19 @@ from rcg.encoding.run_folder import claim, refuse_foreign
 from rcg.encoding.workspace import held_out_z, open_images, train_z
 from rcg.training.conditioning import check_rdm, rdm_conditions, what_it_is_told
 from rcg.training.loop import train
-from rcg.training.tasks.autoencoder import TokenizerTask, compare
+from rcg.training.tasks.autoencoder import AutoencoderTask, compare
 from rcg.training.tasks.encoder import EncoderTask
 from rcg.training.tasks.generator import Conditioned, GeneratorTask
 from rcg.training.tasks.rdm import RDMTask
 
-REPRESENTATION = ("encoder", "projection", "normalise")
+REPRESENTATION = ("encoder", "projection", "normalize")
 """The sections of an experiment that decide what z is."""
 REPRESENTED = ("representation", "cluster")
 """The conditions of a generator that are made from representations."""
 
 
 def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Pre-train the experiment's encoder by contrast on its unlabelled images."""
+    """Pre-train the experiment's encoder by contrast on its unlabeled images."""
     config = experiment.encoder
     if config.weights is not None:
         raise UserError(
@@ -66,15 +66,15 @@ def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> No
     StepKeys.check(config.train, accelerator.num_processes)
     sections = ("data", "generator.autoencoder", *(("encoder",) if encoder else ()))
     refuse_foreign(folder, experiment, sections, resume, overwrite)
-    if overwrite and config.train.start and Path(config.train.start).resolve().is_relative_to(folder.resolve()):
+    if overwrite and config.train.init_from and Path(config.train.init_from).resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            f"generator.autoencoder.train.start is {config.train.start}, in the folder that --overwrite replaces: "
+            f"generator.autoencoder.train.init_from is {config.train.init_from}, in the folder that --overwrite replaces: "
             f"copy the file to another place first"
         )
     _seed(experiment, "tokenizer")
     model = build_autoencoder(config, experiment.data.image_size)
-    if config.train.start:
-        fill(model, Path(config.train.start))
+    if config.train.init_from:
+        fill(model, Path(config.train.init_from))
     if config.train.decoder_only:
         model.keep_space()
     comparisons = compare(config.train, encoder, accelerator.device)
@@ -83,7 +83,7 @@ def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> No
         print(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}", flush=True)
     images, validation = open_images(experiment, accelerator)
     facts = {"image_size": experiment.data.image_size, "fingerprint": images.fingerprint}
-    task = TokenizerTask(model, images, validation, config.train, comparisons, facts)
+    task = AutoencoderTask(model, images, validation, config.train, comparisons, facts)
     _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
 
 
@@ -249,7 +249,7 @@ def _run(
 ) -> None:
     """Train; everything that can be refused was refused before the folder is touched."""
     claim(folder, experiment, accelerator, overwrite)
-    progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.workers)
+    progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.num_workers)
     if accelerator.is_main_process and progress.step >= config.steps:
         print(f"{folder / checkpoint.FILE}: step {progress.step}, {progress.seconds:.0f} s. Next: {then}", flush=True)
 

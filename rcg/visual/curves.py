@@ -28,7 +28,7 @@ def read_logs(run: Path) -> dict[str, list[Line]]:
     logs = {path.parent.name: path.read_text().splitlines() for path in sorted(run.glob("*/log.jsonl"))}
     if not logs:
         raise UserError(f"{run} holds no trained stage: run tools/train_encoder.py first")
-    order = sorted(logs, key=lambda name: {"encoder": 0, "tokenizer": 1, "rdm": 2}.get(name, 3))
+    order = sorted(logs, key=lambda name: {"encoder": 0, "autoencoder": 1, "rdm": 2}.get(name, 3))
     return {name: [json.loads(line) for line in logs[name]] for name in order}
 
 

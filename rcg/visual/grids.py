@@ -14,7 +14,7 @@ from rcg.core.checkpoint import atomic
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Round images in [0, 1] to 8 bits (the nearest grey level, not the one below)."""
+    """Round images in [0, 1] to 8 bits (the nearest gray level, not the one below)."""
     return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.diffusion.test_model import model
 
 from rcg.comparison.arms import ARMS, OfReal, check, unavailable, variant
 from rcg.comparison.cost import counted
@@ -14,6 +13,7 @@ from rcg.core.rng import Streams
 from rcg.encoding.workspace import Real
 from rcg.evaluation.scores import Figure
 from rcg.metrics.bootstrap import Spread
+from tests.diffusion.test_model import model
 from tests.toy import write
 
 

@@ -29,14 +29,19 @@ def test_sizes_and_recipe_of_the_paper_are_the_defaults(tmp_path):
     experiment = config.load(tmp_path / "paper.yaml")
     rdm = experiment.rdm
     assert (rdm.width, rdm.depth) == (1536, 12)
-    assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay, rdm.train.clip) == (5.12e-4, 512, 0.01, None)
+    assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay, rdm.train.grad_clip) == (
+        5.12e-4,
+        512,
+        0.01,
+        None,
+    )
     generator = experiment.generator
     assert (generator.condition, generator.condition_dropout, generator.process.predict) == (
         "representation",
         0.1,
         "eps",
     )
-    assert experiment.normalise == "per_sample"
+    assert experiment.normalize == "per_sample"
 
 
 def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):

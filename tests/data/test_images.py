@@ -20,7 +20,7 @@ STILL = AugmentConfig(crop=(1, 1), ratio=(1, 1), flip=False, jitter=0, gray=0, b
 
 
 class Noise:
-    """A source of colour noise."""
+    """A source of color noise."""
 
     in_memory = True
     classes = ("even", "odd")
@@ -54,7 +54,7 @@ def test_a_view_is_a_float_square_with_label_and_position() -> None:
     assert (sample["label"].item(), sample["label"].dtype, sample["index"]) == (1, torch.int64, 1)
 
 
-def test_unlabelled_images_carry_minus_one_and_no_labels() -> None:
+def test_unlabeled_images_carry_minus_one_and_no_labels() -> None:
     source = Noise()
     source.labels = None
     images = Images(source, [0, 1], config())
@@ -70,7 +70,7 @@ def test_labels_and_classes_are_those_of_the_chosen_images() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 13), (13, 8)])
-def test_without_random_crops_the_centre_is_cut(height: int, width: int) -> None:
+def test_without_random_crops_the_center_is_cut(height: int, width: int) -> None:
     source = Noise(height=height, width=width)
     top, left = (height - 8) // 2, (width - 8) // 2
     expected = source.pixels[0, :, top : top + 8, left : left + 8] / 255
@@ -261,17 +261,17 @@ def test_small_crops_and_blur_are_for_large_images_unless_asked_for() -> None:
     assert "Blur" in described(64)
 
 
-def test_grey_images_take_the_short_way_to_the_same_views() -> None:
-    grey = Noise(height=20, width=20).pixels[0, :1]
+def test_gray_images_take_the_short_way_to_the_same_views() -> None:
+    gray = Noise(height=20, width=20).pixels[0, :1]
     augment = augmentation(AugmentConfig(), 16)
     for seed in range(10):
         torch.manual_seed(seed)
-        short = augment(grey)
+        short = augment(gray)
         torch.manual_seed(seed)
-        torch.testing.assert_close(short.expand(3, -1, -1), augment(grey.expand(3, -1, -1)), atol=1e-3, rtol=0)
+        torch.testing.assert_close(short.expand(3, -1, -1), augment(gray.expand(3, -1, -1)), atol=1e-3, rtol=0)
 
 
-def test_grey_sources_give_views_of_three_channels(digits: Any) -> None:
+def test_gray_sources_give_views_of_three_channels(digits: Any) -> None:
     views = ContrastivePairs(load_images(digits()).train, AugmentConfig())[0, 0]["views"]
     assert views.shape == (2, 3, 16, 16)
     assert torch.equal(views[:, 0], views[:, 2])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.diffusion.samplers.test_samplers import Common
 
 from rcg.core.contracts import Space
 from rcg.diffusion.guidance import Probe, Steered
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
+from tests.diffusion.samplers.test_samplers import Common
 
 
 def test_steered_gaussian_data_has_the_mean_of_the_posterior():

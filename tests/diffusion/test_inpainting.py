@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.diffusion.test_model import model as dit
 
 from rcg.core.contracts import MASK, Space
 from rcg.core.errors import UserError
 from rcg.core.rng import Streams
 from rcg.diffusion.inpainting import box, hide, inpaint, known_tokens, shrink
+from tests.diffusion.test_model import model as dit
 from tests.generators.test_mage import model
 from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig, tokenizer_has_a_name  # noqa: F401
 

@@ -149,7 +149,7 @@ def test_tokens_to_keep_are_refused_where_there_are_no_tokens():
         model().sample(None, Streams(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
 
 
-def test_a_condition_that_the_neighbours_do_not_offer_is_refused():
+def test_a_condition_that_the_neighbors_do_not_offer_is_refused():
     with pytest.raises(UserError, match="condition is 'class'"):
         build(DiTConfig(condition="class"), DiT, Space((3, 8, 8)), None)
 

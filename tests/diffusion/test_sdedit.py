@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from tests.diffusion.samplers.test_samplers import MEAN, STD, WALKS, Common
-from tests.diffusion.samplers.test_solvers import ideal
-from tests.diffusion.test_model import model as dit
 
 from rcg.core.contracts import MASK, Space
 from rcg.core.registry import SAMPLERS
@@ -12,6 +9,9 @@ from rcg.core.rng import Streams
 from rcg.diffusion.processes.flow import Flow, FlowConfig
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.sdedit import level, masked_again, second_pass
+from tests.diffusion.samplers.test_samplers import MEAN, STD, WALKS, Common
+from tests.diffusion.samplers.test_solvers import ideal
+from tests.diffusion.test_model import model as dit
 from tests.generators.test_mage import model as mage
 from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 

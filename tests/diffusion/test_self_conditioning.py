@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.diffusion.samplers.test_samplers import Common
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
@@ -16,6 +15,7 @@ from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
 from rcg.diffusion.samplers.maskgit import MaskGIT, MaskGITConfig
 from rcg.diffusion.self_conditioning import SelfConditioned, beside
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
+from tests.diffusion.samplers.test_samplers import Common
 from tests.generators.test_mage import model as mage
 from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 
@@ -115,7 +115,7 @@ def test_training_on_tokens_shows_half_of_the_batch_a_guess():
     assert (guess[2:] == MASK).all()
 
 
-def test_mage_hears_its_last_guess_once_it_has_learnt_to():
+def test_mage_hears_its_last_guess_once_it_has_learned_to():
     m = mage(Space((), vocab=3), self_condition=True, dropout=0.0)
     x = torch.full((2, 4, 4), MASK)
     guesses = torch.stack([beside(x, torch.full_like(x, symbol)) for symbol in (MASK, 1, 2)])

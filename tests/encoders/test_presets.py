@@ -16,7 +16,7 @@ RUN = [pytest.param(name, marks=pytest.mark.slow if PRESETS[name].millions > 100
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_width_grid_and_size_are_as_stated_and_the_licence_is_known(name):
+def test_width_grid_and_size_are_as_stated_and_the_license_is_known(name):
     preset = PRESETS[name]
     if timm.get_pretrained_cfg(preset.model) is None:
         pytest.skip(f"timm {timm.__version__} does not know {preset.model} yet")
@@ -24,7 +24,7 @@ def test_width_grid_and_size_are_as_stated_and_the_licence_is_known(name):
         encoder = TimmModel(TimmModelConfig(preset=name, weights="none"))
     assert (encoder.width, encoder.grid) == (preset.width, (preset.grid, preset.grid))
     assert round(sum(p.numel() for p in encoder.parameters()) / 1e6) == preset.millions
-    assert encoder.licence
+    assert encoder.license
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -29,7 +29,7 @@ def save(folder, content):
 
 
 def as_recorded(encoder, tensors):
-    """Undo the encoder's own normalisation, so that its trunk sees the recorded input."""
+    """Undo the encoder's own normalization, so that its trunk sees the recorded input."""
     image = tensors["in/encoder_input"] * encoder.std + encoder.mean
     return encoder.eval()(image)
 
@@ -70,8 +70,8 @@ def test_deit_token_logits_and_representation_equal_the_published_ones(tmp_path)
     expected = tensors["out/logits"]
     torch.testing.assert_close(as_recorded(logits, tensors), expected, atol=1e-5, rtol=1e-5)
     z = Representation(logits, Transform("per_sample"))(tensors["in/encoder_input"] * logits.std + logits.mean)
-    standardised = (expected - expected.mean(1, keepdim=True)) / expected.std(1, keepdim=True)
-    torch.testing.assert_close(z, standardised, atol=1e-5, rtol=1e-5)
+    standardized = (expected - expected.mean(1, keepdim=True)) / expected.std(1, keepdim=True)
+    torch.testing.assert_close(z, standardized, atol=1e-5, rtol=1e-5)
 
 
 def shapes(encoder):

@@ -26,7 +26,7 @@ def test_heaps_are_found_again():
     assert sorted(found.counts) == [20, 30, 50]
     assert all(len(found.labels[labels == number].unique()) == 1 for number in range(3))
     means = torch.stack([z[found.labels == number].mean(0) for number in range(3)])
-    torch.testing.assert_close(found.centres, means, atol=0.1, rtol=0)
+    torch.testing.assert_close(found.centers, means, atol=0.1, rtol=0)
     assert found.space.vocab == 3
     assert found.space != fit(z + 1, 3, 0).space
 
@@ -34,14 +34,14 @@ def test_heaps_are_found_again():
 def test_they_are_nearly_as_tight_as_those_of_lloyds_algorithm():
     z = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
     found = fit(z, 10, 0)
-    inertia = (z - found.centres[found.labels]).square().sum().item()
+    inertia = (z - found.centers[found.labels]).square().sum().item()
     assert inertia < 1.1 * KMeans(10, n_init=3, random_state=0).fit(z.numpy()).inertia_
 
 
-def test_a_vector_belongs_to_the_nearest_centre(monkeypatch):
+def test_a_vector_belongs_to_the_nearest_center(monkeypatch):
     monkeypatch.setattr("rcg.encoding.clusters.ROWS", 2)
-    centres = torch.tensor([[0.0], [1.0], [5.0]])
-    assert assign(torch.tensor([[0.4], [0.6], [9.0], [2.9], [3.1]]), centres).tolist() == [0, 1, 2, 1, 2]
+    centers = torch.tensor([[0.0], [1.0], [5.0]])
+    assert assign(torch.tensor([[0.4], [0.6], [9.0], [2.9], [3.1]]), centers).tolist() == [0, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("number", [40, 1000])
@@ -75,7 +75,7 @@ def test_a_generator_learns_the_labels_that_the_run_keeps(run):
     assert clusters.facts["representation"] == part.facts["clusters"]["representation"]
     experiment = load(run / "dit-cluster" / "config.yaml")
     real = real_representations(experiment, open_representation(experiment).space)
-    assert torch.equal(assign(real.z, clusters.tensors["centres"]), clusters.tensors["labels"])
+    assert torch.equal(assign(real.z, clusters.tensors["centers"]), clusters.tensors["labels"])
 
 
 def test_samples_are_of_clusters_as_often_as_training_images_are(run):

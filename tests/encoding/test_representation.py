@@ -1,4 +1,4 @@
-"""Projections and normalisers against closed forms."""
+"""Projections and normalizers against closed forms."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ def fitted(*args):
     return transform
 
 
-def test_per_sample_standardises_over_features_without_being_fitted():
+def test_per_sample_standardizes_over_features_without_being_fitted():
     z = Transform("per_sample")(data()[0])
     torch.testing.assert_close(z.mean(1), torch.zeros(len(z)), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std(1), torch.ones(len(z)))
     assert not Transform("per_sample").needs_fit
 
 
-def test_per_dataset_standardises_each_feature_over_the_training_set():
+def test_per_dataset_standardizes_each_feature_over_the_training_set():
     z = fitted("per_dataset")(data()[0])
     torch.testing.assert_close(z.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std(0), torch.ones(6), atol=1e-4, rtol=0)
@@ -42,12 +42,12 @@ def test_the_projection_keeps_the_directions_of_largest_variance():
     torch.testing.assert_close(torch.corrcoef(z.T), torch.eye(3), atol=1e-3, rtol=0)
 
 
-def test_whitening_gives_unit_variances_before_the_normaliser():
+def test_whitening_gives_unit_variances_before_the_normalizer():
     z = fitted("none", ProjectionConfig(width=4, whiten=True))(data()[0])
     torch.testing.assert_close(z.T.cov(), torch.eye(4), atol=1e-3, rtol=0)
 
 
-def test_what_was_learnt_is_state_and_identity():
+def test_what_was_learned_is_state_and_identity():
     first, again = fitted("per_dataset", ProjectionConfig(width=3)), fitted("per_dataset", ProjectionConfig(width=3))
     assert first.id == again.id != fitted("per_dataset", ProjectionConfig(width=4)).id
     loaded = Transform("per_dataset", ProjectionConfig(width=3))

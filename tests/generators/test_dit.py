@@ -64,7 +64,7 @@ def test_tokens_without_a_place_are_not_turned():
     assert not torch.allclose(turned[4:], x[4:])
 
 
-def test_attention_with_normalised_queries_and_keys_does_not_see_their_length():
+def test_attention_with_normalized_queries_and_keys_does_not_see_their_length():
     attention = Attention(16, 2, qk_norm=True)
     x = torch.randn(2, 5, 16)
     before = attention(x)
@@ -90,7 +90,7 @@ def test_recomputed_activations_change_nothing(options):
     outputs, gradients, calls = [], [], []
     for checkpoint in (False, True):
         torch.manual_seed(0)
-        config = DiTConfig(width=16, depth=2, heads=2, patch=4, checkpoint=checkpoint, **options)
+        config = DiTConfig(width=16, depth=2, heads=2, patch=4, grad_checkpointing=checkpoint, **options)
         network = DiT(config, Space((3, 8, 8)), Space((6,)), heads=1)
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.2)

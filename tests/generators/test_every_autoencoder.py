@@ -17,8 +17,8 @@ NETWORK = {
     "block_out_channels": [32, 32],
 }
 SMALL = {
-    "vqgan": {**CONV, "quantiser": {"codes": 16}},
-    "vq": {**CONV, "quantiser": {"name": "fsq", "levels": [3, 3, 3, 3]}},
+    "vqgan": {**CONV, "quantizer": {"codes": 16}},
+    "vq": {**CONV, "quantizer": {"name": "fsq", "levels": [3, 3, 3, 3]}},
     "kl": CONV,
     "diffusers": {"network": NETWORK},
 }
@@ -139,4 +139,4 @@ def test_sizes_that_are_not_given_follow_the_image(name, size, side, width, grou
     norms = [module for module in autoencoder.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {groups}
     if name == "vqgan":
-        assert autoencoder.quantise.vocab == {256: 1024, 128: 1024, 64: 1024, 32: 256, 16: 64}[size]
+        assert autoencoder.quantize.vocab == {256: 1024, 128: 1024, 64: 1024, 32: 256, 16: 64}[size]

@@ -63,7 +63,7 @@ def test_it_maps_data_times_and_conditions_sample_by_sample(name, condition):
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", DENOISERS)
 def test_the_loss_reaches_every_parameter(name, condition, checkpoint, monkeypatch):
-    m = awake(model(name, condition, checkpoint=checkpoint))
+    m = awake(model(name, condition, grad_checkpointing=checkpoint))
     monkeypatch.setattr(m, "dropped", lambda cond: torch.tensor([True, False, False]))
     sum(m(torch.randn(3, 3, 16, 16), given(condition)).values()).backward()
     silent = {key for key, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
@@ -112,7 +112,7 @@ def test_its_name_alone_gives_a_working_network(name):
 def test_activations_that_are_computed_again_change_no_gradient(name):
     losses, gradients, calls = [], [], []
     for checkpoint in (False, True):
-        m = awake(model(name, checkpoint=checkpoint))
+        m = awake(model(name, grad_checkpointing=checkpoint))
         seen = []
         for module in m.network.modules():
             module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(module))
@@ -134,14 +134,14 @@ def test_a_network_that_cannot_recompute_says_so():
         def __init__(self, config, data, cond, heads):
             super().__init__()
 
-    config = GENERATORS.get("dit").Config(condition="none", checkpoint=True)
+    config = GENERATORS.get("dit").Config(condition="none", grad_checkpointing=True)
     with pytest.raises(UserError, match="dit always keeps its activations"):
         build(config, Plain, PIXELS, None)
 
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_it_compiles_into_one_graph(name):
-    m = awake(model(name, checkpoint=True))
+    m = awake(model(name, grad_checkpointing=True))
     x, t, cond = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
     compiled = torch.compile(m.network, backend="eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):

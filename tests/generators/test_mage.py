@@ -3,7 +3,6 @@
 import pytest
 import torch
 from rcg.generators.mage import MAGE, MAGEConfig
-from tests.generators.published.test_mage_converter import published
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
@@ -12,6 +11,7 @@ from rcg.core.rng import Streams
 from rcg.diffusion.model import build
 from rcg.diffusion.processes.masked import Draws
 from rcg.nn import Attention, attend
+from tests.generators.published.test_mage_converter import published
 from tests.parity import recorded
 from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 
@@ -105,7 +105,7 @@ def test_every_condition_trains_every_weight_and_draws_tokens(cond):
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_the_output_shares_the_embeddings_and_trains_them_if_asked_to(trains):
-    m = model(output_trains_words=trains).eval()
+    m = model(tie_embedding_grad=trains).eval()
     x = torch.full((2, 4, 4), MASK)
     m.network(x, torch.zeros(2)).square().sum().backward()
     assert (m.network.words.weight.grad[:12].abs().amax(1) > 0).tolist() == [trains] * 12
@@ -126,7 +126,7 @@ def some_known(*known):
 
 
 def test_the_encoder_has_room_for_every_known_token_and_a_constant_one_in_training():
-    m = model(sampling_room=0.25).train()
+    m = model(min_encoder_tokens=0.25).train()
     x = some_known(0, 3, 8)
     order = m.network._order(x.flatten(1) == MASK)
     known = x.flatten(1).gather(1, order) != MASK
@@ -138,9 +138,9 @@ def test_the_encoder_has_room_for_every_known_token_and_a_constant_one_in_traini
     m.network.eval()
     for x in (some_known(0, 0, 0), some_known(0, 3, 8), some_known(1, 16, 0)):
         m.network(x, torch.zeros(3))
-    m.network.sampling_room = 0
+    m.network.min_encoder_tokens = 0
     m.network(some_known(0, 0, 0), torch.zeros(3))
-    m.network.sampling_room = 16
+    m.network.min_encoder_tokens = 16
     m.network(some_known(1, 2, 0), torch.zeros(3))
     assert given == [(3, 1 + room, 16) for room in (8, 4, 8, 16, 0, 16)]
 
@@ -157,7 +157,7 @@ def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
 
 @pytest.mark.parametrize("room", [0, 0.5, 1.0])
 def test_sampling_sees_every_known_token_and_masked_ones_only_where_there_is_room(room):
-    m = model(sampling_room=room).eval()
+    m = model(min_encoder_tokens=room).eval()
     x = some_known(4, 10)
     with torch.no_grad():
         before, positions, seen = m.network(x, torch.zeros(2)), m.network.positions.weight.clone(), []
@@ -193,14 +193,14 @@ def test_it_learns_what_its_condition_says():
         process={"name": "masked", "label_smoothing": 0.0},
         sampler={"name": "maskgit", "steps": 4},
     ).train()
-    optimiser = torch.optim.AdamW(m.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2)
     pattern = torch.randint(12, (3, 4, 4))
     for _ in range(200):
         labels = torch.randint(3, (16,))
         loss = m(pattern[labels], labels)["cross_entropy"]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     drawn = m.eval().sample(torch.arange(3), Streams(0, range(3), "t"))
     assert (drawn == pattern).float().mean() > 0.9
 
@@ -239,7 +239,7 @@ def test_data_of_another_kind_is_refused():
         model(width=18)
 
 
-def test_positions_start_with_neighbours_alike():
+def test_positions_start_with_neighbors_alike():
     m = model()
     encoder, decoder = m.network.positions.weight[1:], m.network.decoder_positions[0, 1:]
     torch.testing.assert_close(encoder.std(), m.network.words.weight.std(), atol=0.005, rtol=0)

@@ -18,7 +18,7 @@ def converted(kind, tensors, folder, size):
     torch.save({"state_dict": tensors}, folder / "theirs.ckpt")
     done = tool("convert", kind, folder / "theirs.ckpt", folder / "run")
     assert done.returncode == 0, done.stderr
-    return restore_autoencoder(checkpoint.load(folder / "run" / "tokenizer" / checkpoint.FILE), size)
+    return restore_autoencoder(checkpoint.load(folder / "run" / "autoencoder" / checkpoint.FILE), size)
 
 
 @torch.no_grad()
@@ -26,11 +26,11 @@ def test_mages_tokenizer_equals_the_published_one(tmp_path):
     about, tensors = recorded("mage_vqgan_tiny")
     tokenizer = converted("vqgan", {f"vqgan.{k}": v for k, v in state("mage_vqgan_tiny").items()}, tmp_path, 256)
     image, indices = tensors["in/image01"], tensors["out/indices"].view(1, 16, 16)
-    torch.testing.assert_close(tokenizer.analyse(image), tensors["out/encoder_out"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokenizer.analyze(image), tensors["out/encoder_out"], atol=1e-5, rtol=1e-5)
     assert torch.equal(tokenizer.encode(image), indices)
     stride, expected = about["flat_stride_in_min"]["out/decoded_from_indices"], tensors["out/decoded_from_indices"]
     tokenizer.double()  # rounding alone makes 3e-5 of a single-precision decoder at this size
-    painted = tokenizer.synthesise(tokenizer.quantise.lookup(indices).movedim(-1, 1)).flatten()[::stride].float()
+    painted = tokenizer.synthesize(tokenizer.quantize.lookup(indices).movedim(-1, 1)).flatten()[::stride].float()
     torch.testing.assert_close(painted, expected, atol=1e-5, rtol=1e-5)
     decoded = tokenizer.decode(indices).flatten()[::stride].float()
     torch.testing.assert_close(decoded, expected.clamp(0, 1), atol=1e-5, rtol=1e-5)
@@ -117,10 +117,10 @@ def test_there_and_back_gives_every_tensor(kind, name, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_what_the_original_code_would_normalise_otherwise_does_not_go_there(tmp_path):
+def test_what_the_original_code_would_normalize_otherwise_does_not_go_there(tmp_path):
     narrow = build_autoencoder(AUTOENCODERS.get("vqgan").Config(width=32, multipliers=(1, 1), channels=4), 16)
-    checkpoint.save(tmp_path / "tokenizer" / checkpoint.FILE, autoencoder_part(narrow, {"image_size": 16}))
-    with pytest.raises(UserError, match="normalises 8 groups of channels, but the original code always 32"):
+    checkpoint.save(tmp_path / "autoencoder" / checkpoint.FILE, autoencoder_part(narrow, {"image_size": 16}))
+    with pytest.raises(UserError, match="normalizes 8 groups of channels, but the original code always 32"):
         CONVERTERS.get("vqgan").write(tmp_path, tmp_path / "back.ckpt")
     assert not (tmp_path / "back.ckpt").exists()
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from rcg.generators.published import adm, dit, ldm
-from tests.diffusion.samplers.test_samplers import Recorded
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import Space
 from rcg.core.registry import GENERATORS, SAMPLERS
 from rcg.diffusion.model import Guided, build
 from rcg.diffusion.processes._affine import Draws
+from tests.diffusion.samplers.test_samplers import Recorded
 from tests.parity import recorded, state
 
 LEARNED = {"name": "gaussian", "variance": "learned_range"}

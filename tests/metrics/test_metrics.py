@@ -9,8 +9,8 @@ import torch
 
 from rcg.metrics.bootstrap import bootstrap
 from rcg.metrics.frechet import Gaussian, frechet_distance, halves
-from rcg.metrics.manifold import coverage, density, nearest_distance, nearest_neighbours, precision_recall
-from rcg.metrics.memorization import memorisation
+from rcg.metrics.manifold import coverage, density, nearest_distance, nearest_neighbors, precision_recall
+from rcg.metrics.memorization import memorization
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
 
 
@@ -63,7 +63,7 @@ def test_halves_are_disjoint_and_of_equal_size():
     assert not set(a.flatten().tolist()) & set(b.flatten().tolist())
 
 
-def test_neighbours_vote_by_cosine():
+def test_neighbors_vote_by_cosine():
     train = torch.tensor([[1.0, 0], [2, 0.1], [0, 1], [0.1, 3]])
     labels = torch.tensor([0, 0, 1, 1])
     test = torch.tensor([[50.0, 1], [0.01, 0.02]])
@@ -127,11 +127,11 @@ def test_density_and_coverage_agree_with_brute_force():
     assert 0 < coverage(real, generated, k=5).mean() < 1
 
 
-def test_nearest_neighbours_are_found_across_parts(monkeypatch):
+def test_nearest_neighbors_are_found_across_parts(monkeypatch):
     monkeypatch.setattr("rcg.metrics.manifold.PART", 1)
     torch.manual_seed(0)
     queries, others = torch.randn(7, 3), torch.randn(160, 3)  # 7 parts of queries, 4 of others
-    distances, positions = nearest_neighbours(queries, others, 3)
+    distances, positions = nearest_neighbors(queries, others, 3)
     expected = (queries[:, None] - others).norm(dim=2).sort(1)
     assert torch.equal(positions, expected.indices[:, :3])
     torch.testing.assert_close(distances, expected.values[:, :3], atol=1e-5, rtol=1e-5)
@@ -140,10 +140,10 @@ def test_nearest_neighbours_are_found_across_parts(monkeypatch):
 def test_copies_are_samples_closer_than_the_closest_held_out_images():
     torch.manual_seed(0)
     train, held_out = (torch.randint(256, (n, 3072), dtype=torch.uint8) for n in (200, 300))
-    honest = memorisation(torch.randint(256, (300, 3072), dtype=torch.uint8), train, held_out)
+    honest = memorization(torch.randint(256, (300, 3072), dtype=torch.uint8), train, held_out)
     assert float(honest.copies.mean()) < 0.05
     assert honest.ratio == pytest.approx(1, abs=0.1)
-    copied = memorisation(torch.cat([train[:50], held_out[:50]]), train, held_out)
+    copied = memorization(torch.cat([train[:50], held_out[:50]]), train, held_out)
     assert copied.copies[:50].all()
     assert float(copied.copies[50:].mean()) < 0.1
     assert copied.distances[:50, 0].eq(0).all()  # not nearly: the search alone would not see the difference

@@ -33,7 +33,7 @@ def test_representations_of_another_class_are_found_out():
     found = rows(generated, (labels + 1) % 3)
     for row in found:
         assert row.agreement < 0.05
-        assert row.rep_fd == pytest.approx(50, rel=0.1)  # the squared distance of two centres
+        assert row.rep_fd == pytest.approx(50, rel=0.1)  # the squared distance of two centers
 
 
 def test_classes_with_a_single_sample_have_no_distance():

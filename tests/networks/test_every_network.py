@@ -43,16 +43,16 @@ def test_it_maps_vectors_times_and_conditions_sample_by_sample(network, cond):
 @pytest.mark.parametrize("itself", [False, True])
 def test_it_learns_where_the_data_lies(network, process, itself):
     m = model(network, process=process, sampler={"name": "ddim", "steps": 20, "eta": 0}, self_condition=itself)
-    optimiser = torch.optim.AdamW(m.parameters(), lr=3e-3)
-    centre = torch.tensor([2.0, -1.0, 0.0, 1.0, 0.5, -2.0])
+    optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3)
+    center = torch.tensor([2.0, -1.0, 0.0, 1.0, 0.5, -2.0])
     for _ in range(300):
-        loss = sum(m(centre + 0.1 * torch.randn(128, 6), None).values())
-        optimiser.zero_grad()
+        loss = sum(m(center + 0.1 * torch.randn(128, 6), None).values())
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         drawn = m.eval().sample(None, Streams(0, range(64), "t"))
-    torch.testing.assert_close(drawn.mean(0), centre, atol=0.3, rtol=0)
+    torch.testing.assert_close(drawn.mean(0), center, atol=0.3, rtol=0)
     assert drawn.std(0).max() < 0.5
 
 

@@ -15,7 +15,7 @@ from rcg.pipeline import Pipeline
 from rcg.training.tasks.generator import Conditioned
 from tests.toy import TOKENIZER, tool, write
 
-KL = {key: value for key, value in TOKENIZER.items() if key != "quantiser"}
+KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"}
 KL |= {"name": "kl", "attention": [], "groups": 32}  # as published files have them
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32, "train": {}}
 
@@ -31,7 +31,7 @@ def toy(folder, autoencoder=KL, **changes):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run with a KL autoencoder trained against a discriminator, an RDM and a DiT in its latents."""
-    path = toy(tmp_path_factory.mktemp("tokenizer") / "a")
+    path = toy(tmp_path_factory.mktemp("autoencoder") / "a")
     for stage in ("train_autoencoder", "train_rdm", "train_pixel"):
         done = tool(stage, path)
         assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ def copy(trained, tmp_path):
 
 
 def log(path):
-    lines = [json.loads(line) for line in (path.parent / "run" / "tokenizer" / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (path.parent / "run" / "autoencoder" / "log.jsonl").read_text().splitlines()]
     return {key: value for line in lines for key, value in line.items()}
 
 
@@ -58,7 +58,7 @@ def test_training_says_how_faithful_it_is_and_what_it_does_not_report(tmp_path):
     said = log(path)
     metrics = ("psnr", "ssim", "code_usage", "perplexity", "encoder_fd", "validation_l1", "validation_perceptual")
     assert all(key in said for key in (*metrics, "l1", "perceptual", "commitment", "adversarial", "discriminator"))
-    assert len(list((tmp_path / "run" / "tokenizer" / "samples").glob("reconstructions-*.png"))) == 1
+    assert len(list((tmp_path / "run" / "autoencoder" / "samples").glob("reconstructions-*.png"))) == 1
     summary = tool("summary", tmp_path / "run")
     assert "PSNR" in summary.stdout
     assert "code usage" in summary.stdout
@@ -105,15 +105,15 @@ def test_a_generator_in_pixels_beside_it_does_not_mind(copy, tmp_path):
 
 
 def test_an_autoencoder_may_come_from_another_runs_file(trained, tmp_path):
-    file = trained.parent / "run" / "tokenizer" / checkpoint.FILE
+    file = trained.parent / "run" / "autoencoder" / checkpoint.FILE
     path = toy(tmp_path, generator__autoencoder__weights=str(file))
     for stage in ("train_rdm", "train_pixel"):
         done = tool(stage, path)
         assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "run" / "tokenizer").exists()
+    assert not (tmp_path / "run" / "autoencoder").exists()
     here, there = (Pipeline.from_run(folder / "run") for folder in (tmp_path, trained.parent))
     assert here.generator.data == there.generator.data
-    assert "tokenizer" in here.parts
+    assert "autoencoder" in here.parts
     nothing = tool("train_autoencoder", path)
     assert nothing.returncode == 2
     assert "so there is nothing to train" in nothing.stderr
@@ -127,28 +127,30 @@ def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(train
     used = toy(tmp_path, generator__autoencoder__weights=str(file), generator__condition="none")
     done = tool("train_pixel", used)
     assert done.returncode == 0, done.stderr
-    assert Pipeline.from_run(tmp_path / "run").parts["tokenizer"].tensors["standardise.std"] == pytest.approx(
+    assert Pipeline.from_run(tmp_path / "run").parts["autoencoder"].tensors["standardize.std"] == pytest.approx(
         1 / 0.18215
     )
-    start = {"generator__autoencoder__train__start": str(file), "generator__autoencoder__train__lr": 1e-12}
+    start = {"generator__autoencoder__train__init_from": str(file), "generator__autoencoder__train__lr": 1e-12}
     started = toy(tmp_path, **start)
     done = tool("train_autoencoder", started)
     assert done.returncode == 0, done.stderr
-    parts = [checkpoint.load(run / "tokenizer" / checkpoint.FILE) for run in (trained.parent / "run", tmp_path / "run")]
+    parts = [
+        checkpoint.load(run / "autoencoder" / checkpoint.FILE) for run in (trained.parent / "run", tmp_path / "run")
+    ]
     for name, value in parts[0].tensors.items():
         torch.testing.assert_close(parts[1].tensors[name], value, atol=1e-5, rtol=1e-2)
 
 
 def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(copy, tmp_path):
     file = tmp_path / "before.safetensors"
-    there = tmp_path / "run" / "tokenizer" / checkpoint.FILE
+    there = tmp_path / "run" / "autoencoder" / checkpoint.FILE
     shutil.copy(there, file)
     train = "generator.autoencoder.train."
     longer = (f"{train}decoder_only=true", f"{train}adversarial_start=0", f"{train}lr=0.01", "--overwrite")
-    assert "copy the file to another place" in refused("train_autoencoder", copy, f"{train}start={there}", *longer)
-    assert "name its file in start" in refused("train_autoencoder", copy, *longer)
+    assert "copy the file to another place" in refused("train_autoencoder", copy, f"{train}init_from={there}", *longer)
+    assert "name its file in init_from" in refused("train_autoencoder", copy, *longer)
     drawn = Pipeline.from_run(tmp_path / "run").sample(range(2))
-    done = tool("train_autoencoder", copy, f"{train}start={file}", *longer)
+    done = tool("train_autoencoder", copy, f"{train}init_from={file}", *longer)
     assert done.returncode == 0, done.stderr
     before, after = (checkpoint.load(path).tensors for path in (file, there))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -156,7 +158,7 @@ def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(c
     painted = Pipeline.from_run(tmp_path / "run").sample(range(2))  # the DiT that was trained before
     assert torch.equal(painted.z, drawn.z)
     assert not torch.equal(painted.images, drawn.images)
-    resumed = tool("train_pixel", copy, f"{train}start={file}", *longer[:-1], "--resume")
+    resumed = tool("train_pixel", copy, f"{train}init_from={file}", *longer[:-1], "--resume")
     assert resumed.returncode == 0, resumed.stderr
 
 
@@ -180,8 +182,10 @@ def test_mistakes_are_named(copy, tmp_path):
     assert "go on with --resume" in refused("train_autoencoder", copy)
     said = refused("train_autoencoder", copy, "generator.autoencoder.train.lr=1", "--resume")
     assert "generator.autoencoder.train.lr" in said
-    shutil.rmtree(tmp_path / "run" / "tokenizer")
-    assert "run tools/train_autoencoder.py with the same configuration first" in refused("train_pixel", copy, "--resume")
+    shutil.rmtree(tmp_path / "run" / "autoencoder")
+    assert "run tools/train_autoencoder.py with the same configuration first" in refused(
+        "train_pixel", copy, "--resume"
+    )
     assert "run tools/train_autoencoder.py" in refused("sample", tmp_path / "run", "--out", tmp_path / "out")
     said = refused("train_autoencoder", copy, "generator.autoencoder={name: pixels}")
     assert "'pixels', which has nothing to train" in said
@@ -251,7 +255,7 @@ def test_a_resolved_experiment_reads_again_as_it_was_written(tmp_path):
     experiment = config.load(path)
     (tmp_path / "again.yaml").write_text(experiment.to_yaml())
     assert config.load(tmp_path / "again.yaml") == experiment
-    assert isinstance(yaml.safe_load(experiment.to_yaml())["generator"]["autoencoder"]["quantiser"], dict)
+    assert isinstance(yaml.safe_load(experiment.to_yaml())["generator"]["autoencoder"]["quantizer"], dict)
 
 
 def test_help_lists_the_tokenizers_keys():

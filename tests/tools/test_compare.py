@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from tests.test_token_pipeline import GENERATOR
 
 from rcg.comparison.arms import ARMS
 from rcg.core import checkpoint
 from rcg.evaluation.samples import Generated
 from rcg.training import stages
+from tests.test_token_pipeline import GENERATOR
 from tests.toy import tool, write
 from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
 

@@ -20,7 +20,7 @@ def toy(tmp_path):
     return write(tmp_path, encoder=RANDOM | {"train": {}}, data__limit=80)
 
 
-def test_the_list_names_width_licence_and_presence():
+def test_the_list_names_width_license_and_presence():
     listed = tool("list_encoders", "dinov2_vits14")
     assert listed.returncode == 0
     line = next(line for line in listed.stdout.splitlines() if "dinov2_vits14 " in line)
@@ -49,7 +49,7 @@ def test_the_cache_serves_the_training_and_says_so(toy, monkeypatch):
 
 
 def test_a_projection_is_fitted_once_and_names_the_space(toy):
-    project = ["projection.width=8", "normalise=per_dataset"]
+    project = ["projection.width=8", "normalize=per_dataset"]
     assert tool("cache", toy, *project).returncode == 0
     (fitted,) = (toy.parent / "run" / "representation").iterdir()
     before = fitted.read_bytes()
@@ -57,15 +57,15 @@ def test_a_projection_is_fitted_once_and_names_the_space(toy):
         done = tool(name, toy, *project, "rdm.train.steps=2", "generator.train.steps=2")
         assert done.returncode == 0, done.stderr
     assert fitted.read_bytes() == before
-    other = tool("train_pixel", toy, "projection.width=6", "normalise=per_dataset", "--overwrite")
+    other = tool("train_pixel", toy, "projection.width=6", "normalize=per_dataset", "--overwrite")
     assert other.returncode == 2
     assert "pca8/per_dataset" in other.stderr
     assert "pca6/per_dataset" in other.stderr
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_report_judges_an_encoder_with_and_without_labels(tmp_path, labelled):
-    if labelled:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_report_judges_an_encoder_with_and_without_labels(tmp_path, labeled):
+    if labeled:
         toy = write(tmp_path, encoder=RANDOM | {"train": {}}, data__limit=80)
     else:
         for index in range(40):
@@ -74,10 +74,10 @@ def test_the_report_judges_an_encoder_with_and_without_labels(tmp_path, labelled
         toy = write(tmp_path, encoder=RANDOM | {"train": {}}, data=data)
     told = tool("inspect_encoder", toy, "--out", tmp_path / "report")
     assert told.returncode == 0, told.stderr
-    for word in ("alignment", "uniformity", "effective rank", "rep-FD floor", "images per second", "licence"):
+    for word in ("alignment", "uniformity", "effective rank", "rep-FD floor", "images per second", "license"):
         assert word in told.stdout
     for word in ("10-NN accuracy (cosine)", "linear probe", "raw pixels", "random weights"):
-        assert (word in told.stdout) == labelled
+        assert (word in told.stdout) == labeled
     with Image.open(tmp_path / "report" / "report.png") as picture:
         assert picture.width > 1000
 
@@ -104,7 +104,7 @@ def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
     part = checkpoint.load(out / "representations.safetensors")
     assert part.tensors["z"].shape == (20, 512)
     assert part.facts["space"]["id"].startswith("timm_model:")
-    assert (out / "neighbours.png").stat().st_size > 1000
+    assert (out / "neighbors.png").stat().st_size > 1000
     alone = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 20)
     assert alone.returncode == 0
     again = checkpoint.load(out / "representations.safetensors").tensors["z"]

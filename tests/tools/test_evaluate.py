@@ -67,7 +67,7 @@ def test_a_report_says_everything_that_decides_its_figures(run, tmp_path):
     assert {("FD", "own-moco_v3"), ("consistency", "own-moco_v3"), ("copies", "pixels"), ("novelty", "pixels")} <= names
     text = next(tmp_path.glob("*/report.md")).read_text()
     assert "| consistency |" in text
-    assert len(list(tmp_path.glob("*/neighbours-*.png"))) == 2
+    assert len(list(tmp_path.glob("*/neighbors-*.png"))) == 2
 
 
 def test_saved_images_are_those_that_were_judged(run, tmp_path):
@@ -121,7 +121,7 @@ def test_the_page_of_a_run_needs_no_other_file(run):
     assert tool("sample", run, "--num", 4, "--steps", 2, "--out", run / "gallery").returncode == 0
     assert tool("report", run).returncode == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4  # gallery, curves, neighbours in two spaces
+    assert page.count("data:image/png;base64,") == 4  # gallery, curves, neighbors in two spaces
     assert "src=" not in page.replace('src="data:image/png;base64,', "")
     assert "<td>consistency</td>" in page
     assert "name: dit" in page
@@ -130,7 +130,7 @@ def test_the_page_of_a_run_needs_no_other_file(run):
 
 
 def test_scales_of_guidance_are_compared(run):
-    options = ("--guidance", 3, 1, "--steps", 2, "--num", 40, "--no-memorisation")
+    options = ("--guidance", 3, 1, "--steps", 2, "--num", 40, "--no-memorization")
     done = tool("evaluate", run, *QUICK, *options)
     assert done.returncode == 0, done.stderr
     (folder,) = (run / "evaluation").glob("guidance-dit-40-*")
@@ -176,10 +176,10 @@ def test_a_generator_that_is_told_nothing_has_no_guidance_to_compare():
 def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
     section = {"name": "moco_v3", "arch": "resnet18", "width": 4, "depth": 1, "weights": "none"}
     section |= {"projector_hidden": 8, "projector_dim": 6}
-    found = evaluate(run, tmp_path, "--encoder", json.dumps(section), "--no-memorisation", "--reference", "validation")
+    found = evaluate(run, tmp_path, "--encoder", json.dumps(section), "--no-memorization", "--reference", "validation")
     assert {figure["space"] for figure in found["figures"]} == {"moco_v3"}
     assert found["reference"]["number"] == 20
-    again = evaluate(run, tmp_path / "again", "--encoder", json.dumps(section), "--no-memorisation", "--resamples", 0)
+    again = evaluate(run, tmp_path / "again", "--encoder", json.dumps(section), "--no-memorization", "--resamples", 0)
     assert again["extractors"] == found["extractors"], "random weights are the same ones at every call"
 
 

@@ -130,10 +130,10 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(copy, tmp_path
 def test_a_folder_from_before_a_key_was_known_has_its_default(copy, tmp_path):
     path = tmp_path / "run" / "dit" / "config.yaml"
     values = yaml.safe_load(path.read_text())
-    del values["generator"]["checkpoint"]
+    del values["generator"]["grad_checkpointing"]
     path.write_text(yaml.safe_dump(values))
-    assert "holds another experiment (generator.checkpoint: False -> True)" in refused(
-        "train_pixel", copy, "generator.checkpoint=true", "--resume", folder=tmp_path
+    assert "holds another experiment (generator.grad_checkpointing: False -> True)" in refused(
+        "train_pixel", copy, "generator.grad_checkpointing=true", "--resume", folder=tmp_path
     )
     assert "already holds step" in refused("train_pixel", copy, folder=tmp_path)
 
@@ -150,7 +150,7 @@ def test_an_encoder_that_changed_since_its_training_is_refused(copy, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(copy, tmp_path):
-    said = refused("train_rdm", copy, "rdm.train.accumulate=3", "--overwrite", folder=tmp_path)
+    said = refused("train_rdm", copy, "rdm.train.grad_accum_steps=3", "--overwrite", folder=tmp_path)
     assert "nearest that fits is 33" in said
 
 

@@ -11,7 +11,7 @@ ENCODERS = {
     "timm_model": {"encoder.model": "resnet10t", "encoder.weights": "none", "encoder.input_size": 32},
     "vicreg": {"encoder.weights": "none", "encoder.input_size": 32},
 }
-KL = {key: value for key, value in TOKENIZER.items() if key != "quantiser"} | {"name": "kl"}
+KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"} | {"name": "kl"}
 GENERATORS = {
     "dit": {"width": 16, "depth": 1, "heads": 2, "patch": 4},
     "adm": {"width": 16, "multipliers": [1, 2], "blocks": 1, "head_width": 8},

@@ -47,7 +47,7 @@ def test_the_rate_warms_up_and_falls_to_zero_by_half_a_cosine():
 def test_processes_and_micro_batches_share_exactly_the_batch_of_one_process():
     config = TrainConfig(batch_size=24)
     whole = StepKeys(50, config, seed=1, start=0, rank=0, world=1)
-    split = TrainConfig(batch_size=24, accumulate=2)
+    split = TrainConfig(batch_size=24, grad_accum_steps=2)
     parts = [iter(StepKeys(50, split, seed=1, start=5, rank=rank, world=3)) for rank in range(3)]
     for step in (5, 6):
         together = [key for _ in range(2) for part in parts for key in next(part)]
@@ -91,7 +91,7 @@ class Line:
 
 
 def config_for(**changes):
-    values = {"steps": 200, "batch_size": 10, "lr": 0.05, "ema": None, "precision": "no", "tracker": "none"}
+    values = {"steps": 200, "batch_size": 10, "lr": 0.05, "ema_decay": None, "precision": "no", "tracker": "none"}
     return TrainConfig(**values | {"log_every": 20} | changes)
 
 

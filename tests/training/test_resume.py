@@ -53,7 +53,7 @@ def prepared(folder, stage, **changes):
     ("stage", "section", "part"),
     [
         ("train_encoder", "encoder", "encoder"),
-        ("train_tokenizer", "generator__autoencoder", "tokenizer"),
+        ("train_autoencoder", "generator__autoencoder", "autoencoder"),
         ("train_rdm", "rdm", "rdm"),
         ("train_pixel", "generator", "dit"),
     ],
@@ -63,7 +63,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, st
         changes = {f"{section}__train__{key}": value for key, value in (LONG | {"steps": 40}).items()}
     else:
         changes = {f"{section}__train__{key}": value for key, value in LONG.items()}
-    if stage == "train_tokenizer":
+    if stage == "train_autoencoder":
         changes |= {f"{section}__train__{key}": value for key, value in ADVERSARIAL.items()}
         changes = {section: TOKENIZER, **changes}
     whole = prepared(tmp_path / "whole", stage, **changes)
@@ -107,7 +107,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(tmp_path, number):
-    changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__workers": 2}
+    changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__num_workers": 2}
     path = prepared(tmp_path / "a", "train_encoder", **changes)
     command = [sys.executable, str(ROOT / "tools" / "train_encoder.py"), str(path)]
     process = subprocess.Popen(

@@ -37,12 +37,12 @@ shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
 small = {
     "rep_mlp": {"width": 32, "depth": 2},
-    "dit": {"width": 32, "depth": 2, "heads": 2, "patch": 4, "checkpoint": True},
+    "dit": {"width": 32, "depth": 2, "heads": 2, "patch": 4, "grad_checkpointing": True},
     "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
 }[kind]
 network = registry.get(kind)
 model = build(network.Config(**small), network, Space(shape), cond)
-for p in model.parameters():  # zero-initialised layers would hide errors of the first steps
+for p in model.parameters():  # zero-initialized layers would hide errors of the first steps
     torch.nn.init.normal_(p, std=0.05)
 
 
@@ -77,7 +77,7 @@ class Fed:
         return model_part("rdm", models["model"], {})
 
 
-config = TrainConfig(steps=steps, batch_size=24, accumulate=accumulate, lr=1e-3, clip=1.0, ema=0.9, precision="no",
+config = TrainConfig(steps=steps, batch_size=24, grad_accum_steps=accumulate, lr=1e-3, grad_clip=1.0, ema_decay=0.9, precision="no",
                      tracker="none", weight_decay=0.01)
 accelerator = parallel.start(config, folder, shardable=True)
 task = Fed()
@@ -230,26 +230,26 @@ TOKENIZER = """
 import sys, torch
 from pathlib import Path
 from rcg.distributed import launch as parallel
-from rcg.config import TokenizerTrain
+from rcg.config import AutoencoderTrain
 from rcg.core.contracts import Report
 from rcg.data.images import load_images
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.core.registry import AUTOENCODERS
-from rcg.training.tasks.autoencoder import Comparisons, TokenizerTask
+from rcg.training.tasks.autoencoder import Comparisons, AutoencoderTask
 from rcg.training.loop import train
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 build = AUTOENCODERS.get("vqgan")
 small = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4}
-model = build(build.Config(**small, quantiser={"codes": 16, "revive": 0, "decay": 0.8}), 16)
-model.quantise.counts.fill_(1)
-model.quantise.sums.copy_(model.quantise.codebook)
+model = build(build.Config(**small, quantizer={"codes": 16, "revive": 0, "decay": 0.8}), 16)
+model.quantize.counts.fill_(1)
+model.quantize.sums.copy_(model.quantize.codebook)
 images, held_out = load_images(DigitsConfig(image_size=16, limit=100))
-config = TokenizerTrain(steps=4, batch_size=8, accumulate=2, lr=1e-4, ema=0.9, perceptual="none", adversarial_start=2,
+config = AutoencoderTrain(steps=4, batch_size=8, grad_accum_steps=2, lr=1e-4, ema_decay=0.9, perceptual="none", adversarial_start=2,
                         discriminator_width=8, precision="no", tracker="none")
 accelerator = parallel.start(config, folder)
-task = TokenizerTask(model, images, held_out, config, Comparisons(None, {}), {})
+task = AutoencoderTask(model, images, held_out, config, Comparisons(None, {}), {})
 train(task, config, folder, accelerator, seed=3, workers=0)
 if accelerator.is_main_process:
     print("processes", accelerator.num_processes)
@@ -274,4 +274,4 @@ def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
     # Adam makes whole steps of rounding errors where a gradient is near zero: at a low rate these stay small.
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
-    assert two["quantise.counts"].sum() > 16
+    assert two["quantize.counts"].sum() > 16

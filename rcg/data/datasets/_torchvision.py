@@ -31,7 +31,7 @@ class ArraySource:
         return len(self.pixels)
 
     def load(self, index: int) -> Tensor:
-        """Return one image `(3, H, W)`; grey images have three equal channels."""
+        """Return one image `(3, H, W)`; gray images have three equal channels."""
         return self.pixels[index].expand(3, -1, -1)
 
     @cached_property
@@ -74,7 +74,7 @@ def fetch(config: TorchvisionConfig, build: Callable[..., Any], folder: str, **o
 
 
 class MNISTFormat(ArraySource):
-    """What MNIST and the sets in its format share: 28 x 28 grey pixels, uint8, ten classes."""
+    """What MNIST and the sets in its format share: 28 x 28 gray pixels, uint8, ten classes."""
 
     def __init__(self, config: TorchvisionConfig, build: Callable[..., Any]) -> None:
         """Read the training split that torchvision's class `build` knows.

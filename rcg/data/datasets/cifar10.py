@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009): 50,000 colour photographs of 32 x 32 pixels."""
+"""CIFAR-10 (Krizhevsky, 2009): 50,000 color photographs of 32 x 32 pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CIFAR10Config(TorchvisionConfig):
 
 @DATASETS.register
 class CIFAR10(ArraySource):
-    """Colour photographs, ten classes, uint8."""
+    """Color photographs, ten classes, uint8."""
 
     Config = CIFAR10Config
 

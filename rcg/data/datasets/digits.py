@@ -21,7 +21,7 @@ class DigitsConfig(DataConfig):
 
 @DATASETS.register
 class Digits(ArraySource):
-    """Grey digits in 17 levels, ten classes, float32 in [0, 1]."""
+    """Gray digits in 17 levels, ten classes, float32 in [0, 1]."""
 
     Config = DigitsConfig
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 grey pictures of clothes in MNIST's format."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 gray pictures of clothes in MNIST's format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FashionMNISTConfig(TorchvisionConfig):
 
 @DATASETS.register
 class FashionMNIST(MNISTFormat):
-    """Grey clothes, ten classes, uint8."""
+    """Gray clothes, ten classes, uint8."""
 
     Config = FashionMNISTConfig
 

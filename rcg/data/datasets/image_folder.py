@@ -24,7 +24,7 @@ from rcg.config import DataConfig
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import DATASETS
 
-_NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognises these, but cannot decode them
+_NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognizes these, but cannot decode them
 _NAMED = 5  # unreadable files that the warning spells out
 
 
@@ -48,7 +48,7 @@ class File(NamedTuple):
 class ImageFolder:
     """The readable pictures below a folder, in the order of their paths.
 
-    Images are uint8, or float32 in [0, 1] where the file has 16 bits of grey; transparency is put on white.
+    Images are uint8, or float32 in [0, 1] where the file has 16 bits of gray; transparency is put on white.
     Labels are the first level of sub-folders when every picture lies in one of them and there are at least two.
     """
 
@@ -91,7 +91,7 @@ class ImageFolder:
 
 
 def decode(path: Path) -> Tensor:
-    """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] where the file has 16 bits of grey.
+    """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] where the file has 16 bits of gray.
 
     Raises:
         OSError, ValueError: the file is damaged, or does not say which value is white (Pillow has others too).
@@ -105,8 +105,8 @@ def _rgb(image: Image.Image) -> Tensor:
     if image.mode == "F":
         raise ValueError("floating-point pictures do not say which value is white")
     if image.mode.startswith("I"):
-        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp_(0, 1)
-        return grey.expand(3, -1, -1)
+        gray = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp_(0, 1)
+        return gray.expand(3, -1, -1)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

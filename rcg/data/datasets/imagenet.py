@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): 1.28 million colour photographs of a thousand classes, unpacked by torchvision."""
+"""ImageNet (ILSVRC 2012): 1.28 million color photographs of a thousand classes, unpacked by torchvision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ImageNetConfig(DataConfig):
 
 @DATASETS.register
 class ImageNet:
-    """Colour photographs of any size, a thousand classes, uint8, read from the training split's files."""
+    """Color photographs of any size, a thousand classes, uint8, read from the training split's files."""
 
     Config = ImageNetConfig
     in_memory = False

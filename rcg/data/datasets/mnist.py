@@ -16,7 +16,7 @@ class MNISTConfig(TorchvisionConfig):
 
 @DATASETS.register
 class MNIST(MNISTFormat):
-    """Grey digits, ten classes, uint8."""
+    """Gray digits, ten classes, uint8."""
 
     Config = MNISTConfig
 

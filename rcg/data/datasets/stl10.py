@@ -1,4 +1,4 @@
-"""STL-10 (Coates, Lee, Ng, 2011): 5,000 labelled and 100,000 unlabelled photographs of 96 x 96 pixels."""
+"""STL-10 (Coates, Lee, Ng, 2011): 5,000 labeled and 100,000 unlabeled photographs of 96 x 96 pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class STL10Config(TorchvisionConfig):
 
 @DATASETS.register
 class STL10(ArraySource):
-    """Colour photographs, ten classes (none with unlabelled images among them), uint8."""
+    """Color photographs, ten classes (none with unlabeled images among them), uint8."""
 
     Config = STL10Config
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 HALF_BIN = 1 / 255
-"""Half the distance of two neighbouring 8-bit values on the scale [-1, 1]."""
+"""Half the distance of two neighboring 8-bit values on the scale [-1, 1]."""
 
 
 def gaussian_kl(difference: Tensor, log_variance: Tensor, other_log_variance: Tensor) -> Tensor:
@@ -22,8 +22,8 @@ def discrete_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Te
 
     The outermost bins reach to infinity.
     """
-    centred, precision = x - mean, (-0.5 * log_variance).exp()
-    above, below = (_normal_cdf(precision * (centred + shift)) for shift in (HALF_BIN, -HALF_BIN))
+    centerd, precision = x - mean, (-0.5 * log_variance).exp()
+    above, below = (_normal_cdf(precision * (centerd + shift)) for shift in (HALF_BIN, -HALF_BIN))
     probability = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return probability.clamp(min=1e-12).log()
 

@@ -17,7 +17,7 @@ from rcg.distributed.launch import gather
 class PatchDiscriminator(nn.Module):
     """Judges patches (PatchGAN, Isola et al., CVPR 2017): images `(B, 3, H, W)` in [0, 1] -> `(B, 1, h, w)`.
 
-    Published ones halve 256 px three times; smaller images are halved less often. Groups of channels are normalised
+    Published ones halve 256 px three times; smaller images are halved less often. Groups of channels are normalized
     instead of batches, so that neither samples nor processes depend on each other.
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from rcg.config import TokenizerTrain
+from rcg.config import AutoencoderTrain
 from rcg.core.checkpoint import Part
 from rcg.core.contracts import Reconstruction, Report
 from rcg.data.images import Images
@@ -43,7 +43,7 @@ class Comparisons(NamedTuple):
     judges: dict[str, nn.Module]
 
 
-def compare(config: TokenizerTrain, encoder: nn.Module | None, device: torch.device) -> Comparisons:
+def compare(config: AutoencoderTrain, encoder: nn.Module | None, device: torch.device) -> Comparisons:
     """Build the comparisons that `config` asks for; `encoder` is the experiment's, if the perceptual loss uses it.
 
     Raises:
@@ -60,7 +60,7 @@ def compare(config: TokenizerTrain, encoder: nn.Module | None, device: torch.dev
     return Comparisons(perceptual, judges)
 
 
-class TokenizerTask:
+class AutoencoderTask:
     """Trains an autoencoder, and after a while a discriminator against it.
 
     Args:
@@ -69,7 +69,7 @@ class TokenizerTask:
         held_out: images for the metrics.
         config: losses and their weights.
         comparisons: feature spaces for the loss and for evaluations.
-        facts: what the checkpoint says about its neighbours.
+        facts: what the checkpoint says about its neighbors.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TokenizerTask:
         autoencoder: Any,
         train: Images,
         held_out: Images,
-        config: TokenizerTrain,
+        config: AutoencoderTrain,
         comparisons: Comparisons,
         facts: dict[str, Any],
     ) -> None:
@@ -140,7 +140,7 @@ class TokenizerTask:
                 pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
         score = sum(value for name, value in means.items() if name.startswith("validation_"))
         if codes:
-            counts = torch.bincount(torch.cat(codes), minlength=model.quantise.vocab)
+            counts = torch.bincount(torch.cat(codes), minlength=model.quantize.vocab)
             means |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
         self.expected |= {name: torch.cat(found) for name, found in real_features.items()}
         if count > 1:
@@ -156,15 +156,15 @@ class TokenizerTask:
         """
         model: Any = models["autoencoder"]
         part = autoencoder_part(model, dict(self.facts))
-        if not hasattr(model, "standardise") or self.config.decoder_only:
+        if not hasattr(model, "standardize") or self.config.decoder_only:
             return part
         torch.manual_seed(0)  # what a run leaves does not depend on where it was interrupted
         with torch.no_grad():
             count = min(MEASURED, len(self.train))
             drawn = [model.draw(model.posterior(real)) for real in _batches(self.train, count, model)]
-        latents = model.standardise.undo(torch.cat(drawn))
+        latents = model.standardize.undo(torch.cat(drawn))
         mean, std = latents.mean(), latents.std()
-        measured = {"standardise.mean": mean, "standardise.std": std}
+        measured = {"standardize.mean": mean, "standardize.std": std}
         facts = {"latent_mean": float(mean), "latent_std": float(std)}
         return Part(part.kind, part.config, {**part.facts, **facts}, {**part.tensors, **measured})
 

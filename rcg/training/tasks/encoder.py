@@ -1,4 +1,4 @@
-"""MoCo v3 pre-training of an encoder on unlabelled images (Chen, Xie, He, ICCV 2021, Algorithm 1)."""
+"""MoCo v3 pre-training of an encoder on unlabeled images (Chen, Xie, He, ICCV 2021, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 
 class EncoderTask:
-    """Trains an encoder by contrast and judges it by neighbours (with labels), alignment, uniformity and rank."""
+    """Trains an encoder by contrast and judges it by neighbors (with labels), alignment, uniformity and rank."""
 
     def __init__(self, encoder: Any, train: Images, validation: Images, config: ContrastiveTrain) -> None:
         if not hasattr(encoder, "project"):

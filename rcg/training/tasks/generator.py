@@ -69,7 +69,7 @@ class GeneratorTask:
         autoencoder: the frozen first stage.
         train: images and conditions to learn from.
         held_out: images and conditions for the loss and the pictures of evaluations.
-        facts: what the checkpoint says about its neighbours.
+        facts: what the checkpoint says about its neighbors.
         encoder: the frozen encoder, for a generator that is aligned with its patch tokens.
     """
 

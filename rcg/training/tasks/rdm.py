@@ -31,11 +31,11 @@ class RDMTask:
 
     Args:
         model: the RDM.
-        z: normalised representations `(N, V, D)` to learn.
+        z: normalized representations `(N, V, D)` to learn.
         conditions: what the RDM is told of each image, labels `(N,)` or vectors `(N, C)`; None: nothing.
         held_out: representations `(M, 1, D)` of images that it never sees.
         held_out_labels: `(M,)`, for an RDM that is told labels.
-        facts: what the checkpoint says about its neighbours.
+        facts: what the checkpoint says about its neighbors.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RDMTask:
 
         rep_fd is their Frechet distance, and rep_fd_floor that of as many training z: what a perfect RDM would reach
         with so few. rep_precision and rep_recall say how many are plausible and how much is covered. rep_novelty is the
-        median distance of generated z to the nearest training z, over that of held-out z: well below 1, it memorises.
+        median distance of generated z to the nearest training z, over that of held-out z: well below 1, it memorizes.
         With classes, rep_agreement is the share that a linear probe puts into the class asked for, beside that of
         held-out z put into their own.
         """

@@ -29,9 +29,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def paint(path: Path, colour: Any = (200, 30, 40), mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Path:
+def paint(path: Path, color: Any = (200, 30, 40), mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
     return path
 
 
@@ -54,15 +54,15 @@ def keyed_rgb() -> Image.Image:
 
 
 KINDS: dict[str, tuple[str, Callable[[], Image.Image], tuple[int, int, int]]] = {
-    "colour": ("a.png", lambda: Image.new("RGB", (6, 4), (1, 2, 3)), (1, 2, 3)),
-    "colour with a transparent colour": ("a.png", keyed_rgb, (255, 255, 255)),
-    "grey": ("a.png", lambda: Image.new("L", (6, 4), 77), (77, 77, 77)),
+    "color": ("a.png", lambda: Image.new("RGB", (6, 4), (1, 2, 3)), (1, 2, 3)),
+    "color with a transparent color": ("a.png", keyed_rgb, (255, 255, 255)),
+    "gray": ("a.png", lambda: Image.new("L", (6, 4), 77), (77, 77, 77)),
     "black and white": ("a.png", lambda: Image.new("1", (6, 4), 1), (255, 255, 255)),
     "palette": ("a.gif", lambda: palette(False), (10, 20, 30)),
     "palette with transparency": ("a.png", lambda: palette(True), (255, 255, 255)),
     "RGBA, opaque": ("a.png", lambda: Image.new("RGBA", (6, 4), (1, 2, 3, 255)), (1, 2, 3)),
     "RGBA, half transparent": ("a.webp", lambda: Image.new("RGBA", (6, 4), (0, 0, 0, 128)), (127, 127, 127)),
-    "grey with alpha": ("a.png", lambda: Image.new("LA", (6, 4), (0, 0)), (255, 255, 255)),
+    "gray with alpha": ("a.png", lambda: Image.new("LA", (6, 4), (0, 0)), (255, 255, 255)),
     "CMYK": ("a.tif", lambda: Image.new("CMYK", (6, 4), (255, 0, 0, 0)), (0, 255, 255)),
     "CMYK JPEG": ("a.JPG", lambda: Image.new("CMYK", (6, 4), (0, 0, 0, 255)), (0, 0, 0)),
 }
@@ -70,19 +70,19 @@ KINDS: dict[str, tuple[str, Callable[[], Image.Image], tuple[int, int, int]]] = 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_becomes_rgb_bytes(root: Path, kind: str) -> None:
-    name, make, colour = KINDS[kind]
+    name, make, color = KINDS[kind]
     image = make()
     image.save(root / name, **({"lossless": True} if name.endswith("webp") else {}))
     pixels = folder(root).load(0)
     assert pixels.shape == (3, 4, 6)
     assert pixels.dtype == torch.uint8
-    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor(colour, dtype=torch.uint8))
+    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor(color, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("a.png", "uint16"), ("a.tif", "uint16"), ("a.pgm", "uint16"), ("b.tif", "int32")]
 )
-def test_sixteen_bits_of_grey_keep_their_precision(root: Path, name: str, dtype: str) -> None:
+def test_sixteen_bits_of_gray_keep_their_precision(root: Path, name: str, dtype: str) -> None:
     levels = np.array([[0, 1, 300], [40000, 65534, 65535]])
     Image.fromarray(levels.astype(dtype)).save(root / name)
     pixels = folder(root).load(0)

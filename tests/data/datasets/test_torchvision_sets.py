@@ -56,7 +56,7 @@ def write_cifar10(folder: Path) -> np.ndarray:
 
 
 def write_stl10(folder: Path) -> np.ndarray:
-    """Write the column-major binary files; return the 2 labelled and 3 unlabelled images `(5, 3, 96, 96)`."""
+    """Write the column-major binary files; return the 2 labeled and 3 unlabeled images `(5, 3, 96, 96)`."""
     folder.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
     stored = images.transpose(0, 1, 3, 2)
@@ -77,7 +77,7 @@ def write_imagenet(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_idx_files_become_grey_images_with_labels(tmp_path: Path, name: str, folder: str) -> None:
+def test_idx_files_become_gray_images_with_labels(tmp_path: Path, name: str, folder: str) -> None:
     images = write_mnist(tmp_path / folder / "raw")
     data = source(name, root=tmp_path)
     assert len(data) == 5
@@ -88,7 +88,7 @@ def test_idx_files_become_grey_images_with_labels(tmp_path: Path, name: str, fol
 
 
 @pytest.mark.usefixtures("any_checksum")
-def test_cifar10_batches_become_colour_images_with_labels(tmp_path: Path) -> None:
+def test_cifar10_batches_become_color_images_with_labels(tmp_path: Path) -> None:
     images = write_cifar10(tmp_path / "cifar-10-batches-py")
     data = source("cifar10", root=tmp_path)
     assert len(data) == 10
@@ -100,7 +100,7 @@ def test_cifar10_batches_become_colour_images_with_labels(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("any_checksum")
 @pytest.mark.parametrize(("split", "chosen"), [("unlabeled", [2, 3, 4]), ("train+unlabeled", [0, 1, 2, 3, 4])])
-def test_stl10_with_unlabelled_images_has_no_labels(tmp_path: Path, split: str, chosen: list[int]) -> None:
+def test_stl10_with_unlabeled_images_has_no_labels(tmp_path: Path, split: str, chosen: list[int]) -> None:
     images = write_stl10(tmp_path / "stl10_binary")
     data = source("stl10", root=tmp_path, split=split)
     assert data.labels is None

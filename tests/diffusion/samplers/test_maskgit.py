@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.generators.published.test_mage_converter import converted, published
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
@@ -14,6 +13,7 @@ from rcg.diffusion.processes.masked import Masked, MaskedConfig
 from rcg.diffusion.samplers import maskgit
 from rcg.diffusion.samplers.maskgit import MaskGIT, MaskGITConfig, again, draw, gumbel
 from rcg.encoding.autoencoder import restore_autoencoder
+from tests.generators.published.test_mage_converter import converted, published
 from tests.parity import recorded
 
 SPACE = Space((4, 4), vocab=5)

@@ -11,7 +11,6 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from tests.diffusion.samplers.test_samplers import MEAN, SPACE, STD, WALKS, Common, Recorded, toy
 
 from rcg.core.contracts import Level, Space
 from rcg.core.errors import UserError
@@ -23,6 +22,7 @@ from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
 from rcg.diffusion.samplers.dpm_solver import DPMSolver, DPMSolverConfig
 from rcg.diffusion.samplers.heun import Heun, HeunConfig
 from rcg.diffusion.samplers.unipc import UniPC, UniPCConfig
+from tests.diffusion.samplers.test_samplers import MEAN, SPACE, STD, WALKS, Common, Recorded, toy
 
 SOLVERS = [(Heun, HeunConfig), (DPMSolver, DPMSolverConfig), (UniPC, UniPCConfig)]
 

@@ -90,7 +90,7 @@ def test_a_generator_works_in_the_latents_of_the_tokenizer_beside_it(tmp_path):
     torch.save(found, tmp_path / "dit.pth")
     convert("dit", tmp_path / "dit.pth", tmp_path / "run")
     part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
-    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE), 256)
+    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "autoencoder" / checkpoint.FILE), 256)
     assert Space.from_json(part.facts["data"]) == tokenizer.space
     assert part.config["autoencoder"]["name"] == "vq"
 
@@ -154,7 +154,7 @@ def test_an_ldm_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     convert("ldm", tmp_path / "ldm.pth", tmp_path / "run")
     part = checkpoint.load(tmp_path / "run" / "ldm" / checkpoint.FILE)
     assert part.facts["cond"]["id"].startswith("moco_v3:")
-    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE), 256)
+    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "autoencoder" / checkpoint.FILE), 256)
     assert Space.from_json(part.facts["data"]) == tokenizer.space
     assert restore(part, GENERATORS).config.multipliers == (1, 2)
     convert("ldm", tmp_path / "run", tmp_path / "back.pth", "--back")

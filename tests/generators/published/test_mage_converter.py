@@ -43,7 +43,7 @@ def converted(condition="representation"):
         done = tool("convert", "mage", path, Path(folder) / "run")
         assert done.returncode == 0, done.stderr
         arm = "mage" if condition == "representation" else f"mage-{condition}"
-        return tuple(checkpoint.load(Path(folder) / "run" / name / checkpoint.FILE) for name in (arm, "tokenizer"))
+        return tuple(checkpoint.load(Path(folder) / "run" / name / checkpoint.FILE) for name in (arm, "autoencoder"))
 
 
 def published(condition="representation"):
@@ -139,8 +139,8 @@ def test_full_size_files_convert_and_back(size, tmp_path):
     part = checkpoint.load(tmp_path / "run" / "mage" / checkpoint.FILE)
     assert part.facts["cond"]["id"].startswith("moco_v3:")
     assert tool("convert", "mage", tmp_path / "run", tmp_path / "back.pth", "--back").returncode == 0
-    tokens = checkpoint.load(tmp_path / "run" / "tokenizer" / checkpoint.FILE)
-    assert tokens.config["quantiser"]["codes"] == part.facts["data"]["vocab"] == 1024
+    tokens = checkpoint.load(tmp_path / "run" / "autoencoder" / checkpoint.FILE)
+    assert tokens.config["quantizer"]["codes"] == part.facts["data"]["vocab"] == 1024
     back = weights.read(tmp_path / "back.pth")["model"]
     assert {key: (value.shape, value.dtype) for key, value in back.items()} == {
         key: (value.shape, value.dtype) for key, value in listed.items()

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from rcg.config import TokenizerTrain
+from rcg.config import AutoencoderTrain
 from rcg.core.registry import AUTOENCODERS
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import load_images
 from rcg.encoding.autoencoder import restore_autoencoder
 from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
-from rcg.training.tasks.autoencoder import Comparisons, TokenizerTask
+from rcg.training.tasks.autoencoder import AutoencoderTask, Comparisons
 
 SMALL = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": []}
 BOTTLENECKS = {
-    "vqgan": {"quantiser": {"codes": 32}},
-    "vq": {"quantiser": {"codes": 32, "update": "gradient"}},
+    "vqgan": {"quantizer": {"codes": 32}},
+    "vq": {"quantizer": {"codes": 32, "update": "gradient"}},
     "kl": {},
 }
 
@@ -27,8 +27,8 @@ def task(name="vqgan", judges=None, **train):
     build = AUTOENCODERS.get(name)
     autoencoder = build(build.Config(**SMALL, **BOTTLENECKS[name]), 16)
     images, held_out = load_images(DigitsConfig(image_size=16, limit=150))
-    config = TokenizerTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
-    return TokenizerTask(autoencoder, images, held_out, config, Comparisons(None, judges or {}), {"image_size": 16})
+    config = AutoencoderTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
+    return AutoencoderTask(autoencoder, images, held_out, config, Comparisons(None, judges or {}), {"image_size": 16})
 
 
 def batch(t, count=16):
@@ -36,15 +36,15 @@ def batch(t, count=16):
 
 
 def learn(t, steps):
-    """Train on the whole of the images with one optimiser for each module; return the first loss of every step."""
-    optimisers = {name: torch.optim.AdamW(module.parameters(), lr=2e-3) for name, module in t.modules.items()}
+    """Train on the whole of the images with one optimizer for each module; return the first loss of every step."""
+    optimizers = {name: torch.optim.AdamW(module.parameters(), lr=2e-3) for name, module in t.modules.items()}
     found = []
     for step in range(steps):
         images = {"image": torch.stack([t.data[((16 * step + i) % 128, 0)]["image"] for i in range(16)])}
         for name, losses in t.losses(images, step):
-            optimisers[name].zero_grad()
+            optimizers[name].zero_grad()
             torch.stack(list(losses.values())).sum().backward()
-            optimisers[name].step()
+            optimizers[name].step()
             if name == "autoencoder":
                 found.append(float(losses["l1"].detach()))
     return found
@@ -73,9 +73,9 @@ def test_thirty_steps_on_digits_lower_the_loss(name):
 def test_an_evaluation_is_the_same_every_time_and_leaves_the_codebook_alone():
     t = task(adversarial=0)
     learn(t, 1)
-    before = t.modules["autoencoder"].quantise.codebook.clone()
+    before = t.modules["autoencoder"].quantize.codebook.clone()
     assert judged(t).metrics == judged(t).metrics
-    assert torch.equal(t.modules["autoencoder"].quantise.codebook, before)
+    assert torch.equal(t.modules["autoencoder"].quantize.codebook, before)
     kl = task("kl", adversarial=0)
     assert judged(kl).metrics == judged(kl).metrics
 
@@ -133,8 +133,8 @@ def test_the_scale_of_continuous_latents_is_measured_and_kept():
         latents = frozen.encode(images)
         assert latents.mean().item() == pytest.approx(0, abs=0.02)
         assert latents.std().item() == pytest.approx(1, abs=0.02)
-        assert part.facts["latent_std"] == pytest.approx(float(part.tensors["standardise.std"]))
-        assert float(t.modules["autoencoder"].standardise.std) == 1
+        assert part.facts["latent_std"] == pytest.approx(float(part.tensors["standardize.std"]))
+        assert float(t.modules["autoencoder"].standardize.std) == 1
 
 
 def test_judges_compare_held_out_images_with_their_reconstructions():

@@ -91,13 +91,13 @@ def test_batches_take_one_of_the_views():
 
 
 def test_an_rdm_of_classes_is_judged_by_whether_it_draws_the_class_asked_for(monkeypatch):
-    labels, centres = torch.arange(400) % 4, 3 * torch.eye(4, 5)
+    labels, centers = torch.arange(400) % 4, 3 * torch.eye(4, 5)
     config = RepMLPConfig(width=16, depth=1, condition="class", sampler={"name": "ddim", "steps": 3})
     model = build(config, RepMLP, Space((5,)), Space((), vocab=4))
-    z = centres[labels][:, None] + 0.3 * draw(400, 0)
+    z = centers[labels][:, None] + 0.3 * draw(400, 0)
     t = RDMTask(model, Views([z]), labels, Views([z[:200]]), labels[:200], {})
     for shift, expected in ((0, 1.0), (1, 0.0)):
-        monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift: centres[(cond + shift) % 4] + 0.6)
+        monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift: centers[(cond + shift) % 4] + 0.6)
         metrics = t.evaluate(t.modules, 0).metrics
         assert metrics["rep_agreement"] == pytest.approx(expected, abs=0.05)
         assert metrics["rep_agreement_real"] > 0.95

@@ -1,4 +1,4 @@
-"""Quantisers: a codebook searched by distance, and finite scalar quantisation, which has none."""
+"""Quantizers: a codebook searched by distance, and finite scalar quantization, which has none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NearestConfig(Config):
     name: Literal["nearest"] = "nearest"
     codes: PositiveInt | None = None
     """Entries of the codebook; none: 1024 as published, below 64 px 256, below 32 px 64, of which fewer images make a
-    language that can be learnt."""
+    language that can be learned."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: as moving averages of the vectors assigned to its entries, or by gradients."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
@@ -35,7 +35,7 @@ class NearestConfig(Config):
 
 
 class FSQConfig(Config):
-    """Finite scalar quantisation (Mentzer et al., ICLR 2024): each channel is rounded to a few levels."""
+    """Finite scalar quantization (Mentzer et al., ICLR 2024): each channel is rounded to a few levels."""
 
     name: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2)], ...] = (8, 5, 5, 5)
@@ -64,17 +64,17 @@ class Nearest(nn.Module):
         self.register_buffer("counts", torch.zeros(config.codes))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return quantised vectors `(M, C)`, codes `(M,)` and losses; in training the codebook follows."""
+        """Return quantized vectors `(M, C)`, codes `(M,)` and losses; in training the codebook follows."""
         if self.training:
             self._revive(z.detach())
         codes = self.codes(z.detach())
-        quantised = self.lookup(codes)
-        losses = {"commitment": self.config.commitment * F.mse_loss(z, quantised.detach())}
+        quantized = self.lookup(codes)
+        losses = {"commitment": self.config.commitment * F.mse_loss(z, quantized.detach())}
         if self.config.update == "gradient":
-            losses["codebook"] = F.mse_loss(quantised, z.detach())
+            losses["codebook"] = F.mse_loss(quantized, z.detach())
         if self.training:
             self._follow(z.detach(), codes)
-        return z + (quantised - z).detach(), codes, losses
+        return z + (quantized - z).detach(), codes, losses
 
     def codes(self, z: Tensor) -> Tensor:
         """Return the codes `(M,)` of the entries nearest to `z` `(M, C)`."""
@@ -116,7 +116,7 @@ class Nearest(nn.Module):
 class FSQ(nn.Module):
     """Rounds each channel of vectors `(M, C)` to its number of levels; gradients pass straight through.
 
-    Codes count in mixed radix, the first channel fastest; quantised channels lie in [-1, 1].
+    Codes count in mixed radix, the first channel fastest; quantized channels lie in [-1, 1].
     """
 
     levels: Tensor
@@ -131,7 +131,7 @@ class FSQ(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return quantised vectors `(M, C)`, codes `(M,)` and no losses."""
+        """Return quantized vectors `(M, C)`, codes `(M,)` and no losses."""
         bounded = self.bound(z)
         rounded = bounded + (bounded.round() - bounded).detach()
         half = self.levels // 2
@@ -152,11 +152,11 @@ class FSQ(nn.Module):
         return self(z)[1]
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Return the quantised vectors `(*codes.shape, C)`."""
+        """Return the quantized vectors `(*codes.shape, C)`."""
         half = self.levels // 2
         return (codes[..., None] // self.basis % self.levels - half) / half
 
 
-def quantiser(config: Any, channels: int) -> Nearest | FSQ:
-    """Build the quantiser of `config` for vectors of `channels`."""
+def quantizer(config: Any, channels: int) -> Nearest | FSQ:
+    """Build the quantizer of `config` for vectors of `channels`."""
     return FSQ(config) if config.name == "fsq" else Nearest(config, channels)
