@@ -1,3 +1,19 @@
-"""The configuration of an experiment."""
+"""The configuration of an experiment: YAML -> frozen, typed sections."""
 
-from rcg.config.sections import *  # noqa: F403
+from rcg.config.base import ORIGIN, OWN, RUNTIME, Config, Fraction, dump_without, identity, training_identity
+from rcg.config.experiment import Experiment, differences, load_encoder_section, load_experiment, parse_saved_config
+from rcg.config.sections import (
+    AlignConfig,
+    AutoencoderConfig,
+    DataConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    GuidanceConfig,
+    ModelConfig,
+    ProcessConfig,
+    ProjectionConfig,
+    RDMConfig,
+    SamplerConfig,
+    TrainableAutoencoderConfig,
+)
+from rcg.config.training import AugmentConfig, AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig

@@ -1,21 +1,31 @@
-"""What the rooms promise each other: `Space` values and the protocols that exchange tensors in them."""
+"""The contracts between components: spaces, and the base classes and protocols that exchange tensors in them.
+
+In shapes, B is the batch and `*S` the shape of one element, `Space.shape`: `(C, h, w)`, `(D,)` or `(h, w)`.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
-Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""A denoising function `net(x, t, cond) -> (B, heads, *S)`; networks, EMA copies and `Guided` are all of this kind.
+from rcg.core.errors import UserError
 
-Of tokens it returns logits `(B, heads, K, *S)`.
+Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A denoising function `net(x, t, cond) -> (B, outputs, *S)`: networks, EMA copies, guided networks.
+
+For tokens it returns logits `(B, outputs, K, *S)`.
 """
 
 MASK = -1
-"""What stands in the place of a token that is not known."""
+"""The value of an unknown token."""
+
+Estimate = TypeVar("Estimate", covariant=True)
+"""The estimate of clean data that a process reads off a network's output."""
 
 
 @dataclass(frozen=True)
@@ -32,111 +42,246 @@ class Space:
     vocab: int | None = None
     id: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serializable description."""
-        return {"shape": list(self.shape), "vocab": self.vocab, "id": self.id}
+    def __str__(self) -> str:
+        """Return who defines the space, and its shape."""
+        return f"{self.id or 'labels'} {self.shape}"
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Space:
-        """Rebuild what `to_json` wrote."""
-        return cls(tuple(value["shape"]), value["vocab"], value["id"])
+
+class Interface(NamedTuple):
+    """A network's neighbors; derived from them, never typed by a person.
+
+    Attributes:
+        data: the space in which the network denoises.
+        cond: the space of its condition; a label space has one more row for the null label; None: no condition.
+        outputs: network outputs per data element: the first is the prediction; with a learned variance a second, in
+            [-1, 1] (`rcg/diffusion/processes/gaussian.py`).
+        inputs: tensors that come side by side, along dimension 1: 1, x alone; 2 with self-conditioning, x and then the
+            last estimate of clean data (zeros, or `MASK`, where there is none yet).
+    """
+
+    data: Space
+    cond: Space | None = None
+    outputs: int = 1
+    inputs: int = 1
+
+
+class Denoiser(nn.Module):
+    """Base class of all networks: subclass it, set `Config`, and implement `forward`.
+
+    Attributes:
+        Config: the schema of its section in YAML.
+        capabilities: what it can do beyond that, some of
+            `self_condition`: it takes x and an estimate of clean data side by side, `interface.inputs` of them;
+            `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
+            `align`: in training it leaves the tokens to be aligned, `(B, N, width)`, in `features`;
+            `h_space`: it has a `bottleneck`, the module whose output `(B, C, h, w)` is the h-space.
+        width: channels of `features`.
+        features: see `align`.
+    """
+
+    Config: ClassVar[Any]
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+    width: int
+    features: Tensor | None = None
+
+    def __init__(self, config: Any, interface: Interface) -> None:
+        """Build the network of `config` between its neighbors."""
+        super().__init__()
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: noisy data `(B, inputs * C, ...)`, or tokens `(B, inputs * h, w)` with `MASK` where they are unknown.
+            t: times `(B,)` in [0, process.horizon].
+            cond: vectors `(B, D)`, labels `(B,)`, or None.
+
+        Returns:
+            `(B, outputs, C, ...)`, or logits `(B, outputs, K, h, w)` of tokens.
+        """
+        raise NotImplementedError
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The module whose output `(B, C, h, w)` is the h-space; see `capabilities`."""
+        raise UserError(f"{type(self).__name__} has no h-space: use a U-Net, adm or ldm")
 
 
 class Prediction(NamedTuple):
-    """What a Gaussian or flow process reads off a network's output; tensors are `(B, *S)`.
+    """A prediction of a Gaussian or flow process, read off a network's output; tensors are `(B, *S)`.
 
-    The log-variance of a random step back lies between two bounds, which depend on where the step ends; what is known
-    here is the share: 0 is the posterior q(x_s | x_t, x_0)'s variance, 1 is beta (Nichol and Dhariwal, 2021, eq. 15).
+    The log-variance of a random step back lies between two bounds, which depend on where the step ends;
+    `variance_share` places it between them: 0 is the variance of the posterior q(x_s | x_t, x_0), 1 is beta (Nichol and
+    Dhariwal, 2021, eq. 15).
     """
 
     x0: Tensor
     eps: Tensor
-    variance: Tensor | float = 0.0
+    variance_share: Tensor | float = 0.0
 
 
-class Encoder(Protocol):
-    """An image encoder; `rcg.encoding.representation.Representation` freezes it.
-
-    Attributes:
-        width: D of the representation.
-        grid: rows and columns of `tokens`, None for an encoder without patches.
-        license: license of its weights, empty where there is none.
-    """
-
-    width: int
-    grid: tuple[int, int] | None
-    license: str
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to representations `(B, D)`."""
-        ...
-
-    def tokens(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without patches."""
-        ...
-
-
-class Listing(NamedTuple):
-    """An encoder that a person may choose; `weights` says whether its weights are here."""
+class CatalogEntry(NamedTuple):
+    """An encoder that a person may choose, as tools/list_encoders.py lists it; `weights` says where they are."""
 
     name: str
     width: int
-    side: int
+    side: int | None
     millions: int
     license: str
     weights: str
 
 
-class Autoencoder(Protocol):
-    """A frozen pair of maps between images and the space in which a generator works."""
+class Encoder(nn.Module):
+    """Base class of image encoders: subclass it, set `Config` and `width`, and implement `forward`.
 
-    space: Space
+    `rcg.encoding.representation.Representation` freezes it.
+
+    Attributes:
+        Config: the schema of its section in YAML, an `EncoderConfig`.
+        trainable: whether tools/train_encoder.py can pre-train it; then it implements `project`.
+        config: its section.
+        width: D of the representation.
+        side: side of the square that the network sees, in pixels; None: that of the images.
+        grid: rows and columns of `tokens`; None: it has no patch features.
+        license: license of its weights, empty where there is none.
+    """
+
+    Config: ClassVar[Any]
+    trainable: ClassVar[bool] = False
+    config: Any
+    width: int
+    side: int | None = None
+    grid: tuple[int, int] | None = None
+    license: str = ""
+
+    def __init__(self, config: Any, image_size: int, load: bool = True) -> None:
+        """Build the encoder of `config` for images of `image_size` pixels; load the weights that it names if asked."""
+        super().__init__()
+        self.config = config
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to representations `(B, width)`."""
+        raise NotImplementedError
+
+    def patch_features(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without a grid."""
+        raise UserError(f"the encoder {self.config.name} has no features on a grid")
+
+    def project(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1], with gradients, to what contrastive pre-training compares, `(B, P)`."""
+        raise UserError(f"the encoder {self.config.name} cannot be pre-trained")
+
+    @classmethod
+    def catalog(cls) -> Iterator[CatalogEntry]:
+        """List the sizes in which this encoder comes; by default none."""
+        return iter(())
+
+
+class Autoencoder(nn.Module):
+    """Base class of autoencoders, the maps between images and the space in which a generator works.
+
+    Subclass it, set `Config`, provide `space`, implement `posterior` and `decode`, and `draw` if encoding is random.
+
+    Attributes:
+        Config: the schema of its section in YAML.
+        decoder_keys: prefixes of the weights that only decode; others may decode the same space.
+        config: its section.
+    """
+
+    Config: ClassVar[Any]
+    decoder_keys: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init__(self, config: Any, image_size: int) -> None:
+        """Build the autoencoder of `config` for square images of `image_size` pixels."""
+        super().__init__()
+        self.config = config
+
+    @property
+    def space(self) -> Space:
+        """The space of its latents or tokens. Its id hashes the weights: load them before asking."""
+        raise NotImplementedError
+
+    def posterior(self, image: Tensor) -> Tensor:
+        """Map images `(B, 3, H, W)` in [0, 1] to what a cache stores of them, and `draw` turns into latents.
+
+        That is tokens `(B, h, w)`, means and stds `(B, 2C, h, w)`, or the latents `(B, C, h, w)` themselves.
+        """
+        raise NotImplementedError
+
+    def draw(self, posterior: Tensor) -> Tensor:
+        """Draw latents `(B, *S)` from what `posterior` returned; by default it is the latent."""
+        return posterior
 
     def encode(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, *S)`."""
-        ...
+        """Map images `(B, 3, H, W)` in [0, 1] to latents `(B, *S)`, random ones where `draw` is."""
+        return self.draw(self.posterior(image))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents `(B, *S)` to images `(B, 3, H, W)` in [0, 1]."""
-        ...
+        raise NotImplementedError
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights: without, encoding costs nothing, and a cache is of no use."""
+        return next(self.parameters(), None) is not None
 
-class LearnedAutoencoder(Autoencoder, Protocol):
-    """An autoencoder with weights: what it says of an image is worth keeping, `encode(image) = draw(posterior(image))`.
-
-    Attributes:
-        config: its section, an `rcg.config.ComponentConfig`.
-        decoding: the names that begin those of the weights which only paint; others may do it without another space.
-    """
-
-    config: Any
-    decoding: tuple[str, ...]
-
-    def posterior(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to tokens `(B, h, w)`, or to what latents are drawn from.
-
-        That is `(B, 2C, h, w)`, means and deviations, or without randomness the latents `(B, C, h, w)` themselves.
-        """
-        ...
-
-    def draw(self, posterior: Tensor) -> Tensor:
-        """Draw latents `(B, *S)` from what `posterior` returned; tokens stay as they are."""
-        ...
+    def freeze(self) -> Self:
+        """Switch to evaluation mode, without gradients of weights."""
+        return self.eval().requires_grad_(False)
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder in training makes of a batch."""
+    """A batch that an autoencoder reconstructed in training."""
 
     image: Tensor
-    """`(B, 3, H, W)`, nominally in [0, 1], not cut off."""
+    """`(B, 3, H, W)`, nominally in [0, 1], not clamped."""
     losses: dict[str, Tensor]
     """Named scalar losses of its bottleneck."""
     codes: Tensor | None
     """The codes used, int64 `(B, h, w)`; None for a continuous bottleneck."""
 
 
+class TrainableAutoencoder(Autoencoder):
+    """Base class of autoencoders that tools/train_autoencoder.py can train; `forward` returns a `Reconstruction`.
+
+    Attributes:
+        standardize: scales continuous latents by a mean and a std that are measured when training ends, and has `undo`;
+            None for tokens.
+    """
+
+    standardize: nn.Module | None
+
+    def __init__(self, config: Any, image_size: int) -> None:
+        """Build the autoencoder of `config` for square images of `image_size` pixels."""
+        super().__init__(config, image_size)
+        self.standardize = None  # an attribute of the class would hide the module that is assigned later
+
+    def forward(self, image: Tensor) -> Reconstruction:
+        """Reconstruct images `(B, 3, H, W)` in [0, 1], with gradients."""
+        raise NotImplementedError
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that both the reconstruction and the discriminator see last."""
+        raise NotImplementedError
+
+    @property
+    def vocab(self) -> int | None:
+        """Number of codes; None without a codebook."""
+        return None
+
+    def train_decoder_only(self) -> None:
+        """Let nothing but the decoder learn from now on."""
+        raise NotImplementedError
+
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a published file under our names."""
+        raise NotImplementedError
+
+
 class Noise(Protocol):
-    """A source of random draws for a batch; `rcg.core.rng.Streams` gives each sample its own."""
+    """A source of random draws for a batch; `rcg.core.rng.SampleNoise` gives each sample its own."""
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` standard normal draws."""
@@ -148,64 +293,58 @@ class Noise(Protocol):
 
 
 class Level(NamedTuple):
-    """One stop on a walk from noise to data, where x = alpha x_0 + sigma eps; clean data is (alpha, sigma) = (1, 0).
+    """A noise level, where x = alpha x_0 + sigma eps; clean data is (alpha, sigma) = (1, 0).
 
-    Of tokens, the share alpha is known and the share sigma is masked.
+    For tokens, the share alpha is known and the share sigma is masked.
     """
 
     t: float
-    """The time that the network is told."""
+    """The time that the network gets."""
     alpha: float
     sigma: float
 
+    @property
+    def half_log_snr(self) -> float:
+        """Return lambda = log(alpha / sigma), infinite at clean data and minus infinite at pure noise."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
 
-class Process(Protocol):
-    """How data is corrupted in training, and what is asked of the network.
+
+class Process(Protocol[Estimate]):
+    """How data is corrupted in training, and what the network predicts.
+
+    Of real-valued data the estimate is a `Prediction`, of tokens the logits `(B, K, *S)` where they are `MASK`.
 
     Attributes:
-        heads: network outputs per data element.
-        horizon: the largest time that the network is told.
+        outputs: network outputs per data element.
+        horizon: upper end of the times; a Gaussian process of T levels has T, and its times end at T - 1.
     """
 
-    heads: int
+    outputs: int
     horizon: float
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return named scalar losses for data `x` `(B, *S)`; their sum is minimized."""
         ...
 
-    def levels(self, steps: int, spacing: str) -> list[Level]:
-        """Return `steps` levels, noisiest first, and the one at which the walk ends."""
+    def levels(self, steps: int, *spacing: str) -> list[Level]:
+        """Return `steps` levels, noisiest first, and the one at which sampling ends; tokens know no spacing."""
         ...
 
-    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
-        """Evaluate the network at `x` `(B, *S)` and a level, and express it as clean data and noise."""
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Estimate:
+        """Evaluate the network at `x` `(B, *S)` and a level, and return its estimate of clean data."""
         ...
 
-
-class TokenProcess(Protocol):
-    """A process that masks tokens; what it has in common with `Process` means the same."""
-
-    heads: int
-    horizon: float
-
-    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return named scalar losses for tokens `x` `(B, *S)`; their sum is minimized."""
-        ...
-
-    def levels(self, steps: int) -> list[Level]:
-        """Return `steps` levels, all masked first, and the one at which the walk ends: nothing masked."""
-        ...
-
-    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
-        """Return the logits `(B, K, *S)` of the tokens where `x` `(B, *S)` is `MASK`."""
+    def read(self, output: Tensor, x: Tensor, t: Tensor) -> Estimate:
+        """Read the estimate off an output `(B, outputs, ...)` at `x` `(B, *S)` and times `t` `(B,)`."""
         ...
 
 
 class Sampler(Protocol):
-    """A walk from noise to data that asks the network only through `process.predict`.
+    """A way from noise to data that evaluates the network only through `process.predict`.
 
-    Of real numbers, its first normal draw is where the walk begins, at the first of `process.levels`.
+    For real-valued data its first normal draw is x at the first of `process.levels`; SDEdit relies on it.
     """
 
     def __call__(self, process: Any, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
@@ -213,10 +352,13 @@ class Sampler(Protocol):
         ...
 
 
-class Report(NamedTuple):
-    """What a task has to say about a half-trained model: numbers for the log, pictures `(3, H, W)` in [0, 1].
+class EvalResult(NamedTuple):
+    """An evaluation of a half-trained model.
 
-    The score is what early stopping looks at; lower is better.
+    Attributes:
+        metrics: numbers for the log.
+        images: pictures `(3, H, W)` in [0, 1].
+        score: what early stopping compares; lower is better.
     """
 
     metrics: dict[str, float]
@@ -224,24 +366,33 @@ class Report(NamedTuple):
     score: float | None = None
 
 
-class Task(Protocol):
-    """What the training loop trains: modules, the data they see, their losses, and what is kept of them."""
+class Task(ABC):
+    """What the training loop trains: modules, the data they see, their losses, and what is exported of them.
+
+    Attributes:
+        modules: what is trained, by name; each gets an optimizer of its own.
+        data: the data set: it has a length and `in_memory`, and `data[position, draw]` is a sample; or it is an
+            `rcg.data.loading.TensorDataset`, which serves whole batches.
+    """
 
     modules: dict[str, nn.Module]
     data: Any
 
+    @abstractmethod
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield `(module name, named losses)`; the loop takes one optimizer step for each yield."""
-        ...
 
-    def after_step(self, step: int) -> None:
-        """Update what follows the weights without gradients (a momentum encoder, say)."""
-        ...
+    @abstractmethod
+    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
+        """Evaluate the (averaged) models."""
 
-    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
-        """Judge the (averaged) models."""
-        ...
-
+    @abstractmethod
     def export(self, models: Mapping[str, nn.Module]) -> Any:
         """Return the `rcg.core.checkpoint.Part` that other stages load."""
-        ...
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - most tasks have nothing to update
+        """Update what follows the weights without gradients (a momentum encoder, say); by default nothing."""
+
+    def compiled(self, name: str) -> nn.Module:
+        """Return what `train.compile` compiles of a module; by default all of it."""
+        return self.modules[name]

@@ -1,49 +1,58 @@
-"""Name -> class. The name in YAML is the name of the file, and looking a name up imports that file only."""
+"""Registries of components: name -> class. The name in YAML is that of the file; a lookup imports this file only."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import pkgutil
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rcg.core.errors import UserError, nearest
 
-C = TypeVar("C", bound=type[Any])
+if TYPE_CHECKING:  # names are looked up before torch is needed, which takes seconds to load
+    from rcg.core.contracts import Autoencoder, Denoiser, Encoder
+
+Base = TypeVar("Base")
+Class = TypeVar("Class", bound=type[Any])
 
 
-class Registry:
-    """The components of one kind, found as the modules of one package.
+class Registry(Generic[Base]):
+    """The components of one kind, subclasses of `Base`: the modules of one package.
 
-    A component registers its class with `@REGISTRY.register`; it is then known by its file's name. Files whose
-    name starts with an underscore hold shared code and are not components.
+    A component registers its class with `@REGISTRY.register` under the name of its file. Files whose name starts with
+    an underscore hold shared code and are not components.
+
+    Args:
+        kind: the word for such a component in error messages.
+        package: the package whose modules are the components.
+        default: the component of a section without a name; None: a section needs a name.
     """
 
     def __init__(self, kind: str, package: str, default: str | None = None) -> None:
-        """Know the components in `package`; `default` is the one that a section without a name means."""
-        self.default = default
         self.kind = kind
         self.package = package
-        self._classes: dict[str, type[Any]] = {}
+        self.default = default
+        self._classes: dict[str, type[Base]] = {}
 
-    def register(self, cls: C) -> C:
-        """Register a class under its module's name; a second class of that name raises `ValueError`."""
+    def register(self, cls: Class) -> Class:
+        """Register a class under its module's name; raises `ValueError` for a second class of that name."""
         name = cls.__module__.rpartition(".")[2]
-        known = self._classes.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{self.kind} {name!r} is registered twice: {known!r} and {cls!r}")
+        registered = self._classes.get(name, cls)
+        # A module that is imported again defines its class again.
+        if (registered.__module__, registered.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{self.kind} {name!r} is registered twice: {registered!r} and {cls!r}")
         self._classes[name] = cls
         return cls
 
     def names(self) -> list[str]:
-        """List the known names without importing anything but the package itself."""
+        """List all names without importing a component."""
         spec = importlib.util.find_spec(self.package)
-        paths = list(spec.submodule_search_locations or []) if spec else []
-        found = {m.name for m in pkgutil.iter_modules(paths) if not m.ispkg and not m.name.startswith("_")}
-        return sorted(found | self._classes.keys())
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        modules = {m.name for m in pkgutil.iter_modules(folders) if not m.ispkg and not m.name.startswith("_")}
+        return sorted(modules | self._classes.keys())
 
-    def get(self, name: str) -> Any:
-        """Return the class called `name`; raises `UserError` with the nearest name when there is none."""
+    def get(self, name: str) -> type[Base]:
+        """Return the class called `name`; raises `UserError` with the nearest name if there is none."""
         if name not in self._classes:
             if name not in self.names():
                 raise UserError(f"no {self.kind} is called {name!r}; {nearest(name, self.names())}")
@@ -51,11 +60,11 @@ class Registry:
         return self._classes[name]
 
 
-ENCODERS = Registry("encoder", "rcg.encoders")
-GENERATORS = Registry("generator", "rcg.generators")
-AUTOENCODERS = Registry("autoencoder", "rcg.generators.autoencoders", default="pixels")
-NETWORKS = Registry("representation network", "rcg.networks", default="rep_mlp")
-PROCESSES = Registry("process", "rcg.diffusion.processes", default="gaussian")
-SAMPLERS = Registry("sampler", "rcg.diffusion.samplers", default="ddim")
-DATASETS = Registry("data set", "rcg.data.datasets")
-CONVERTERS = Registry("converter", "rcg.generators.published")
+ENCODERS: Registry[Encoder] = Registry("encoder", "rcg.encoders")
+GENERATORS: Registry[Denoiser] = Registry("generator", "rcg.generators")
+AUTOENCODERS: Registry[Autoencoder] = Registry("autoencoder", "rcg.generators.autoencoders", default="pixels")
+NETWORKS: Registry[Denoiser] = Registry("representation network", "rcg.networks", default="rep_mlp")
+PROCESSES: Registry[Any] = Registry("process", "rcg.diffusion.processes", default="gaussian")
+SAMPLERS: Registry[Any] = Registry("sampler", "rcg.diffusion.samplers", default="ddim")
+DATASETS: Registry[Any] = Registry("data set", "rcg.data.datasets")
+CONVERTERS: Registry[Any] = Registry("converter", "rcg.generators.published")

@@ -12,22 +12,22 @@ from torch import Tensor
 from rcg.core.contracts import Noise
 
 
-def fold(*keys: int | str) -> int:
+def fold_seed(*keys: int | str) -> int:
     """Mix integers and words into one well-spread 63-bit seed."""
     words = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class Streams:
-    """One random stream for each sample of a batch, so that a sample never depends on its batch.
+class SampleNoise:
+    """One random stream per sample of a batch, so that a sample never depends on its batch.
 
-    Draws are made on the CPU, where the generator is the same on every machine.
+    Noise is drawn on the CPU, whose generator is the same on every machine.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], use: str, device: torch.device | str = "cpu") -> None:
-        """Open the streams of the samples `indices`; streams of another `use` are independent of these."""
+        """Open the streams of the samples `indices`; streams of another `use` are independent of them."""
         self.device = torch.device(device)
-        self.generators = [torch.Generator().manual_seed(fold(seed, index, use)) for index in indices]
+        self.generators = [torch.Generator().manual_seed(fold_seed(seed, index, use)) for index in indices]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` standard normal draws."""
@@ -38,16 +38,16 @@ class Streams:
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self.generators]).to(self.device)
 
 
-class Scaled:
-    """A noise source whose normal draws are those of another, times a factor."""
+class ScaledNoise:
+    """A noise source that multiplies the normal draws of another one by a factor."""
 
     def __init__(self, noise: Noise, factor: float) -> None:
         self.noise, self.factor = noise, factor
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Return `(B, *shape)` normal draws of standard deviation `factor`."""
+        """Return `(B, *shape)` normal draws with std `factor`."""
         return self.factor * self.noise.normal(shape)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Return `(B, *shape)` uniform draws from [0, 1), the other's own."""
+        """Return `(B, *shape)` uniform draws from [0, 1), unchanged."""
         return self.noise.uniform(shape)

@@ -1,0 +1,183 @@
+"""The machinery of configuration: frozen sections, components found by name, and the roles of fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from rcg.core.errors import UserError, nearest
+from rcg.core.registry import Registry
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Role(Enum):
+    """What a field means for a finished step, for finished weights, and for another component."""
+
+    RUNTIME = "does not affect steps already taken: it may change when a training is resumed"
+    ORIGIN = "says where weights came from, not what they compute"
+    OWN = "belongs to the component that is named: another one does not take it over"
+
+
+RUNTIME, ORIGIN, OWN = Role.RUNTIME, Role.ORIGIN, Role.OWN
+
+RENAMED = {
+    "accumulate": "grad_accum_steps",
+    "checkpoint": "grad_checkpointing",
+    "clip": "grad_clip",
+    "ema": "ema_decay",
+    "normalise": "normalize",
+    "output_trains_words": "tie_embedding_grad",
+    "quantiser": "quantizer",
+    "sampling_room": "min_encoder_tokens",
+    "start": "init_from",
+    "workers": "num_workers",
+}
+"""Keys of earlier versions, and what they are called now."""
+
+
+class Config(BaseModel):
+    """A frozen value that a person may write in YAML.
+
+    Attributes:
+        defaults: settings of this config's sections, by the section's key; each has a `name`. They fill in what the
+            YAML leaves out, unless it names another component there. A class's entry replaces that of its bases.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def section_defaults(cls) -> dict[str, Mapping[str, Any]]:
+        """Return the defaults of all sections; a class's entry replaces that of its bases."""
+        merged: dict[str, Mapping[str, Any]] = {}
+        for base in reversed(cls.__mro__):
+            merged |= vars(base).get("defaults", {})
+        return merged
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        """Refuse unknown keys, and fill sections in."""
+        if not isinstance(value, dict):
+            return value
+        for key in value:
+            if key not in cls.model_fields:
+                raise PydanticCustomError(
+                    "unknown_key", "unknown key; {hint}", {"key": str(key), "hint": cls._hint(str(key))}
+                )
+        filled = {key: _filled(value.get(key, {}), default) for key, default in cls.section_defaults().items()}
+        return {**value, **filled}
+
+    @classmethod
+    def _hint(cls, key: str) -> str:
+        new = RENAMED.get(key)
+        return f"it is called {new!r} now" if new in cls.model_fields else nearest(key, cls.model_fields)
+
+
+def _filled(section: Any, default: Mapping[str, Any]) -> Any:
+    """Add the default settings to a section, unless it names another component than they do."""
+    section = {"name": section} if isinstance(section, str) else section
+    if not isinstance(section, dict) or section.get("name", default["name"]) != default["name"]:
+        return section
+    return {**default, **section}
+
+
+class ComponentConfig(Config):
+    """The section of a component that a registry finds by `name`."""
+
+    name: str
+    """Which one."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """Annotates a section that configures a component: it is validated by the `Config` of the class that it names.
+
+    Attributes:
+        registry: where the name is looked up.
+        base: the schema that the sections of all its components extend.
+    """
+
+    registry: Registry
+    base: type[ComponentConfig]
+
+    def schema(self, section: Mapping[str, Any]) -> type[Config]:
+        """Return the schema of the component that a section names, or of the registry's default.
+
+        Raises:
+            PydanticCustomError: it names none, or an unknown one.
+        """
+        name = section.get("name", self.registry.default)
+        if not isinstance(name, str):
+            known = ", ".join(self.registry.names())
+            raise PydanticCustomError("name", "needs a name; known: {known}", {"known": known})
+        try:
+            return config_class(self.registry, name)
+        except UserError as error:
+            raise PydanticCustomError("name", "{text}", {"text": str(error)}) from None
+
+    def validate(self, value: Any) -> Any:
+        """Turn a name, or a section with keys, into the config of its component."""
+        if isinstance(value, Config):
+            return value
+        section = {"name": value} if isinstance(value, str) else value
+        if not isinstance(section, dict):
+            raise PydanticCustomError("section", "expected a name or a section with keys")
+        return self.schema(section).model_validate(section)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let pydantic validate what `validate` returns."""
+        return core_schema.no_info_before_validator_function(self.validate, handler(source))
+
+
+def config_class(registry: Registry, name: str) -> type[Config]:
+    """Return the schema of a component: its `Config`, or the component itself where it is one (a sampler)."""
+    component = registry.get(name)
+    schema: type[Config] = component if issubclass(component, Config) else component.Config
+    return schema
+
+
+def component_of(field: FieldInfo) -> Component | None:
+    """Return what a field says of the components that its section configures, None where it configures none."""
+    # In an optional section, Annotated[...] | None, the annotation lies inside the union.
+    annotations = [*field.metadata, *(item for arg in get_args(field.annotation) for item in get_args(arg))]
+    return next((item for item in annotations if isinstance(item, Component)), None)
+
+
+def roles(schema: type[Config], key: str) -> set[Role]:
+    """Return the roles of a field, those that a base class gave it among them."""
+    fields = [base.model_fields.get(key) for base in schema.__mro__ if issubclass(base, Config)]
+    return {item for field in fields if field is not None for item in field.metadata if isinstance(item, Role)}
+
+
+def dump_without(config: Config, *dropped: Role) -> dict[str, Any]:
+    """Dump a config as JSON values without the fields of some roles, at any depth."""
+    return _strip(config, config.model_dump(mode="json"), set(dropped))
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return what decides the output of a component with given weights: all but RUNTIME and ORIGIN."""
+    return dump_without(config, RUNTIME, ORIGIN)
+
+
+def training_identity(config: Config) -> dict[str, Any]:
+    """Return what a resumed training has to find unchanged: all but RUNTIME, and of neighbors their identity alone."""
+    values = dump_without(config, RUNTIME)
+    neighbors = {key: value for key, value in config if isinstance(value, ComponentConfig) and key in values}
+    return values | {key: identity(value) for key, value in neighbors.items()}
+
+
+def _strip(config: Config, values: dict[str, Any], dropped: set[Role]) -> dict[str, Any]:
+    kept = {}
+    for key in type(config).model_fields:
+        if key in values and not dropped & roles(type(config), key):
+            value = getattr(config, key)
+            kept[key] = _strip(value, values[key], dropped) if isinstance(value, Config) else values[key]
+    return kept

@@ -1,0 +1,141 @@
+"""How trainings run: the one loop, and what each kind of training adds to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rcg.config.base import RUNTIME, Config, Fraction
+
+
+class TrainConfig(Config):
+    """How the one training loop runs."""
+
+    steps: Annotated[NonNegativeInt, RUNTIME] = 10_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Samples of one optimizer step, over all processes and accumulated micro-batches."""
+    grad_accum_steps: PositiveInt = 1
+    """Micro-batches of one optimizer step."""
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's averaging coefficients."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only unless `decay_all`."""
+    decay_all: bool = False
+    """Decay biases and normalization weights too, as the published RDM does."""
+    warmup: NonNegativeInt = 0
+    """Steps of linear learning-rate warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
+    grad_clip: PositiveFloat | None = None
+    """Largest gradient norm; null: no clipping."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    """Decay of the weights' moving average (with warm-up); null: keep the live weights."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto: bf16 where the device computes it natively, else none."""
+    compile: bool = False
+    """Compile the network with `torch.compile`."""
+    log_every: Annotated[PositiveInt, RUNTIME] = 50
+    """Steps between two lines of the log."""
+    evaluate_every: Annotated[PositiveInt | None, RUNTIME] = None
+    """Steps between two evaluations (metrics, sample grid); null: at the end only."""
+    patience: Annotated[PositiveInt | None, RUNTIME] = None
+    """Evaluations without a better rep-FD, or validation loss, after which training ends; the best model is kept."""
+    save_every: Annotated[PositiveInt, RUNTIME] = 1000
+    """Steps between two checkpoints."""
+    tracker: Annotated[Literal["tensorboard", "wandb", "none"], RUNTIME] = "tensorboard"
+    """Where accelerate sends the curves; `log.jsonl` is always written."""
+
+
+class AugmentConfig(Config):
+    """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
+
+    size: PositiveInt | None = None
+    """Side of the views in pixels; null: that of the images. A ResNet learns faster, and no worse, from views of three
+    quarters of it, because random crops magnify what they show (Touvron et al., NeurIPS 2019)."""
+    crop: tuple[Fraction, Fraction] | None = None
+    """Range of the crop's share of the area; null: (0.2, 1), from 64 px (0.08, 1)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Range of the crop's aspect ratio."""
+    flip: bool = True
+    """Mirror half of the views."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees."""
+    jitter: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of the color jitter: 1 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, on 80 % of views."""
+    gray: Fraction = 0.2
+    """Share of views without color."""
+    blur: Fraction | None = None
+    """Share of blurred views; null: 0 below 64 px, then 0.5."""
+    erase: Fraction = 0.0
+    """Share of views with a random rectangle erased."""
+
+
+class ContrastiveTrain(TrainConfig):
+    """MoCo v3 pre-training (Chen, Xie, He, ICCV 2021)."""
+
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: NonNegativeInt = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    temperature: PositiveFloat = 0.2
+    """Temperature of the InfoNCE loss."""
+    momentum: Fraction = 0.99
+    """Momentum of the key encoder at the start; it rises to 1 by half a cosine."""
+    predictor: PositiveInt = 1024
+    """Hidden width of the predictor."""
+    augment: AugmentConfig = AugmentConfig()
+    """The two views."""
+
+
+class AutoencoderTrain(TrainConfig):
+    """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
+
+    steps: NonNegativeInt = 100_000
+    lr: PositiveFloat = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    pixel: Literal["l1", "l2"] = "l1"
+    """Distance of pixels."""
+    init_from: str | None = None
+    """File of weights to start from, ours or as published; null: random ones."""
+    decoder_only: bool = False
+    """Train nothing but the decoder of `init_from`: its tokens or latents, and generators of them, stay as they are."""
+    perceptual: Literal["encoder", "vgg", "none"] = "encoder"
+    """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
+    perceptual_weight: PositiveFloat = 1.0
+    """Weight of the perceptual loss."""
+    vgg: str | None = None
+    """File of VGG-16's weights; null: the one in torch's cache."""
+    adversarial: Annotated[float, Field(ge=0)] = 0.8
+    """Weight of the patch discriminator's verdict, before it is adapted (VQGAN, eq. 7); 0: no discriminator."""
+    adversarial_start: NonNegativeInt = 20_000
+    """Step at which the discriminator comes in."""
+    discriminator_width: PositiveInt = 64
+    """Channels of the discriminator's first layer."""
+    inception: str | None = None
+    """File of torch-fidelity's InceptionV3 for the rFID of evaluations; null: rFID is not reported."""
+    inception_tap: Literal["64", "192", "768", "2048"] = "2048"
+    """Which of its layers; only 2048 is comparable with published figures."""
+
+    @model_validator(mode="after")
+    def _require_init_from(self) -> AutoencoderTrain:
+        if self.decoder_only and self.init_from is None:
+            raise ValueError(
+                "decoder_only trains the decoder of an autoencoder that is there: name its file in init_from"
+            )
+        return self
+
+
+class RDMTrain(TrainConfig):
+    """The published recipe of the RDM (RCG, Table 5) apart from its length."""
+
+    batch_size: PositiveInt = 512
+    lr: PositiveFloat = 5.12e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay_all: bool = True
