@@ -4,7 +4,6 @@ accelerate launch tools/train_autoencoder.py CONFIG [section.key=value ...] [--r
 """
 
 from rcg import cli
-from rcg.training import stages
 
 if __name__ == "__main__":
-    cli.stage(stages.train_tokenizer, __doc__)
+    cli.train("autoencoder", __doc__)

@@ -4,7 +4,6 @@ accelerate launch tools/train_pixel.py configs/digits.yaml [section.key=value ..
 """
 
 from rcg import cli
-from rcg.training import stages
 
 if __name__ == "__main__":
-    cli.stage(stages.train_generator, __doc__)
+    cli.train("generator", __doc__)

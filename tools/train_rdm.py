@@ -4,7 +4,6 @@ accelerate launch tools/train_rdm.py configs/digits.yaml [section.key=value ...]
 """
 
 from rcg import cli
-from rcg.training import stages
 
 if __name__ == "__main__":
-    cli.stage(stages.train_rdm, __doc__)
+    cli.train("rdm", __doc__)

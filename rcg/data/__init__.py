@@ -1,1 +1,1 @@
-"""Images, views, loading, stores."""
+"""Images, augmentation, views, loading, and the store of computed tensors."""

@@ -1,9 +1,11 @@
-"""Which samples a step sees: a function of (seed, step) alone, shared out over processes and micro-batches."""
+"""Batches: those of a training step are a function of (seed, step) alone, divided over processes and micro-batches."""
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from rcg.config import TrainConfig
 from rcg.core.errors import UserError
-from rcg.core.rng import fold
-from rcg.data.views import Views
+from rcg.core.rng import fold_seed
+from rcg.data.views import ShardedViews
 from rcg.distributed.launch import cores
 
 Key = tuple[int, int]
@@ -30,18 +32,16 @@ class StepKeys(Sampler[list[Key]]):
 
     def __init__(self, size: int, config: TrainConfig, seed: int, start: int, rank: int, world: int) -> None:
         self.check(config, world)
-        self.size, self.batch, self.accumulate = size, config.batch_size, config.grad_accum_steps
+        self.size, self.batch, self.micro_batches = size, config.batch_size, config.grad_accum_steps
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
     def __iter__(self) -> Iterator[list[Key]]:
-        step = self.start
-        part = self.batch // (self.world * self.accumulate)
-        while True:
+        part = self.batch // (self.world * self.micro_batches)
+        for step in itertools.count(self.start):
             keys = self.keys(step)
-            for micro in range(self.accumulate):
+            for micro in range(self.micro_batches):
                 first = (micro * self.world + self.rank) * part
                 yield keys[first : first + part]
-            step += 1
 
     @staticmethod
     def check(config: TrainConfig, world: int) -> None:
@@ -61,24 +61,22 @@ class StepKeys(Sampler[list[Key]]):
         positions = np.empty(self.batch, dtype=np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            positions[chosen] = self._order(int(epoch))[within[chosen]]
-        draws = np.random.default_rng(fold(self.seed, "draw", step)).integers(2**31, size=self.batch)
+            positions[chosen] = _order(self.size, self.seed, int(epoch))[within[chosen]]
+        draws = np.random.default_rng(fold_seed(self.seed, "draw", step)).integers(2**31, size=self.batch)
         return list(zip(positions.tolist(), draws.tolist(), strict=True))
 
-    def _order(self, epoch: int) -> np.ndarray:
-        # The last permutation is kept: drawing a million positions again at every step would cost more than the step.
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng(fold(self.seed, "order", epoch)).permutation(self.size)
-        return self._permutation
+
+@lru_cache(maxsize=1)  # drawing a million positions again at every step would cost more than the step
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(fold_seed(seed, "order", epoch)).permutation(size)
 
 
-class Vectors(Dataset[dict[str, Tensor]]):
+class TensorDataset(Dataset[dict[str, Tensor]]):
     """Named tensors or views of equal length, served a batch at a time; a key's draw chooses the view."""
 
     in_memory = True
 
-    def __init__(self, columns: Mapping[str, Tensor | Views]) -> None:
+    def __init__(self, columns: Mapping[str, Tensor | ShardedViews]) -> None:
         self.columns = columns
 
     def __len__(self) -> int:
@@ -88,27 +86,32 @@ class Vectors(Dataset[dict[str, Tensor]]):
         """Return the samples of `keys`, already collated."""
         positions, draws = (torch.tensor(column) for column in zip(*keys, strict=True))
         return {
-            name: column.rows(positions, draws % column.views) if isinstance(column, Views) else column[positions]
-            for name, column in self.columns.items()
+            name: data.rows(positions, draws % data.views) if isinstance(data, ShardedViews) else data[positions]
+            for name, data in self.columns.items()
         }
 
 
-def loader(dataset: Any, keys: Sampler[list[Key]], workers: int | None, pin: bool = False) -> DataLoader[Any]:
-    """Serve the batches of `keys`; with `workers` None, data in memory needs none, files get one process per core."""
-    if workers is None:
-        workers = 0 if dataset.in_memory else min(8, cores())
-    collate: Any = _as_is if isinstance(dataset, Vectors) else default_collate
+def training_batches(dataset: Any, keys: Sampler[list[Key]], num_workers: int | None, pin: bool) -> DataLoader[Any]:
+    """Serve the batches of `keys`; with `num_workers` None, data in memory needs none, files get one per core."""
+    merge: Any = _as_is if isinstance(dataset, TensorDataset) else default_collate
+    workers = default_workers(dataset) if num_workers is None else num_workers
     return DataLoader(
-        dataset,
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=_leave_stopping_to_the_loop,
+        dataset, batch_sampler=keys, num_workers=workers, collate_fn=merge, pin_memory=pin, worker_init_fn=_ignore_stop
     )
 
 
-def _leave_stopping_to_the_loop(worker: int) -> None:
+def batches(dataset: Any, keys: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yield the samples of `keys`, in their order, in batches: the one way to go through a data set once."""
+    chunks: Any = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    yield from DataLoader(dataset, batch_sampler=chunks, num_workers=default_workers(dataset))
+
+
+def default_workers(dataset: Any) -> int:
+    """Return how many loader processes pay: none for data in memory, for files one per core, at most 8."""
+    return 0 if dataset.in_memory else min(8, cores())
+
+
+def _ignore_stop(worker: int) -> None:
     """Ctrl-C and schedulers signal whole process groups; without its workers the loop could not end its step."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

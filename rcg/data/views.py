@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Views:
+class ShardedViews:
     """`(N, V, *S)` tensors of N images in V views, kept in shards and transformed as they are read.
 
     Shards that come from files stay in the files: only the rows asked for are read.
@@ -31,14 +31,14 @@ class Views:
     def rows(self, positions: Sequence[int] | Tensor, views: Sequence[int] | Tensor) -> Tensor:
         """Return view `views[i]` of image `positions[i]` for each i, `(B, *S')`."""
         positions, views = torch.as_tensor(positions), torch.as_tensor(views)
-        found = self._shards[0].new_empty(len(positions), *self._shards[0].shape[2:])
+        rows = self._shards[0].new_empty(len(positions), *self._shards[0].shape[2:])
         shards = positions // self._length
         for shard in shards.unique().tolist():
             here = shards == shard
-            found[here] = self._shards[shard][positions[here] % self._length, views[here]]
-        return found if self._transform is None else self._transform(found)
+            rows[here] = self._shards[shard][positions[here] % self._length, views[here]]
+        return rows if self._transform is None else self._transform(rows)
 
-    def map(self, transform: Callable[[Tensor], Tensor]) -> Views:
+    def map(self, transform: Callable[[Tensor], Tensor]) -> ShardedViews:
         """Return the same tensors with `transform` applied after those before."""
         before = self._transform
-        return Views(self._shards, transform if before is None else lambda rows: transform(before(rows)))
+        return ShardedViews(self._shards, transform if before is None else lambda rows: transform(before(rows)))

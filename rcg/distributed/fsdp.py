@@ -1,4 +1,4 @@
-"""Modules whose parameters are cut into shards, one for each process: fully sharded data parallelism (FSDP)."""
+"""Fully sharded data parallelism (FSDP): each process holds a shard of every parameter."""
 
 from __future__ import annotations
 
@@ -16,87 +16,92 @@ from rcg.config import TrainConfig
 from rcg.core.errors import UserError
 
 
-def asked_for() -> bool:
+def is_requested() -> bool:
     """Whether the launcher was configured to shard."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def plugin(config: TrainConfig, precision: str, shardable: bool) -> FullyShardedDataParallelPlugin:
-    """Read the rest of accelerate's configuration of FSDP, as far as it can be followed.
+    """Read accelerate's configuration of FSDP.
+
+    Args:
+        config: of the training.
+        precision: `no`, `bf16` or `fp16`.
+        shardable: whether the module in training can be sharded.
 
     Raises:
-        UserError: it cannot be, or what is to be trained cannot be sharded.
+        UserError: the module or a setting does not work with FSDP here.
     """
     if not shardable:
-        raise UserError("FSDP shards RDMs and generators; encoders and tokenizers are trained without it")
+        raise UserError("FSDP shards RDMs and generators; encoders and autoencoders are trained without it")
     if config.compile:
         raise UserError("train.compile does not go with FSDP: set train.compile=false, or launch without FSDP")
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("accelerate's configuration asks for the first version of FSDP: set fsdp_version: 2")
     # Shards stay in float32 and are gathered in the precision in which autocast would use them anyway.
-    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    compute_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # Every process draws the same weights, so that none has to wait for the first one's.
-    found = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
-    if found.state_dict_type != StateDictType.FULL_STATE_DICT:
+    settings = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
+    if settings.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise UserError(
-            f"accelerate's configuration says fsdp_state_dict_type: {found.state_dict_type.name}, whose files hold "
+            f"accelerate's configuration says fsdp_state_dict_type: {settings.state_dict_type.name}, whose files hold "
             f"pickled code: set FULL_STATE_DICT"
         )
-    return found
+    return settings
 
 
-def shard_on_cpus(accelerator: Accelerator, shards: FullyShardedDataParallelPlugin) -> None:
-    """Make accelerate do on CPUs what torch does there as well; it would leave modules whole without a word."""
-    accelerator.state.fsdp_plugin = shards
+def shard_on_cpus(accelerator: Accelerator, settings: FullyShardedDataParallelPlugin) -> None:
+    """Make accelerate shard on CPUs too, as torch can; it would silently leave modules unsharded."""
+    accelerator.state.fsdp_plugin = settings
     for state in (accelerator.state, PartialState()):
         state.distributed_type = DistributedType.FSDP
 
 
-def shard(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor: all of it, unless it is cut."""
+def prepare_for_sharding(module: nn.Module, accelerator: Accelerator) -> None:
+    """Set what accelerate reads when it shards `module`: shard layer by layer, compute in the mixed precision."""
+    module.to(memory_format=torch.contiguous_format)  # the only one that torch shards
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    layers = {type(layer).__name__ for part in lists for layer in part if not isinstance(layer, nn.ModuleList)}
+    vars(module)["_no_split_modules"] = sorted(layers)
+    # accelerate wraps the forward pass of a module in autocast only where it does not shard.
+    module.forward = accelerator.autocast()(module.forward)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; if it is cut, every process has to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor's shards; all processes have to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def cut(tensor: Tensor, like: Tensor) -> Tensor:
-    """Cut a whole tensor as `like` is cut; every process has to give the same one."""
+def shard_tensor(tensor: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, the same on all processes, as `like` is sharded."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def announce(module: nn.Module, accelerator: Accelerator) -> None:
-    """Tell accelerate, before it shards `module`, how: layer by layer, and computing in the precision asked for."""
-    module.to(memory_format=torch.contiguous_format)  # the only one that torch shards
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    layers = {type(layer).__name__ for part in lists for layer in part if not isinstance(layer, nn.ModuleList)}
-    vars(module)["_no_split_modules"] = sorted(layers)
-    # Around the forward pass of a module that it does not shard accelerate lays this itself.
-    module.forward = accelerator.autocast()(module.forward)
-
-
-def cut_parameters(module: nn.Module, like: nn.Module) -> None:
-    """Keep of a copy of `like`, made before it was sharded, what this process keeps of `like` itself."""
-    for (name, _), theirs in zip(list(module.named_parameters()), like.parameters(), strict=True):
-        if isinstance(theirs, DTensor):
+def shard_parameters(module: nn.Module, like: nn.Module) -> None:
+    """Replace the parameters of a copy of `like`, made before `like` was sharded, by copies of the shards of `like`."""
+    for (name, _), sharded in zip(list(module.named_parameters()), like.parameters(), strict=True):
+        if isinstance(sharded, DTensor):
             owner, _, key = name.rpartition(".")
-            setattr(module.get_submodule(owner), key, nn.Parameter(theirs.detach().clone(), requires_grad=False))
+            setattr(module.get_submodule(owner), key, nn.Parameter(sharded.detach().clone(), requires_grad=False))
 
 
-def assembled(module: nn.Module, keep: bool) -> nn.Module:
-    """Return a copy of a module with whole parameters, or the module itself if none is cut.
+def unshard(module: nn.Module, keep: bool) -> nn.Module:
+    """Return a copy of a module with full parameters, or the module itself if it is not sharded.
 
-    Every process has to ask; those that do not `keep` the copy get the module.
+    All processes have to call this; those that do not `keep` the copy get the module itself.
     """
-    found = {}
+    full_parameters = {}
     for p in module.parameters():
         if isinstance(p, DTensor):
-            full = whole(p)  # one at a time, so that other processes never hold them all
+            full = full_tensor(p)  # one at a time, so that the other processes never hold them all
             if keep:
-                found[id(p)] = nn.Parameter(full, requires_grad=False)
-    return deepcopy(module, found) if found else module
+                full_parameters[id(p)] = nn.Parameter(full, requires_grad=False)
+    return deepcopy(module, full_parameters) if full_parameters else module

@@ -1,32 +1,39 @@
-"""Where a program runs: how many processes, which device, how many threads."""
+"""Where a program runs: how many processes, which device, which precision, how many threads."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, is_wandb_available
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rcg.config import TrainConfig
 from rcg.core.errors import UserError
-from rcg.distributed import fsdp as sharding
+from rcg.distributed import fsdp
 
 
-def start(
-    config: TrainConfig | None = None, folder: str | os.PathLike[str] | None = None, shardable: bool = False
-) -> Accelerator:
+def launch(config: TrainConfig | None = None, folder: Path | None = None, shardable: bool = False) -> Accelerator:
     """Join the processes that the launcher started, with the precision and trackers of `config`.
 
-    Without a `config` nothing is trained, and the precision stays what it is, of a training before or after this;
-    `shardable` says whether what is trained can be sharded (FSDP).
+    Only tools call this: the library works with the accelerator that it is given.
+
+    Args:
+        config: of the training; None: nothing is trained, and the precision stays that of a training before or after.
+        folder: where trackers write.
+        shardable: whether the module that is trained can be sharded (FSDP).
 
     Raises:
         UserError: the precision, the tracker or the sharding asked for does not exist here.
     """
-    _use_all_cores()
+    if not torch.cuda.is_available():
+        # Launchers set OMP_NUM_THREADS to 1 when they see no GPU, which leaves the other cores idle.
+        torch.set_num_threads(cores())
     if config is None:
         return Accelerator(mixed_precision=None if is_initialized() else "no")
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
@@ -37,7 +44,7 @@ def start(
             "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
         )
     precision = resolve_precision(config.precision)
-    shards = sharding.plugin(config, precision, shardable) if sharding.asked_for() else None
+    shards = fsdp.plugin(config, precision, shardable) if fsdp.is_requested() else None
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=plugin,
@@ -46,25 +53,24 @@ def start(
         project_dir=folder,
     )
     if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        sharding.shard_on_cpus(accelerator, shards)
+        fsdp.shard_on_cpus(accelerator, shards)
     return accelerator
 
 
-def resolve_precision(asked: str) -> str:
+def resolve_precision(precision: str) -> str:
     """Turn `auto` into bf16 where the device multiplies it natively, else no.
 
     Raises:
         UserError: fp16 without a GPU.
     """
     gpu = torch.cuda.is_available()
-    if asked == "fp16" and not gpu:
+    if precision == "fp16" and not gpu:
         raise UserError("train.precision is fp16, which needs a GPU; here bf16, no or auto will do")
-    if asked != "auto":
-        return asked
-    if gpu:
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if probe() else "no"
+    if precision != "auto":
+        return precision
+    on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # private, and may go
+    multiplies_bf16 = torch.cuda.is_bf16_supported() if gpu else on_cpu()
+    return "bf16" if multiplies_bf16 else "no"
 
 
 def leave() -> None:
@@ -82,7 +88,7 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def first(x: Tensor) -> Tensor:
+def from_first(x: Tensor) -> Tensor:
     """Return the first process's `x` `(...)` on all of them, without gradients."""
     return gather(x[None])[0]
 
@@ -92,18 +98,12 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
+def unwrapped(module: nn.Module) -> Any:
+    """Return a module without the wrapper that averages its gradients over processes."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
 def cores() -> int:
     """Return the processor cores that this process may use, shared fairly with the others on the machine."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _use_all_cores() -> None:
-    # Launchers set OMP_NUM_THREADS to 1 when they see no GPU, which leaves the other cores idle.
-    if not torch.cuda.is_available():
-        torch.set_num_threads(cores())
-
-
-def first_process() -> bool:
-    """Whether this is the first of the launched processes, before they have joined."""
-    return int(os.environ.get("RANK", "0")) == 0
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,22 +1,19 @@
-"""Clusters of representations as labels that nobody gave: k-means (Lloyd, 1982), in mini-batches (Sculley, 2010)."""
+"""Pseudo-labels from clusters of representations: k-means (Lloyd, 1982), in mini-batches (Sculley, 2010)."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from rcg.core import checkpoint
 from rcg.core.contracts import Space
 
-FITTED = 200_000
+MAX_FITTED = 200_000
 """Most representations that the centers are fitted to."""
 ROWS = 8192
 """Representations that are compared with the centers at a time."""
@@ -41,37 +38,19 @@ class Clusters(NamedTuple):
         return self.labels.bincount(minlength=len(self.centers)).tolist()
 
 
-def suitable(images: int, classes: int) -> int:
-    """Return how many clusters so many images have where nobody says: ten for each class, or 100, of 50 images or more.
+def default_number(images: int, classes: int) -> int:
+    """Return the default number of clusters: ten for each class, or 100 without classes, of 50 images or more each.
 
-    Clusters finer than classes say more than classes do; too fine ones leave too few images to learn from.
+    Clusters finer than classes carry more information; too fine ones leave too few images to learn from.
     """
     return max(2, min(10 * classes or 100, images // 50))
 
 
-def kept(
-    z: Callable[[], Tensor], number: int, seed: int, facts: dict[str, Any], path: Path, accelerator: Accelerator
-) -> Clusters:
-    """Return the clusters of representations `(N, D)`, from `path` where they are there already.
-
-    Args:
-        z: gives the representations.
-        number: how many clusters.
-        seed: where k-means starts.
-        facts: whose representations of which images they are, for the file.
-        path: the file, written by the first process.
-        accelerator: the processes; all of them get the result.
-    """
-    if accelerator.is_main_process and not path.is_file():
-        found = fit(z(), number, seed)
-        checkpoint.save_tensors(path, found._asdict(), facts)
-    accelerator.wait_for_everyone()
-    return Clusters(**checkpoint.load(path).tensors)
-
-
 def fit(z: Tensor, number: int, seed: int) -> Clusters:
     """Find so many clusters of representations `(N, D)`, at most N."""
-    chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:FITTED]
+    chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:MAX_FITTED]
+    from sklearn.cluster import MiniBatchKMeans  # slow to import, and rarely needed
+
     means = MiniBatchKMeans(number, batch_size=4096, n_init=3, random_state=seed % 2**32).fit(z[chosen].numpy())
     centers = torch.from_numpy(means.cluster_centers_).float()
     return Clusters(centers, assign(z, centers))
@@ -82,7 +61,7 @@ def assign(z: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([torch.cdist(rows, centers).argmin(1) for rows in z.split(ROWS)])
 
 
-def deal(counts: Sequence[int], share: float) -> int:
+def cluster_at(counts: Sequence[int], share: float) -> int:
     """Return the cluster at a share in [0, 1) of all representations, clusters of `counts` in a row."""
     ends = list(accumulate(counts))
     return bisect_right(ends, min(int(share * ends[-1]), ends[-1] - 1))

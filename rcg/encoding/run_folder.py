@@ -1,82 +1,169 @@
-"""Whose the folder of a stage is: the experiment's whose configuration lies in it."""
+"""The layout of a run's folder, and which experiment each of its stages belongs to.
+
+Files inside the folder of a report are named where they are written.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
-from rcg.config import Experiment, TrainConfig, differences, parse
-from rcg.core.checkpoint import atomic
-from rcg.core.errors import UserError
-from rcg.training.loop import latest_state
+from rcg.config import Experiment, differences, load_experiment
+from rcg.core import checkpoint
+from rcg.core.checkpoint import Part, atomic
+from rcg.core.errors import UserError, nearest
 
-CONFIG = "config.yaml"
-NOT_TRAINED = {"num_workers", "sampler", "guidance"}
-"""Keys that change nothing of what is trained."""
+SHARED_STAGES = ("encoder", "autoencoder", "rdm")
+"""The stages that all generators of a run share, in the order of training."""
 
 
-def refuse_foreign(
-    folder: Path, experiment: Experiment, sections: tuple[str, ...], resume: bool, overwrite: bool
-) -> None:
-    """Refuse a folder that holds another experiment, or this one when neither --resume nor --overwrite was given."""
-    path = folder / CONFIG
-    if overwrite or not folder.exists():
-        return
-    if not path.is_file():
-        if any(folder.iterdir()):
-            raise UserError(f"{folder} holds files that are not an experiment's: choose another run=")
-        return
-    there, mine = _stated(path), experiment.model_dump(mode="json")
-    old, new = ({key: _essence(_section(values, key)) for key in ("seed", *sections)} for values in (there, mine))
-    changed = list(differences(old, new))
-    if changed:
-        raise UserError(
-            f"{folder} holds another experiment ({'; '.join(changed[:3])}): "
-            f"choose another run=, or replace it with --overwrite"
+class Mode(Enum):
+    """What a training does with a folder that is not empty."""
+
+    START = "refuse it"
+    RESUME = "go on from the last checkpoint"
+    OVERWRITE = "replace it"
+
+
+class StageFolder:
+    """The folder of one stage: the trained part, the state of its training, its log and samples."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.checkpoint = path / "model.safetensors"
+        self.config = path / "config.yaml"
+        self.log = path / "log.jsonl"
+        self.samples = path / "samples"
+        self.states = path / "state"
+        self.original = path / "original.safetensors"
+        """Beside a converted part: tensors that only the original format needs."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a trained part."""
+        return self.checkpoint.is_file()
+
+    def part(self, weights: bool = True) -> Part:
+        """Read the trained part, with or without its weights; raises `UserError` where there is none."""
+        return checkpoint.load(self.checkpoint, weights=weights)
+
+    def latest_state(self) -> Path | None:
+        """Return the newest complete state of the training."""
+        states = sorted(self.states.glob("step-*"))
+        return states[-1] if states else None
+
+    def experiment(self) -> Experiment | None:
+        """Return the experiment that this stage belongs to, as it was configured; None where that is not known."""
+        return load_experiment(self.config) if self.config.is_file() else None
+
+    def check(self, identity: Callable[[Experiment], dict[str, Any]], experiment: Experiment, mode: Mode) -> None:
+        """Refuse a folder that holds another experiment, or this one where the mode does not say what to do with it.
+
+        Args:
+            identity: returns the part of an experiment that decides the stage's result.
+            experiment: the experiment that asks for the folder.
+            mode: what to do with a folder that is not empty.
+
+        Raises:
+            UserError: the folder is somebody else's, or a decision is missing.
+        """
+        if mode == Mode.OVERWRITE or not self.path.exists():
+            return
+        saved = self.experiment()
+        if saved is None:
+            if any(self.path.iterdir()):
+                raise UserError(f"{self.path} holds files that are not an experiment's: choose another run=")
+            return
+        changed = list(differences(identity(saved), identity(experiment)))
+        if changed:
+            raise UserError(
+                f"{self.path} holds another experiment ({'; '.join(changed[:3])}): "
+                f"choose another run=, or replace it with --overwrite"
+            )
+        if mode == Mode.START:
+            state = self.latest_state()
+            content = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
+            raise UserError(
+                f"{self.path} already holds {content}: go on with --resume, or start again with --overwrite"
+            )
+
+    def claim(self, experiment: Experiment, mode: Mode, accelerator: Accelerator) -> None:
+        """Make the folder this experiment's: its resolved configuration is written beside the weights."""
+        accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+        if accelerator.is_main_process:
+            if mode == Mode.OVERWRITE:
+                shutil.rmtree(self.path, ignore_errors=True)
+            with atomic(self.config) as temporary:
+                temporary.write_text(experiment.to_yaml())
+        accelerator.wait_for_everyone()
+
+
+class RunFolder:
+    """The folder of a run: `RUN/encoder`, `RUN/autoencoder`, `RUN/rdm`, one folder for each generator, and results."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.encoder, self.autoencoder, self.rdm = (StageFolder(self.path / name) for name in SHARED_STAGES)
+        self.cache = self.path / "cache"
+        """Representations and latents of the data set."""
+        self.evaluation = self.path / "evaluation"
+        self.representations = self.path / "representations"
+        self.encoder_report = self.path / "encoder-report"
+        self.gallery = self.path / "gallery"
+        self.inpainting = self.path / "inpaint.png"
+        self.curves = self.path / "curves.png"
+        self.page = self.path / "report.html"
+
+    def stage_folder(self, name: str) -> StageFolder:
+        """Return the folder of a stage, or of the generator called `name` (`dit`, `mage-class`)."""
+        return StageFolder(self.path / name)
+
+    def comparison(self, generator: str) -> Path:
+        """Return the folder for a comparison of conditions of a generator."""
+        return self.path / f"comparison-{generator}"
+
+    def generators(self) -> list[StageFolder]:
+        """Return the folders of the trained generators."""
+        stages = [StageFolder(path.parent) for path in sorted(self.path.glob("*/model.safetensors"))]
+        return [stage for stage in stages if stage.name not in SHARED_STAGES]
+
+    def choose_generator(self, name: str | None) -> StageFolder:
+        """Return the folder of the generator called `name`, or of the only one.
+
+        Raises:
+            UserError: there is none, or there are several and none is named.
+        """
+        known = [stage.name for stage in self.generators()]
+        if name is not None and name not in known:
+            raise UserError(f"{self.path} holds no generator {name!r}; {nearest(name, known)}")
+        if not known:
+            raise UserError(f"{self.path} holds no trained generator: run tools/train_pixel.py first")
+        if name is None and len(known) > 1:
+            raise UserError(f"{self.path} holds several generators ({', '.join(known)}): choose one with --generator")
+        return self.stage_folder(name or known[0])
+
+    def logs(self) -> dict[str, list[dict[str, float]]]:
+        """Return the lines of all stages' logs, in the order of training.
+
+        Raises:
+            UserError: nothing was trained here.
+        """
+        stages = [StageFolder(path.parent) for path in sorted(self.path.glob("*/log.jsonl"))]
+        if not stages:
+            raise UserError(f"{self.path} holds no trained stage: run tools/train_encoder.py first")
+        stages.sort(
+            key=lambda stage: SHARED_STAGES.index(stage.name) if stage.name in SHARED_STAGES else len(SHARED_STAGES)
         )
-    if not resume:
-        state = latest_state(folder)
-        at = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
-        raise UserError(f"{folder} already holds {at}: go on with --resume, or start again with --overwrite")
+        return {stage.name: [json.loads(line) for line in stage.log.read_text().splitlines()] for stage in stages}
 
-
-def claim(folder: Path, experiment: Experiment, accelerator: Accelerator, overwrite: bool) -> None:
-    """Make `folder` this experiment's: its resolved configuration is written beside the weights."""
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    if accelerator.is_main_process:
-        if overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        with atomic(folder / CONFIG) as temporary:
-            temporary.write_text(experiment.to_yaml())
-    accelerator.wait_for_everyone()
-
-
-def _stated(path: Path) -> Any:
-    """Return the values of a file with today's defaults for the keys that were unknown when it was written."""
-    values = yaml.safe_load(path.read_text())
-    try:
-        return parse(values, str(path)).model_dump(mode="json")
-    except UserError:
-        return values
-
-
-def _section(values: Any, dotted: str) -> Any:
-    """Return the value of a dotted key, None where there is none."""
-    for key in dotted.split("."):
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
-
-
-def _essence(value: Any) -> Any:
-    """Leave out what may change when a run goes on."""
-    if not isinstance(value, dict):
-        return value
-    skipped = TrainConfig.resumable if "batch_size" in value else NOT_TRAINED
-    essence = {key: _essence(item) for key, item in value.items() if key not in skipped}
-    if isinstance(essence.get("autoencoder"), dict):
-        essence["autoencoder"].pop("train", None)  # a generator minds the space of its latents, not how that was made
-    return essence
+    def fitted(self, what: str, facts: Mapping[str, Any]) -> Path:
+        """Return the file of something that was fitted to representations, named by what decides it."""
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        return self.path / "fitted" / f"{what}-{name}.safetensors"

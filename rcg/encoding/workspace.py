@@ -1,151 +1,284 @@
-"""The real images of an experiment and their representations, computed once and kept in its run."""
+"""An experiment opened for work: its run, its images, its frozen networks, and what they computed of the images."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg import config as config_file
-from rcg.config import Experiment
+from rcg.config import Experiment, GeneratorConfig, differences, identity
 from rcg.core import checkpoint
-from rcg.core.contracts import Space
+from rcg.core.console import say
+from rcg.core.contracts import Autoencoder, Encoder, Space
 from rcg.core.errors import UserError
+from rcg.core.rng import fold_seed
 from rcg.data.images import Images, Split, load_images
-from rcg.data.views import Views
-from rcg.distributed import launch as parallel
-from rcg.encoding import cache
-from rcg.encoding.representation import Representation, Transform, open_representation, restore_encoder
-from rcg.encoding.run_folder import CONFIG
+from rcg.data.views import ShardedViews
+from rcg.encoding import clusters
+from rcg.encoding.autoencoder import open_autoencoder
+from rcg.encoding.cache import ViewCache, latent_cache, pack, representation_cache, unpack
+from rcg.encoding.clusters import Clusters
+from rcg.encoding.encoder import load_encoder, open_encoder, restore_encoder
+from rcg.encoding.representation import Representation
+from rcg.encoding.run_folder import RunFolder, StageFolder
+from rcg.encoding.transform import Transform
 
-FITTED = 200_000
+MAX_FITTED = 200_000
 """Most representations that a projection or a normalizer is fitted to."""
 
 
-def open_images(experiment: Experiment, accelerator: Accelerator) -> Split:
-    """Open the data set, on the first process alone at first: it may have to download or check files."""
-    with accelerator.main_process_first():
-        return load_images(experiment.data)
-
-
-class Real(NamedTuple):
-    """What generated representations are compared with: images and z of their first views."""
+class RealData(NamedTuple):
+    """Images of both splits, and z of their first views: what generated representations are compared with."""
 
     train: Images
-    z: Tensor  # (N, D)
-    held_out: Images
-    held_out_z: Tensor  # (M, D)
+    train_z: Tensor  # (N, D)
+    validation: Images
+    validation_z: Tensor  # (M, D)
 
 
-def real_representations(experiment: Experiment, space: Space) -> Real:
-    """Return the real images of an experiment with their representations.
+class Workspace:
+    """An experiment opened for work; each neighbor is opened once, when somebody asks for it.
 
-    Raises:
-        UserError: the experiment's representations are not those of `space`.
+    Attributes:
+        experiment: the configuration.
+        accelerator: the processes, and the device.
+        run: the folder of the run.
     """
-    representation = open_representation(experiment)
-    accelerator = parallel.start()
-    images, validation = open_images(experiment, accelerator)
-    z = train_z(images, representation, experiment, accelerator)
-    if representation.space != space:
-        raise UserError(
-            f"{experiment.run / 'rdm'} generates representations of {space.id}, but the experiment's are those of "
-            f"{representation.space.id}: give the configuration that the RDM was trained with"
-        )
-    held_out = held_out_z(validation, representation, experiment, accelerator)
-    return Real(images, first_views(z), validation, first_views(held_out))
+
+    def __init__(self, experiment: Experiment, accelerator: Accelerator) -> None:
+        self.experiment, self.accelerator = experiment, accelerator
+        self.run = RunFolder(experiment.run)
+        self._raw: dict[str, ShardedViews] = {}
+
+    def with_generator(self, generator: GeneratorConfig) -> Workspace:
+        """Return a workspace of the same experiment with another generator."""
+        return Workspace(self.experiment.model_copy(update={"generator": generator}), self.accelerator)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.experiment.data.image_size
+
+    def seed_weights(self, part: str) -> None:
+        """Seed the initial weights of a part, so that they depend on nothing that was drawn before."""
+        torch.manual_seed(fold_seed(self.experiment.seed, "weights", part))
+
+    @cached_property
+    def images(self) -> Split:
+        """The data set; the first process opens it alone at first, for it may have to download or check files."""
+        with self.accelerator.main_process_first():
+            return load_images(self.experiment.data)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The frozen encoder: the one trained in the run, or the one whose weights the experiment names.
+
+        Raises:
+            UserError: the encoder is not trained yet, or the trained one is not the one described.
+        """
+        config = self.experiment.encoder
+        if config.weights is not None:
+            return open_encoder(config, self.image_size, self.experiment.seed)
+        stage = self.run.encoder
+        if not stage.is_trained:
+            raise UserError(
+                f"{stage.path} holds no trained encoder and encoder.weights names none: "
+                f"run tools/train_encoder.py with the same configuration first, or set encoder.weights"
+            )
+        encoder = load_encoder(stage.checkpoint)
+        changed = list(differences(identity(encoder.config), identity(config), "encoder"))
+        if changed:
+            raise UserError(
+                f"{stage.checkpoint} holds another encoder ({'; '.join(changed)}): train it again or choose another "
+                f"run="
+            )
+        return encoder
+
+    @cached_property
+    def raw_representation(self) -> Representation:
+        """The map from images to raw representations; `representation` fits its transform, in place."""
+        transform = Transform(self.experiment.normalize, self.experiment.projection)
+        return Representation(self.encoder, transform)
+
+    @cached_property
+    def representation(self) -> Representation:
+        """The map from images to z, its transform fitted to the training images if it has to be."""
+        representation = self.raw_representation
+        if representation.transform.needs_fit:
+            self._fit(representation, self._representations("train"))
+        return representation
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder of the generator.
+
+        Raises:
+            UserError: it is not trained yet, or the trained one is not the one described, or its file does not fit.
+        """
+        config = self.experiment.require_generator().autoencoder
+        return open_autoencoder(config, self.image_size, self.run.autoencoder.checkpoint)
+
+    @property
+    def generator_folder(self) -> StageFolder:
+        """The folder of the experiment's generator."""
+        return self.run.stage_folder(self.experiment.require_generator().folder_name)
+
+    def z(self, split: str) -> ShardedViews:
+        """Return z of the images of a split, `train` in all cached views, `validation` in the first.
+
+        They are computed once, on all processes, and cached in the run.
+        """
+        raw = self._representations(split)
+        return raw.map(self.representation.transform)
+
+    def latent_cache(self) -> ViewCache | None:
+        """Return the cache, complete or not, of the training images' latents; None for an autoencoder without weights.
+
+        Raises:
+            UserError: there is no autoencoder yet.
+        """
+        if not self.autoencoder.has_weights:
+            return None
+        views = self.experiment.data.cached_views
+        return latent_cache(self.images.train, self.autoencoder, views, self.run.cache, "train")
+
+    def posteriors(self) -> ShardedViews | None:
+        """Return the training images' posteriors; None where tools/cache.py has not computed all of them."""
+        cache = self.latent_cache()
+        if cache is None or not cache.is_complete:
+            return None
+        return cache.fill(partial(pack, self.autoencoder), self.accelerator).map(unpack)
+
+    def clusters(self) -> Clusters:
+        """Return the clusters of the training images' first views, fitted once and kept in the run.
+
+        Raises:
+            UserError: there are fewer training images than clusters.
+        """
+        images = self.images.train
+        number = self.experiment.clusters or clusters.default_number(len(images), len(images.classes))
+        if number > len(images):
+            raise UserError(f"clusters is {number}, but there are {len(images)} training images: choose fewer")
+        facts = {
+            "representation": self.representation.space.id,
+            "images": images.fingerprint,
+            "clusters": number,
+            "seed": self.experiment.seed,
+        }
+        path = self.run.fitted("clusters", facts)
+        if self.accelerator.is_main_process and not path.is_file():
+            fitted = clusters.fit(first_views(self.z("train")), number, self.experiment.seed)
+            checkpoint.save_tensors(path, fitted._asdict(), facts)
+        self.accelerator.wait_for_everyone()
+        return Clusters(**checkpoint.load_tensors(path)[0])
+
+    def real_data(self, space: Space) -> RealData:
+        """Return the images of both splits with their z.
+
+        Raises:
+            UserError: these are not the representations of `space`, which an RDM generates.
+        """
+        train, validation = self.z("train"), self.z("validation")
+        if self.representation.space != space:
+            raise UserError(
+                f"{self.run.rdm.path} generates representations of {space.id}, but the experiment's are those of "
+                f"{self.representation.space.id}: give the configuration that the RDM was trained with"
+            )
+        return RealData(self.images.train, first_views(train), self.images.validation, first_views(validation))
+
+    def check_condition(self, space: Space | None) -> None:
+        """Raise `UserError` if a generator conditioned on `space` was trained on other representations than these."""
+        if space is not None and self.representation.space != space:
+            raise UserError(
+                f"the generator is conditioned on representations of {space.id}, but those of {self.run.path} are now "
+                f"of {self.representation.space.id}: train the generator again"
+            )
+
+    def _representations(self, split: str) -> ShardedViews:
+        """Return raw representations of a split, computed on all processes where they are not cached."""
+        if split not in self._raw:
+            images: Images = getattr(self.images, split)
+            views = self.experiment.data.cached_views if split == "train" else 1
+            cache = representation_cache(images, self.raw_representation, views, self.run.cache, split)
+            self.raw_representation.encoder.to(
+                self.accelerator.device
+            )  # only the encoder moves: the transform stays on the CPU, where rows are read
+            self._raw[split] = cache.fill(self.raw_representation.encode, self.accelerator)
+        return self._raw[split]
+
+    def _fit(self, representation: Representation, rep: ShardedViews) -> None:
+        """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""
+        facts: dict[str, Any] = {
+            "encoder": representation.encoder_id,
+            "images": self.images.train.fingerprint,
+            "views": rep.views,
+            **self.experiment.model_dump(mode="json", include={"projection", "normalize"}),
+        }
+        path = self.run.fitted("transform", facts)
+        if self.accelerator.is_main_process and not path.is_file():
+            order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
+            representation.transform.fit(rep.rows(order, order % rep.views))
+            checkpoint.save_tensors(path, representation.transform.state_dict(), facts)
+        self.accelerator.wait_for_everyone()
+        representation.transform.load(checkpoint.load_tensors(path)[0])
 
 
-def fitted_representation(experiment: Experiment, space: Space | None) -> Representation:
-    """Return the map from images to z of an experiment; with `space` the one that its generator was trained with.
-
-    Raises:
-        UserError: the experiment's representations are not those of `space`.
-    """
-    representation = open_representation(experiment)
-    if representation.transform.needs_fit:
-        accelerator = parallel.start()
-        train_z(open_images(experiment, accelerator).train, representation, experiment, accelerator)
-    if space is not None and representation.space != space:
-        raise UserError(
-            f"the generator paints from representations of {space.id}, but those of {experiment.run} are now of "
-            f"{representation.space.id}: train the generator again"
-        )
-    return representation
-
-
-def run_representation(run: Path, arm: str, space: Space | None) -> Representation:
-    """Return the map from images to z of a run, by the configuration that its generator left in the folder `arm`.
-
-    Raises:
-        UserError: the run has no encoder, or not that of `space`.
-    """
-    path = run / arm / CONFIG
-    if path.is_file():
-        return fitted_representation(config_file.load(path).model_copy(update={"run": run}), space)
-    kept = run / "encoder.safetensors"  # by Pipeline.save_pretrained; else the run is a converted checkpoint
-    file = kept if kept.is_file() else run / "encoder" / checkpoint.FILE
-    representation = Representation(restore_encoder(file), Transform("per_sample"))
-    if space is not None and representation.space != space:
-        raise UserError(f"{file} is not the encoder of {run / arm}")
-    return representation
+def fill_caches(work: Workspace) -> None:
+    """Compute the representations and latents that the trainings of an experiment read, on all processes."""
+    z, validation_z = work.z("train"), work.z("validation")
+    width = work.representation.space.shape[0]
+    say(
+        f"{work.run.cache}: {len(z)} training images x {z.views} views and {len(validation_z)} validation images, "
+        f"{width} features each. Next: tools/train_rdm.py"
+    )
+    if work.experiment.generator is None:
+        return
+    try:
+        cache = work.latent_cache()
+    except UserError as error:
+        say(f"latents are not cached yet: {error}")
+        return
+    if cache is not None:
+        autoencoder = work.autoencoder.to(work.accelerator.device)
+        latents = cache.fill(partial(pack, autoencoder), work.accelerator)
+        shape = "x".join(map(str, autoencoder.space.shape))
+        say(f"{cache.store.folder}: {len(latents)} training images x {latents.views} views, latents {shape}")
 
 
-def train_z(images: Images, representation: Representation, experiment: Experiment, accelerator: Accelerator) -> Views:
-    """Return z of the training images in all kept views; a transform that depends on data is fitted to them first."""
-    rep = _rep(images, representation, experiment.data.kept_views, experiment, accelerator, "train")
-    if representation.transform.needs_fit:
-        _fit(representation, rep, images, experiment, accelerator)
-    return rep.map(representation.transform)
-
-
-def held_out_z(
-    validation: Images, representation: Representation, experiment: Experiment, accelerator: Accelerator
-) -> Views:
-    """Return z of the held-out images, by the transform that `_train_z` has fitted."""
-    rep = _rep(validation, representation, 1, experiment, accelerator, "validation")
-    return rep.map(representation.transform)
-
-
-def first_views(z: Views) -> Tensor:
+def first_views(z: ShardedViews) -> Tensor:
     """Return z `(N, D)` of the images as they are."""
     positions = torch.arange(len(z))
     return z.rows(positions, torch.zeros_like(positions))
 
 
-def kept_in_run(experiment: Experiment, what: str, facts: Mapping[str, Any]) -> Path:
-    """Return the file of something that was fitted to representations, named by what decides it."""
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    return experiment.run / "representation" / f"{what}-{name}.safetensors"
+def open_run_representation(
+    run: RunFolder, generator: str, space: Space | None, saved: checkpoint.Part | None, accelerator: Accelerator
+) -> Representation:
+    """Return the map from images to z of a run or of a saved pipeline.
 
+    Args:
+        run: the folder.
+        generator: whose configuration in the run counts.
+        space: the space that its generator is conditioned on, None where it is not on representations.
+        saved: the encoder that came with the generator, for a folder without configuration.
+        accelerator: the processes, for a transform that has to be fitted.
 
-def _rep(
-    images: Images,
-    representation: Representation,
-    views: int,
-    experiment: Experiment,
-    accelerator: Accelerator,
-    what: str,
-) -> Views:
-    return cache.representations(images, representation, views, experiment.run / "cache", accelerator, what)
-
-
-def _fit(
-    representation: Representation, rep: Views, images: Images, experiment: Experiment, accelerator: Accelerator
-) -> None:
-    """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""
-    settings = experiment.model_dump(mode="json", include={"projection", "normalize"})
-    facts = {"encoder": representation.encoder_id, "images": images.fingerprint, "views": rep.views, **settings}
-    path = kept_in_run(experiment, "transform", facts)
-    if accelerator.is_main_process and not path.is_file():
-        order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:FITTED]
-        representation.transform.fit(rep.rows(order, order % rep.views))
-        checkpoint.save_tensors(path, representation.transform.state_dict(), facts)
-    accelerator.wait_for_everyone()
-    representation.transform.load(checkpoint.load(path).tensors)
+    Raises:
+        UserError: there is no encoder, or not that of `space`.
+    """
+    experiment = run.stage_folder(generator).experiment()
+    if experiment is not None:
+        work = Workspace(experiment.model_copy(update={"run": run.path}), accelerator)
+        work.check_condition(space)
+        return work.representation
+    if saved is None:
+        raise UserError(f"{run.path} holds no encoder")
+    representation = Representation(restore_encoder(saved), Transform("per_sample"))
+    if space is not None and representation.space != space:
+        raise UserError(
+            f"the encoder in {run.path} is not the one that {generator} was trained with, or its transform is missing"
+        )
+    return representation

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rcg.distributed.fsdp import cut, shard, whole
+from rcg.distributed.fsdp import full_tensor, local_tensor, shard_tensor
 
 
 class EMA:
@@ -21,21 +21,21 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards `module`, whose parameters may be shards as its own are; buffers are copied."""
+        """Move the average toward `module`, whose parameters may be shards as its own are; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, weights = ([shard(p.data) for p in m.parameters()] for m in (self.module, module))
+        averages, weights = ([local_tensor(p.data) for p in m.parameters()] for m in (self.module, module))
         torch._foreach_lerp_(averages, weights, 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            average.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed average needs."""
-        state = {name: whole(tensor).cpu() for name, tensor in self.module.state_dict().items()}
+        state = {name: full_tensor(tensor).cpu() for name, tensor in self.module.state_dict().items()}
         return {"updates": self.updates, "module": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.updates = state["updates"]
-        mine = self.module.state_dict()
-        self.module.load_state_dict({name: cut(tensor, mine[name]) for name, tensor in state["module"].items()})
+        own = self.module.state_dict()
+        self.module.load_state_dict({name: shard_tensor(tensor, own[name]) for name, tensor in state["module"].items()})

@@ -1,14 +1,10 @@
-"""How far a run is, and what is written about it while it goes on."""
+"""The log of a training: means of losses, metrics, sample images."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,42 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rcg.core import checkpoint
-from rcg.core.contracts import Report
+from rcg.core.contracts import EvalResult
 from rcg.core.errors import UserError
+from rcg.encoding.run_folder import StageFolder
+from rcg.training.progress import Progress
 from rcg.visual.grids import save_image
 
 
-@dataclass
-class Progress:
-    """How far a run is, and how good it was; part of its checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    """The lowest score of an evaluation."""
-    best_step: int = 0
-    """When that was."""
-    stale: int = 0
-    """Evaluations since then."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all of it."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all of it."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def judge(self, score: float) -> None:
-        """Take note of an evaluation's score."""
-        if score < self.best:
-            self.best, self.best_step, self.stale = score, self.step, 0
-        else:
-            self.stale += 1
-
-
-class Journal:
+class TrainingLogger:
     """Averages losses between two lines of `log.jsonl`, and keeps the clock that stands still during evaluations.
 
     Args:
@@ -60,19 +28,19 @@ class Journal:
         progress: of the run; its seconds are counted here.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, progress: Progress) -> None:
+    def __init__(self, folder: StageFolder, accelerator: Accelerator, progress: Progress) -> None:
         self.folder, self.accelerator, self.progress = folder, accelerator, progress
-        self.path = folder / "log.jsonl"
+        self.path = folder.log
         self.sums: dict[str, Tensor] = {}
         self.count, self.since = 0, time.perf_counter()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> TrainingLogger:
         if self.accelerator.is_main_process:
             self._forget_lost_steps()
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not end_training: that parts the processes, which may have more to do.
+        # Not end_training: that also disconnects the processes, which may have more to do.
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -95,22 +63,22 @@ class Journal:
         step = self.progress.step
         if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
             raise UserError(
-                f"{self.folder}: the loss is not finite at step {step} ({values}); the last checkpoint is kept: "
+                f"{self.folder.path}: the loss is not finite at step {step} ({values}); the last checkpoint is kept: "
                 f"lower train.lr, set train.grad_clip or train.precision=no, then --resume or start again"
             )
         self._line({**values, "lr": lr})
         return " ".join(f"{name} {value:.4g}" for name, value in values.items())
 
-    def report(self, report: Report) -> None:
+    def report(self, result: EvalResult) -> None:
         """Write metrics to the log and pictures to the folder; the time that they took does not count as training."""
         self.since = time.perf_counter()
         if not self.accelerator.is_main_process:
             return
-        if report.metrics:
-            self._line(report.metrics)
-            tqdm.write("  ".join([f"step {self.progress.step}:", *_pretty(report.metrics)]))
-        for name, image in report.images.items():
-            save_image(image, self.folder / "samples" / f"{name}-{self.progress.step:09d}.png")
+        if result.metrics:
+            self._line(result.metrics)
+            tqdm.write("  ".join([f"step {self.progress.step}:", *_pretty(result.metrics)]))
+        for name, image in result.images.items():
+            save_image(image, self.folder.samples / f"{name}-{self.progress.step:09d}.png")
 
     def pause(self) -> None:
         """Add the time since the last look to the run's seconds."""
@@ -129,9 +97,9 @@ class Journal:
         """Drop lines that a killed run wrote after its last checkpoint: those steps are taken again."""
         if self.path.is_file():
             lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [json.dumps(line) for line in lines if line["step"] <= self.progress.step]
+            lasting = [json.dumps(line) for line in lines if line["step"] <= self.progress.step]
             with checkpoint.atomic(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
+                temporary.write_text("".join(line + "\n" for line in lasting))
 
 
 def _pretty(metrics: Mapping[str, float]) -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,87 +20,119 @@ from tqdm import tqdm
 
 from rcg.config import TrainConfig
 from rcg.core import checkpoint
-from rcg.core.contracts import Report, Task
+from rcg.core.console import say
+from rcg.core.contracts import EvalResult, Task
 from rcg.core.errors import UserError
-from rcg.core.rng import fold
-from rcg.data.loading import StepKeys, loader
-from rcg.distributed.fsdp import announce, assembled, cut_parameters
+from rcg.core.rng import fold_seed
+from rcg.data.loading import StepKeys, training_batches
+from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters, unshard
+from rcg.encoding.run_folder import StageFolder
 from rcg.training.ema import EMA
-from rcg.training.logger import Journal, Progress
+from rcg.training.logger import TrainingLogger
+from rcg.training.progress import Progress
 
 
 @dataclass
-class Run:
+class Training:
     """One stage in training: what the loop holds between two steps."""
 
     task: Task
     config: TrainConfig
-    folder: Path
+    folder: StageFolder
     accelerator: Accelerator
     optimizers: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, EMA] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def models(self) -> dict[str, nn.Module]:
-        """Return the modules to judge and keep: averaged where an average is kept, else live.
+        """Return the modules to evaluate and export: averaged where there is an average, else live.
 
         Every process has to ask: what is sharded is gathered for the main one.
         """
         live = {name: self.accelerator.unwrap_model(module) for name, module in self.task.modules.items()}
-        kept = {name: self.averages[name].module if name in self.averages else live[name] for name in live}
-        return {name: assembled(module, keep=self.main) for name, module in kept.items()}
+        chosen = {name: self.averages[name].module if name in self.averages else live[name] for name in live}
+        return {name: unshard(module, keep=self.is_main) for name, module in chosen.items()}
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.progress.step >= self.config.steps
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether early stopping has lost its patience."""
+        return self.config.patience is not None and self.progress.stale >= self.config.patience
+
+    def is_due(self, period: int | None) -> bool:
+        """Whether something that happens every `period` steps happens now."""
+        return period is not None and self.progress.step % period == 0
+
 
 def train(
-    task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator, seed: int, workers: int | None
+    task: Task,
+    config: TrainConfig,
+    folder: StageFolder,
+    accelerator: Accelerator,
+    seed: int,
+    num_workers: int | None = None,
 ) -> Progress:
-    """Train `task` for `config.steps` steps, going on from the newest checkpoint in `folder` if there is one.
+    """Train `task` for `config.steps` steps, resuming from the newest state in `folder` if there is one.
 
-    Every step draws from rcg.generators seeded with (seed, step, rank), so that an interrupted run that goes on draws
-    what it would have drawn. SIGTERM and SIGINT end the run after the current step, with a checkpoint.
+    Every step draws from generators seeded with (seed, step, rank), so that a resumed run draws what it would have
+    drawn. SIGTERM and SIGINT end the run after the current step, with a checkpoint.
+
+    Args:
+        task: what is trained.
+        config: how.
+        folder: where checkpoints, log and samples go.
+        accelerator: the processes.
+        seed: of data order and noise.
+        num_workers: data loader processes; None: chosen from the data and the machine.
 
     Raises:
         UserError: a loss is not finite any more.
     """
-    run = _prepare(Run(task, config, folder, accelerator))
-    keys = StepKeys(
-        len(task.data), config, seed, run.progress.step, accelerator.process_index, accelerator.num_processes
-    )
-    batches = iter(loader(task.data, keys, workers, pin=accelerator.device.type == "cuda"))
-    bar = tqdm(total=config.steps, initial=run.progress.step, desc=folder.name, disable=not run.main, unit="step")
-    with bar, Journal(folder, accelerator, run.progress) as log, _stop_requests() as stop:
-        while run.progress.step < config.steps:
-            log.add(_step(run, batches, seed))
+    training = _prepare(Training(task, config, folder, accelerator))
+    progress = training.progress
+    keys = StepKeys(len(task.data), config, seed, progress.step, accelerator.process_index, accelerator.num_processes)
+    batches = iter(training_batches(task.data, keys, num_workers, pin=accelerator.device.type == "cuda"))
+    bar = tqdm(total=config.steps, initial=progress.step, desc=folder.name, disable=not training.is_main, unit="step")
+    with bar, TrainingLogger(folder, accelerator, progress) as log, _stop_requests() as stop:
+        while not training.is_finished:
+            log.add(_step(training, batches, seed))
             bar.update()
-            if _every(config.log_every, run):
-                bar.set_postfix_str(log.write(learning_rate(config, run.progress.step - 1)))
-            if _every(config.evaluate_every, run) and run.progress.step < config.steps:
-                log.report(_evaluate(run))
-                if config.patience is not None and run.progress.best_step == run.progress.step:
-                    _save(run)
-            if _agreed(run, stop) or _exhausted(run):
+            if training.is_due(config.log_every):
+                bar.set_postfix_str(log.write(learning_rate(config, progress.step - 1)))
+            if training.is_due(config.evaluate_every) and not training.is_finished:
+                log.report(_evaluate(training))
+                if config.patience is not None and progress.best_step == progress.step:
+                    _save(training)
+            if _any_was_asked(training, stop) or training.is_exhausted:
                 break
-            if _every(config.save_every, run) and run.progress.step < config.steps:
-                _save(run)
+            if training.is_due(config.save_every) and not training.is_finished:
+                _save(training)
         log.pause()
-        finished = run.progress.step >= config.steps
-        if finished:
-            log.report(_evaluate(run))
-        _save(run)
-    if run.main and _exhausted(run):
-        print(
-            f"stopped at step {run.progress.step} of {config.steps}: {run.progress.stale} evaluations were no better "
-            f"than {run.progress.best:.4g} at step {run.progress.best_step}, whose model is kept",
-            flush=True,
+        if training.is_finished:
+            log.report(_evaluate(training))
+        _save(training)
+    _say_how_it_ended(training)
+    return progress
+
+
+def _say_how_it_ended(training: Training) -> None:
+    progress, config = training.progress, training.config
+    if training.is_exhausted:
+        say(
+            f"stopped at step {progress.step} of {config.steps}: {progress.stale} evaluations were no better than "
+            f"{progress.best:.4g} at step {progress.best_step}, whose model is exported"
         )
-    elif run.main and not finished:
-        print(f"stopped at step {run.progress.step} of {config.steps}; --resume goes on from there", flush=True)
-    return run.progress
+    elif not training.is_finished:
+        say(f"stopped at step {progress.step} of {config.steps}; --resume goes on from there")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -113,36 +145,30 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi, dtype=torch.float64))))
 
 
-def latest_state(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a stage's folder."""
-    found = sorted((folder / "state").glob("step-*"))
-    return found[-1] if found else None
-
-
-def _prepare(run: Run) -> Run:
-    config, accelerator = run.config, run.accelerator
-    for name, module in list(run.task.modules.items()):
+def _prepare(training: Training) -> Training:
+    config, accelerator = training.config, training.accelerator
+    for name, module in list(training.task.modules.items()):
         module.to(accelerator.device)
-        # A sharded module cannot be copied to be judged: an average without a memory follows it where none is kept.
+        # A sharded module cannot be copied for evaluation: where there is no average, one without memory follows it.
         if config.ema_decay is not None or accelerator.is_fsdp2:
-            run.averages[name] = EMA(module, config.ema_decay or 0.0)
-            accelerator.register_for_checkpointing(run.averages[name])
+            training.averages[name] = EMA(module, config.ema_decay or 0.0)
+            accelerator.register_for_checkpointing(training.averages[name])
         if config.compile:
-            getattr(module, "network", module).compile()
+            training.task.compiled(name).compile()
         if accelerator.is_fsdp2:
-            announce(module, accelerator)
+            prepare_for_sharding(module, accelerator)
         optimizer = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas, fused=True)
-        run.task.modules[name], run.optimizers[name] = accelerator.prepare(module, optimizer)
+        training.task.modules[name], training.optimizers[name] = accelerator.prepare(module, optimizer)
         if accelerator.is_fsdp2:
-            cut_parameters(run.averages[name].module, run.task.modules[name])
-    accelerator.register_for_checkpointing(run.progress)
+            shard_parameters(training.averages[name].module, training.task.modules[name])
+    accelerator.register_for_checkpointing(training.progress)
     # TensorBoard makes this the name of a folder, the others the name of a project.
     accelerator.init_trackers("tensorboard" if config.tracker == "tensorboard" else "rcg")
-    state = latest_state(run.folder)
+    state = training.folder.latest_state()
     if state is not None:
         _check_sharding(state, accelerator)
         accelerator.load_state(str(state))
-    return run
+    return training
 
 
 def _check_sharding(state: Path, accelerator: Accelerator) -> None:
@@ -162,97 +188,89 @@ def _groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _step(run: Run, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
-    """Take one optimizer step for every module that the task trains; return its detached losses."""
-    config, accelerator, step = run.config, run.accelerator, run.progress.step
+def _step(training: Training, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
+    """Take one optimizer step for every yield of the task; return the detached losses."""
+    config, accelerator, step = training.config, training.accelerator, training.progress.step
     totals: dict[str, Tensor] = {}
     for micro in range(config.grad_accum_steps):
-        torch.manual_seed(fold(seed, "step", step, micro, accelerator.process_index))
+        torch.manual_seed(fold_seed(seed, "step", step, micro, accelerator.process_index))
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
-        with accelerator.accumulate(*run.task.modules.values()):
-            for name, losses in run.task.losses(batch, step):
+        with accelerator.accumulate(*training.task.modules.values()):
+            for name, losses in training.task.losses(batch, step):
                 accelerator.backward(torch.stack(list(losses.values())).sum())
-                _update(run, name, step)
+                _update(training, name, step)
                 for key, value in losses.items():
                     totals[key] = totals.get(key, 0) + value.detach() / config.grad_accum_steps
-    run.task.after_step(step)
-    for name, average in run.averages.items():
-        average.update(accelerator.unwrap_model(run.task.modules[name]))
-    run.progress.step += 1
+    training.task.after_step(step)
+    for name, average in training.averages.items():
+        average.update(accelerator.unwrap_model(training.task.modules[name]))
+    training.progress.step += 1
     return totals
 
 
-def _update(run: Run, name: str, step: int) -> None:
-    module, optimizer = run.task.modules[name], run.optimizers[name]
-    if run.accelerator.sync_gradients and run.config.grad_clip is not None:
-        run.accelerator.clip_grad_norm_(module.parameters(), run.config.grad_clip)
+def _update(training: Training, name: str, step: int) -> None:
+    module, optimizer = training.task.modules[name], training.optimizers[name]
+    if training.accelerator.sync_gradients and training.config.grad_clip is not None:
+        training.accelerator.clip_grad_norm_(module.parameters(), training.config.grad_clip)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(run.config, step)
+        group["lr"] = learning_rate(training.config, step)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _every(period: int | None, run: Run) -> bool:
-    return period is not None and run.progress.step % period == 0
-
-
 @torch.no_grad()
-def _evaluate(run: Run) -> Report:
-    """Judge the models on the main process; the others wait."""
-    report = Report({}, {})
-    models = run.models()
-    if run.main:
+def _evaluate(training: Training) -> EvalResult:
+    """Evaluate the models on the main process; the others wait."""
+    report = EvalResult({}, {})
+    models = training.models()
+    if training.is_main:
         modes = {name: model.training for name, model in models.items()}
-        with run.accelerator.autocast():
-            report = run.task.evaluate({name: model.eval() for name, model in models.items()}, run.progress.step)
+        with training.accelerator.autocast():
+            report = training.task.evaluate(
+                {name: model.eval() for name, model in models.items()}, training.progress.step
+            )
         for name, model in models.items():
             model.train(modes[name])
-    run.accelerator.wait_for_everyone()
-    if run.config.patience is not None:
-        score = torch.tensor(math.inf if report.score is None else report.score, device=run.accelerator.device)
-        run.progress.judge(float(broadcast(score)))
+    training.accelerator.wait_for_everyone()
+    if training.config.patience is not None:
+        score = torch.tensor(math.inf if report.score is None else report.score, device=training.accelerator.device)
+        training.progress.note(float(broadcast(score)))
     return report
 
 
-def _exhausted(run: Run) -> bool:
-    return run.config.patience is not None and run.progress.stale >= run.config.patience
-
-
-def _save(run: Run) -> None:
+def _save(training: Training) -> None:
     """Write the resumable state, then the part that other stages load; each appears whole or not at all."""
-    states = run.folder / "state"
-    target = states / f"step-{run.progress.step:09d}"
+    states = training.folder.states
+    target = states / f"step-{training.progress.step:09d}"
     temporary = states / f".{target.name}"
-    if run.main:
+    if training.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
-    run.accelerator.save_state(str(temporary))
-    run.accelerator.wait_for_everyone()
-    if run.main:
+    training.accelerator.wait_for_everyone()
+    training.accelerator.save_state(str(temporary))
+    training.accelerator.wait_for_everyone()
+    if training.is_main:
         temporary.rename(target)
         for old in states.iterdir():
             if old != target:
                 shutil.rmtree(old)
-    # With early stopping the model of the best evaluation stays.
-    if run.config.patience is None or run.progress.best_step in (0, run.progress.step):
-        _export(run, run.models())
-    run.accelerator.wait_for_everyone()
+    # With early stopping the model of the best evaluation stays; before the first one, `best_step` is 0.
+    if training.config.patience is None or training.progress.best_step in (0, training.progress.step):
+        _export(training, training.models())
+    training.accelerator.wait_for_everyone()
 
 
-def _export(run: Run, models: Mapping[str, nn.Module]) -> None:
-    if run.main:
-        part = run.task.export(models)
-        facts = {"step": run.progress.step, "steps": run.config.steps, "seconds": round(run.progress.seconds, 1)}
-        checkpoint.save(
-            run.folder / checkpoint.FILE,
-            checkpoint.Part(part.kind, part.config, {**part.facts, **facts}, part.tensors),
-        )
+def _export(training: Training, models: Mapping[str, nn.Module]) -> None:
+    if training.is_main:
+        part, progress = training.task.export(models), training.progress
+        trained = {"step": progress.step, "steps": training.config.steps, "seconds": round(progress.seconds, 1)}
+        facts = part.facts.model_copy(update=trained)
+        checkpoint.save(training.folder.checkpoint, replace(part, facts=facts))
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them."""
+    """Record SIGTERM and SIGINT so that the loop can stop cleanly."""
     received: list[int] = []
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in signals}
@@ -263,11 +281,11 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _agreed(run: Run, stop: list[int]) -> bool:
+def _any_was_asked(training: Training, stop: list[int]) -> bool:
     """Whether any process was asked to stop; several ask each other now and then, so that all stop at one step."""
-    if run.accelerator.num_processes == 1:
+    if training.accelerator.num_processes == 1:
         return bool(stop)
-    if run.progress.step % 10:
+    if training.progress.step % 10:
         return False
-    votes = torch.tensor([len(stop)], device=run.accelerator.device)
-    return bool(run.accelerator.gather(votes).sum() > 0)
+    votes = torch.tensor([len(stop)], device=training.accelerator.device)
+    return bool(training.accelerator.gather(votes).sum() > 0)

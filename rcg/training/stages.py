@@ -1,286 +1,350 @@
-"""The trainings of an experiment: encoder, tokenizer, RDM, generator. Each reads what those before left in the run."""
+"""The four trainings of an experiment: encoder, autoencoder, RDM, generator. Each builds on what those before left."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 
-from rcg.config import AutoencoderConfig, Experiment, GeneratorConfig, TrainConfig
-from rcg.core import checkpoint
-from rcg.core.contracts import Space, Task
+from rcg.config import Config, Experiment, ModelConfig, TrainableAutoencoderConfig, TrainConfig, training_identity
+from rcg.core.checkpoint import Facts
+from rcg.core.console import say
+from rcg.core.contracts import Denoiser, Encoder, Space, Task, TrainableAutoencoder
 from rcg.core.errors import UserError
-from rcg.core.registry import GENERATORS, NETWORKS
-from rcg.core.rng import fold
+from rcg.core.registry import ENCODERS, GENERATORS, NETWORKS
 from rcg.data.images import Images
 from rcg.data.loading import StepKeys
-from rcg.data.views import Views
+from rcg.diffusion.alignment import AlignmentHead
 from rcg.diffusion.model import build
-from rcg.distributed import launch as parallel
-from rcg.encoding import autoencoder, cache
-from rcg.encoding.autoencoder import build_autoencoder, check_space, fill, has_weights, open_autoencoder
-from rcg.encoding.representation import Representation, build_encoder, open_representation
-from rcg.encoding.run_folder import claim, refuse_foreign
-from rcg.encoding.workspace import held_out_z, open_images, train_z
-from rcg.training.conditioning import check_rdm, rdm_conditions, what_it_is_told
+from rcg.encoding.autoencoder import build_autoencoder, check_space, load_weights
+from rcg.encoding.encoder import build_encoder
+from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
+from rcg.encoding.workspace import Workspace
+from rcg.training import conditioning
 from rcg.training.loop import train
-from rcg.training.tasks.autoencoder import AutoencoderTask, compare
+from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons
 from rcg.training.tasks.encoder import EncoderTask
-from rcg.training.tasks.generator import Conditioned, GeneratorTask
+from rcg.training.tasks.generator import ConditionedImages, GeneratorTask
 from rcg.training.tasks.rdm import RDMTask
 
-REPRESENTATION = ("encoder", "projection", "normalize")
-"""The sections of an experiment that decide what z is."""
-REPRESENTED = ("representation", "cluster")
-"""The conditions of a generator that are made from representations."""
+
+class Stage(ABC):
+    """One training: what decides its result, what it refuses, and the task that the loop trains.
+
+    Attributes:
+        name: its key in `STAGES`, and for people.
+        next_tool: the command that comes after it.
+        shardable: whether its module can be sharded over processes (FSDP).
+    """
+
+    name: ClassVar[str]
+    next_tool: ClassVar[str]
+    shardable: ClassVar[bool] = False
+
+    @abstractmethod
+    def folder(self, experiment: Experiment) -> StageFolder:
+        """Return the stage's folder in the run."""
+
+    @abstractmethod
+    def train_config(self, experiment: Experiment) -> TrainConfig:
+        """Return how the stage is trained; raises `UserError` where there is nothing to train."""
+
+    @abstractmethod
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Return what of an experiment a resumed training has to find unchanged, as nested settings."""
+
+    @abstractmethod
+    def check(self, work: Workspace, mode: Mode) -> None:
+        """Raise `UserError` for everything that can be refused before the stage's folder is touched."""
+
+    @abstractmethod
+    def task(self, work: Workspace) -> Task:
+        """Build the task, its initial weights seeded."""
 
 
-def train_encoder(experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Pre-train the experiment's encoder by contrast on its unlabeled images."""
-    config = experiment.encoder
-    if config.weights is not None:
-        raise UserError(
-            f"encoder.weights is {config.weights!r}, so there is nothing to train: go on with tools/train_rdm.py"
-        )
-    folder = experiment.run / "encoder"
-    accelerator = parallel.start(config.train, folder)
-    StepKeys.check(config.train, accelerator.num_processes)
-    refuse_foreign(folder, experiment, ("data", "encoder"), resume, overwrite)
-    _seed(experiment, "encoder")
-    images, validation = open_images(experiment, accelerator)
-    encoder = build_encoder(config, experiment.data.image_size)
-    task = EncoderTask(encoder, images, validation, config.train)
-    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
-        task.modules = {k: torch.nn.SyncBatchNorm.convert_sync_batchnorm(m) for k, m in task.modules.items()}
-    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_rdm.py")
+def run_stage(stage: Stage, work: Workspace, mode: Mode) -> None:
+    """Train one stage of an experiment; nothing is written into its folder before all checks have passed.
 
-
-def train_tokenizer(experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Train the autoencoder of the experiment's generator on its images."""
-    config = _trainable_autoencoder(experiment)
-    folder = experiment.run / autoencoder.FOLDER
-    encoder = _perceptual_encoder(experiment, config)
-    accelerator = parallel.start(config.train, folder)
-    StepKeys.check(config.train, accelerator.num_processes)
-    sections = ("data", "generator.autoencoder", *(("encoder",) if encoder else ()))
-    refuse_foreign(folder, experiment, sections, resume, overwrite)
-    if overwrite and config.train.init_from and Path(config.train.init_from).resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"generator.autoencoder.train.init_from is {config.train.init_from}, in the folder that --overwrite replaces: "
-            f"copy the file to another place first"
-        )
-    _seed(experiment, "tokenizer")
-    model = build_autoencoder(config, experiment.data.image_size)
-    if config.train.init_from:
-        fill(model, Path(config.train.init_from))
-    if config.train.decoder_only:
-        model.keep_space()
-    comparisons = compare(config.train, encoder, accelerator.device)
-    if accelerator.is_main_process and config.train.inception is None:
-        instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"
-        print(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}", flush=True)
-    images, validation = open_images(experiment, accelerator)
-    facts = {"image_size": experiment.data.image_size, "fingerprint": images.fingerprint}
-    task = AutoencoderTask(model, images, validation, config.train, comparisons, facts)
-    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
-
-
-def train_rdm(experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Train the experiment's representation diffusion model on representations computed once."""
-    config = experiment.rdm
-    representation = open_representation(experiment)
-    folder = experiment.run / "rdm"
-    accelerator = parallel.start(config.train, folder, shardable=True)
-    StepKeys.check(config.train, accelerator.num_processes)
-    refuse_foreign(folder, experiment, ("data", *REPRESENTATION, "rdm"), resume, overwrite)
-    images, validation = open_images(experiment, accelerator)
-    z = train_z(images, representation, experiment, accelerator)
-    held_out = held_out_z(validation, representation, experiment, accelerator)
-    _seed(experiment, "rdm")
-    cond, told = rdm_conditions(config, images)
-    model = build(config, NETWORKS.get(config.name), representation.space, cond)
-    labels = validation.labels if config.condition == "class" else None
-    task = RDMTask(model, z, told, held_out, labels, _facts(images))
-    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/train_pixel.py")
-
-
-def train_generator(experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Train the experiment's pixel generator, given representations, labels or nothing."""
-    config = _generator(experiment)
-    representation = open_representation(experiment) if config.condition in REPRESENTED else None
-    folder = generator_folder(experiment)
-    first_stage = open_autoencoder(config.autoencoder, experiment.data.image_size, experiment.run)
-    if not overwrite:
-        _check_latents(folder, first_stage)
-    encoder, patches = _aligned_with(experiment, representation)
-    if representation and not representation.transform.needs_fit:  # else the space is known only once it is fitted
-        check_rdm(config.condition, experiment, representation)
-    accelerator = parallel.start(config.train, folder, shardable=True)
-    StepKeys.check(config.train, accelerator.num_processes)
-    refuse_foreign(folder, experiment, _deciding(experiment), resume, overwrite)
-    images, validation = open_images(experiment, accelerator)
-    told = what_it_is_told(config.condition, experiment, representation, images, validation, accelerator)
-    # Alignment needs the images themselves, for the encoder's patch tokens.
-    latents = None if encoder else _kept_latents(images, first_stage, experiment, accelerator)
-    train_set = Conditioned(images, experiment.data.kept_views, told.z, latents, told.labels)
-    held_out = Conditioned(validation, 1, told.held_out_z, labels=told.held_out_labels)
-    _seed(experiment, "generator")
-    model = build(config, GENERATORS.get(config.name), first_stage.space, told.space, patches)
-    facts = {**_facts(images), **told.facts, "image_size": experiment.data.image_size}
-    if encoder:
-        encoder.to(accelerator.device)
-    task = GeneratorTask(model, first_stage.to(accelerator.device), train_set, held_out, facts, encoder)
-    _run(task, config.train, folder, accelerator, experiment, overwrite, "tools/sample.py")
-
-
-def generator_steps(experiment: Experiment) -> int:
-    """Return how many steps the experiment's generator was trained, 0 where its folder holds none.
+    Args:
+        stage: which training.
+        work: the experiment, with an accelerator that was launched for this training.
+        mode: what to do with a folder that is not empty.
 
     Raises:
-        UserError: the folder holds another experiment's, or other files.
+        UserError: something is missing, or does not fit, or the folder belongs to another experiment.
     """
-    folder = generator_folder(experiment)
-    refuse_foreign(folder, experiment, _deciding(experiment), resume=True, overwrite=False)
-    path = folder / checkpoint.FILE
-    return int(checkpoint.load(path, weights=False).facts["step"]) if path.is_file() else 0
+    experiment = work.experiment
+    folder, config = stage.folder(experiment), stage.train_config(experiment)
+    StepKeys.check(config, work.accelerator.num_processes)
+    folder.check(stage.identity, experiment, mode)
+    stage.check(work, mode)
+    task = stage.task(work)
+    folder.claim(experiment, mode, work.accelerator)
+    progress = train(task, config, folder, work.accelerator, experiment.seed, experiment.data.num_workers)
+    if progress.step >= config.steps:
+        say(f"{folder.checkpoint}: step {progress.step}, {progress.seconds:.0f} s. Next: {stage.next_tool}")
 
 
-def fill_caches(experiment: Experiment) -> None:
-    """Compute the representations, and latents, that the trainings of an experiment read, on all processes."""
-    representation = open_representation(experiment)
-    accelerator = parallel.start()
-    images, validation = open_images(experiment, accelerator)
-    z = train_z(images, representation, experiment, accelerator)
-    held_out_z(validation, representation, experiment, accelerator)
-    if accelerator.is_main_process:
-        print(
-            f"{experiment.run / 'cache'}: {len(z)} training images x {z.views} views and {len(validation)} held-out "
-            f"ones, {representation.space.shape[0]} features each. Next: tools/train_rdm.py",
-            flush=True,
+class EncoderStage(Stage):
+    """Contrastive pre-training of the experiment's encoder on its unlabeled images."""
+
+    name, next_tool = "encoder", "tools/train_rdm.py"
+
+    def folder(self, experiment: Experiment) -> StageFolder:
+        """Return the stage's folder in the run."""
+        return RunFolder(experiment.run).encoder
+
+    def train_config(self, experiment: Experiment) -> TrainConfig:
+        """Return how the encoder is trained."""
+        config = experiment.encoder
+        if config.weights is not None:
+            raise UserError(
+                f"encoder.weights is {config.weights!r}, so there is nothing to train: go on with tools/train_rdm.py"
+            )
+        return config.train
+
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Return what decides the encoder."""
+        return _identity(experiment, "data", "encoder")
+
+    def check(self, work: Workspace, mode: Mode) -> None:
+        """Refuse an encoder that cannot be trained."""
+        name = work.experiment.encoder.name
+        if not ENCODERS.get(name).trainable:
+            raise UserError(
+                f"encoder.name is {name!r}, which is used frozen and cannot be pre-trained here: "
+                f"set encoder.name=moco_v3, or go straight to tools/train_rdm.py"
+            )
+
+    def task(self, work: Workspace) -> Task:
+        """Build the contrastive task."""
+        images, validation = work.images
+        work.seed_weights("encoder")
+        encoder = build_encoder(work.experiment.encoder, work.image_size)
+        task = EncoderTask(encoder, images, validation, work.experiment.encoder.train)
+        if work.accelerator.device.type == "cuda" and work.accelerator.num_processes > 1:
+            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            task.modules = {name: convert(module) for name, module in task.modules.items()}
+        return task
+
+
+class AutoencoderStage(Stage):
+    """Training of the generator's autoencoder on the experiment's images."""
+
+    name, next_tool = "autoencoder", "tools/train_pixel.py"
+
+    def folder(self, experiment: Experiment) -> StageFolder:
+        """Return the stage's folder in the run."""
+        return RunFolder(experiment.run).autoencoder
+
+    def train_config(self, experiment: Experiment) -> TrainConfig:
+        """Return how the autoencoder is trained."""
+        return self._config(experiment).train
+
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Return what decides the autoencoder."""
+        config = self._config(experiment)
+        sections = ("data", "encoder") if config.train.perceptual == "encoder" else ("data",)
+        return _identity(experiment, *sections) | {"generator": {"autoencoder": training_identity(config)}}
+
+    def check(self, work: Workspace, mode: Mode) -> None:
+        """Refuse a perceptual loss without an encoder, and to start from weights that are about to be deleted."""
+        config = self._config(work.experiment).train
+        self._perceptual_encoder(work)
+        folder = self.folder(work.experiment).path
+        start = config.init_from and Path(config.init_from).resolve()
+        if mode == Mode.OVERWRITE and start and start.is_relative_to(folder.resolve()):
+            raise UserError(
+                f"generator.autoencoder.train.init_from is {config.init_from}, in the folder that --overwrite "
+                f"replaces: copy the file to another place first"
+            )
+
+    def task(self, work: Workspace) -> Task:
+        """Build the reconstruction task."""
+        config, encoder = self._config(work.experiment), self._perceptual_encoder(work)
+        if config.train.inception is None:
+            instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"
+            say(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}")
+        images, validation = work.images
+        work.seed_weights("tokenizer")  # what autoencoders were called first: seeds keep their meaning
+        autoencoder = build_autoencoder(config, work.image_size)
+        assert isinstance(autoencoder, TrainableAutoencoder)
+        if config.train.init_from:
+            load_weights(autoencoder, Path(config.train.init_from))
+        if config.train.decoder_only:
+            autoencoder.train_decoder_only()
+        comparisons = build_comparisons(config.train, encoder, work.accelerator.device)
+        facts = Facts(image_size=work.image_size, fingerprint=images.fingerprint)
+        return AutoencoderTask(autoencoder, images, validation, config.train, comparisons, facts)
+
+    def _config(self, experiment: Experiment) -> TrainableAutoencoderConfig:
+        config = experiment.require_generator().autoencoder
+        if not isinstance(config, TrainableAutoencoderConfig):
+            raise UserError(
+                f"generator.autoencoder.name is {config.name!r}, which has nothing to train: go on with "
+                f"tools/train_pixel.py, or choose vqgan, vq or kl"
+            )
+        if config.weights is not None:
+            raise UserError(
+                f"generator.autoencoder.weights is {config.weights!r}, so there is nothing to train: go on with "
+                f"tools/train_pixel.py"
+            )
+        return config
+
+    def _perceptual_encoder(self, work: Workspace) -> Encoder | None:
+        """Return the experiment's encoder if the perceptual loss compares its features, else None."""
+        if self._config(work.experiment).train.perceptual != "encoder":
+            return None
+        try:
+            return work.raw_representation.encoder
+        except UserError as error:
+            raise UserError(f"{error}; or set generator.autoencoder.train.perceptual to vgg or none") from None
+
+
+class RDMStage(Stage):
+    """Training of the representation diffusion model (RDM) on representations that are computed once."""
+
+    name, next_tool, shardable = "rdm", "tools/train_pixel.py", True
+
+    def folder(self, experiment: Experiment) -> StageFolder:
+        """Return the stage's folder in the run."""
+        return RunFolder(experiment.run).rdm
+
+    def train_config(self, experiment: Experiment) -> TrainConfig:
+        """Return how the RDM is trained."""
+        return experiment.rdm.train
+
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Return what decides the RDM."""
+        return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm")
+
+    def check(self, work: Workspace, mode: Mode) -> None:
+        """Refuse an encoder that is not there, and conditions that are not."""
+        config, condition = work.experiment.rdm, conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
+        _check_model(config, NETWORKS.get(config.name), work.raw_representation.space, condition.space)
+
+    def task(self, work: Workspace) -> Task:
+        """Build the task of modeling z."""
+        config, (images, validation) = work.experiment.rdm, work.images
+        z, validation_z = work.z("train"), work.z("validation")
+        condition = conditioning.rdm_conditioning(config, images, validation)
+        work.seed_weights("rdm")
+        model = build(config, NETWORKS.get(config.name), work.representation.space, condition.space)
+        return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, _facts(images))
+
+
+class GeneratorStage(Stage):
+    """Training of the pixel generator, conditioned on representations, labels, clusters or nothing."""
+
+    name, next_tool, shardable = "generator", "tools/sample.py", True
+
+    def folder(self, experiment: Experiment) -> StageFolder:
+        """Return the stage's folder in the run."""
+        return RunFolder(experiment.run).stage_folder(experiment.require_generator().folder_name)
+
+    def train_config(self, experiment: Experiment) -> TrainConfig:
+        """Return how the generator is trained."""
+        return experiment.require_generator().train
+
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Return what decides the generator."""
+        config = experiment.require_generator()
+        sections = ["data", "generator"]
+        if config.condition in conditioning.FROM_REPRESENTATIONS:
+            sections += ["encoder", "projection", "normalize"]
+        elif config.align is not None:
+            sections.append("encoder")
+        if config.condition == "cluster":
+            sections.append("clusters")
+        return _identity(experiment, *sections)
+
+    def check(self, work: Workspace, mode: Mode) -> None:
+        """Refuse neighbors that are missing or do not fit."""
+        config, folder = work.experiment.require_generator(), self.folder(work.experiment)
+        if config.condition in conditioning.FROM_REPRESENTATIONS and not work.raw_representation.transform.needs_fit:
+            conditioning.check_rdm(work)  # else the space is known only once the transform is fitted
+        space = folder.part(weights=False).facts.data if folder.is_trained and mode != Mode.OVERWRITE else None
+        if space is not None:
+            check_space(work.autoencoder, space, str(folder.checkpoint))
+        _patch_space(work)
+        cond: Space | None = None
+        if config.condition == "class":
+            cond = conditioning.label_space(work.images.train)
+        elif config.condition == "cluster":
+            cond = Space((), vocab=1, id="clusters")  # their number does not matter here
+        elif config.condition == "representation":
+            cond = work.raw_representation.space
+        _check_model(config, GENERATORS.get(config.name), work.autoencoder.space, cond)
+
+    def task(self, work: Workspace) -> Task:
+        """Build the task of generating images."""
+        config, (images, validation) = work.experiment.require_generator(), work.images
+        condition = conditioning.generator_conditioning(work)
+        patches = _patch_space(work)
+        # Alignment needs the images themselves, for the encoder's patch tokens.
+        posteriors = None if patches is not None else work.posteriors()
+        views = work.experiment.data.cached_views
+        train_set = ConditionedImages(images, views, condition.z, posteriors, condition.labels)
+        validation_set = ConditionedImages(validation, 1, condition.validation_z, labels=condition.validation_labels)
+        work.seed_weights("generator")
+        model = build(config, GENERATORS.get(config.name), work.autoencoder.space, condition.space)
+        head, encoder = None, None
+        if patches is not None and config.align is not None:
+            head = AlignmentHead(config.align, model.network.width, patches)
+            encoder = work.encoder.to(work.accelerator.device)
+        facts = _facts(images).model_copy(
+            update={"image_size": work.image_size, "cluster_counts": condition.cluster_counts}
         )
-    if experiment.generator is not None:
-        _fill_latents(images, experiment.generator, experiment, accelerator)
+        autoencoder = work.autoencoder.to(work.accelerator.device)
+        return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder)
 
 
-def _fill_latents(images: Images, config: GeneratorConfig, experiment: Experiment, accelerator: Accelerator) -> None:
-    """Encode the training images in all kept views, once there is an autoencoder to do it."""
-    try:
-        first_stage = open_autoencoder(config.autoencoder, experiment.data.image_size, experiment.run)
-    except UserError as error:
-        if accelerator.is_main_process:
-            print(f"latents are not cached yet: {error}", flush=True)
-        return
-    if has_weights(first_stage):
-        first_stage.to(accelerator.device)
-        kept = cache.latents(images, first_stage, experiment.data.kept_views, experiment.run / "cache", "train")
-        found = kept.fill(lambda image: cache.keep(first_stage, image), accelerator, "train")
-        if accelerator.is_main_process:
-            shape = "x".join(map(str, first_stage.space.shape))
-            print(f"{kept.folder}: {len(found)} training images x {found.views} views, latents {shape}", flush=True)
+def _check_model(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space | None) -> None:
+    """Refuse what the network, the process or the sampler cannot do, before hours of encoding."""
+    with torch.device("meta"):
+        model = build(config, network, data, cond)
+    config.sampler.check(model.process)
 
 
-def _kept_latents(images: Images, first_stage: Any, experiment: Experiment, accelerator: Accelerator) -> Views | None:
-    """Return the cached latents of the training images, None where tools/cache.py has not computed all of them."""
-    if not has_weights(first_stage):
+def _identity(experiment: Experiment, *sections: str) -> dict[str, Any]:
+    """Return what a resumed training has to find unchanged: the seed, and all but the RUNTIME fields of some sections.
+
+    An encoder's ORIGIN is included: other weights are another experiment.
+    """
+    values: dict[str, Any] = {"seed": experiment.seed}
+    for key in sections:
+        section = getattr(experiment, key)
+        values[key] = training_identity(section) if isinstance(section, Config) else section
+    return values
+
+
+def _facts(images: Images) -> Facts:
+    return Facts(classes=tuple(images.classes), fingerprint=images.fingerprint)
+
+
+def _patch_space(work: Workspace) -> Space | None:
+    """Return the space `(rows, columns, D)` of the encoder's patch tokens that a generator is aligned with, or None.
+
+    Raises:
+        UserError: the encoder has none.
+    """
+    if work.experiment.require_generator().align is None:
         return None
-    kept = cache.latents(images, first_stage, experiment.data.kept_views, experiment.run / "cache", "train")
-    if kept.missing:
-        return None
-    return kept.serve(accelerator, "train").map(cache.widen)
-
-
-def generator_folder(experiment: Experiment) -> Path:
-    """Return the folder of the generator's arm."""
-    return experiment.run / _generator(experiment).arm
-
-
-def _generator(experiment: Experiment) -> GeneratorConfig:
-    if experiment.generator is None:
-        raise UserError("the experiment ends with its RDM: add a section generator: {name: dit, ...} to train one")
-    return experiment.generator
-
-
-def _deciding(experiment: Experiment) -> tuple[str, ...]:
-    """Return the sections of an experiment that decide what its generator becomes."""
-    config = _generator(experiment)
-    sections = ["data", "generator"]
-    if getattr(config, "align", None) is not None:
-        sections.append("encoder")
-    if config.condition in REPRESENTED:
-        sections += REPRESENTATION
-    return (*sections, "clusters") if config.condition == "cluster" else tuple(sections)
-
-
-def _trainable_autoencoder(experiment: Experiment) -> AutoencoderConfig:
-    config = _generator(experiment).autoencoder
-    if not isinstance(config, AutoencoderConfig):
-        raise UserError(
-            f"generator.autoencoder.name is {config.name!r}, which has nothing to train: go on with "
-            f"tools/train_pixel.py, or choose vqgan, vq or kl"
-        )
-    if config.weights is not None:
-        raise UserError(
-            f"generator.autoencoder.weights is {config.weights!r}, so there is nothing to train: go on with "
-            f"tools/train_pixel.py"
-        )
-    return config
-
-
-def _perceptual_encoder(experiment: Experiment, config: AutoencoderConfig) -> Any:
-    """Return the experiment's encoder if the perceptual loss asks for it, else None."""
-    if config.train.perceptual != "encoder":
-        return None
-    try:
-        return open_representation(experiment).encoder
-    except UserError as error:
-        raise UserError(f"{error}; or set generator.autoencoder.train.perceptual to vgg or none") from None
-
-
-def _run(
-    task: Task,
-    config: TrainConfig,
-    folder: Path,
-    accelerator: Accelerator,
-    experiment: Experiment,
-    overwrite: bool,
-    then: str,
-) -> None:
-    """Train; everything that can be refused was refused before the folder is touched."""
-    claim(folder, experiment, accelerator, overwrite)
-    progress = train(task, config, folder, accelerator, experiment.seed, experiment.data.num_workers)
-    if accelerator.is_main_process and progress.step >= config.steps:
-        print(f"{folder / checkpoint.FILE}: step {progress.step}, {progress.seconds:.0f} s. Next: {then}", flush=True)
-
-
-def _seed(experiment: Experiment, part: str) -> None:
-    """Seed the initial weights of a part, so that they depend on nothing that was drawn before."""
-    torch.manual_seed(fold(experiment.seed, "weights", part))
-
-
-def _aligned_with(experiment: Experiment, representation: Representation | None) -> tuple[Any, Space | None]:
-    """Return the encoder that the generator is aligned with and the space `(rows, columns, D)` of its patch tokens."""
-    if getattr(experiment.generator, "align", None) is None:
-        return None, None
-    encoder: Any = (representation or open_representation(experiment)).encoder
+    encoder, name = work.raw_representation.encoder, work.experiment.encoder.name
     if encoder.grid is None:
         raise UserError(
-            f"generator.align needs an encoder with patch tokens, and {experiment.encoder.name} has none: "
+            f"generator.align needs an encoder with patch tokens, and {name} has none: "
             f"leave generator.align out, or choose a vision transformer"
         )
-    side = experiment.data.image_size
+    blank = torch.zeros(1, 3, work.image_size, work.image_size, device=work.accelerator.device)
     with torch.no_grad():
-        tokens = encoder.tokens(torch.zeros(1, 3, side, side))
-    return encoder, Space((*encoder.grid, tokens.shape[-1]), id=f"patches of {experiment.encoder.name}")
+        tokens = encoder.to(work.accelerator.device).patch_features(blank)
+    return Space((*encoder.grid, tokens.shape[-1]), id=f"patches of {name}")
 
 
-def _facts(images: Images) -> dict[str, Any]:
-    return {"classes": list(images.classes), "fingerprint": images.fingerprint}
-
-
-def _check_latents(folder: Path, first_stage: Any) -> None:
-    """Refuse to go on with a generator that was trained in another autoencoder's space."""
-    path = folder / checkpoint.FILE
-    if path.is_file():
-        check_space(first_stage, Space.from_json(checkpoint.load(path).facts["data"]), str(path))
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (EncoderStage(), AutoencoderStage(), RDMStage(), GeneratorStage())
+}
+"""The trainings by name, in their order."""

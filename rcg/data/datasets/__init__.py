@@ -1,1 +1,1 @@
-"""Data sets, one file each; each file's class takes its `Config` and is an `rcg.data.images.Source`."""
+"""Data sets, one file each: a class with a `Config` that is an `rcg.data.images.DataSource`."""

@@ -1,4 +1,4 @@
-"""What the data sets held in memory have in common, and how torchvision's classes are asked for theirs."""
+"""Base class of data sets in memory, and the loading of torchvision's data sets."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torchvision import datasets
 
 from rcg.config import DataConfig
 from rcg.core.errors import UserError
 
 
 class ArraySource:
-    """A source held in memory, from which data sets derive; they know where the arrays come from."""
+    """Base class of data sets in memory; subclasses load the arrays."""
 
     in_memory = True
 
     def __init__(self, pixels: Tensor, labels: Tensor | None, classes: Sequence[str]) -> None:
-        """Hold `pixels` `(N, 1 or 3, H, W)`, uint8 or float32 in [0, 1], and `labels` `(N,)`."""
+        """Hold `pixels` `(N, 1 or 3, H, W)`, uint8 or float32 in [0, 1], and `labels` `(N,)` of `classes`, if any."""
         self.pixels = pixels
         self.labels = None if labels is None else labels.long()
-        self.classes = tuple(classes)
+        self.classes = () if labels is None else tuple(classes)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.pixels)
 
     def load(self, index: int) -> Tensor:
-        """Return one image `(3, H, W)`; gray images have three equal channels."""
+        """Return one image `(3, H, W)`; gray images get three equal channels."""
         return self.pixels[index].expand(3, -1, -1)
 
     @cached_property
@@ -46,16 +47,22 @@ class ArraySource:
 
 
 class TorchvisionConfig(DataConfig):
-    """Settings of a data set that torchvision can fetch."""
+    """Settings of a data set that torchvision can download."""
 
     root: Path = Path("data")
     """Folder that holds the data set's own folder."""
     download: bool = False
-    """Fetch the data set into `root` when it is not there."""
+    """Download the data set into `root` if it is not there."""
 
 
 def fetch(config: TorchvisionConfig, build: Callable[..., Any], folder: str, **options: Any) -> Any:
-    """Let torchvision's class `build` read its `folder` under `config.root`, and return what it made.
+    """Load a data set with torchvision.
+
+    Args:
+        config: its section.
+        build: torchvision's class; an instance is returned.
+        folder: the folder under `config.root` that the class reads.
+        options: further arguments of the class.
 
     Raises:
         UserError: the files are missing or damaged, or cannot be downloaded.
@@ -74,13 +81,19 @@ def fetch(config: TorchvisionConfig, build: Callable[..., Any], folder: str, **o
 
 
 class MNISTFormat(ArraySource):
-    """What MNIST and the sets in its format share: 28 x 28 gray pixels, uint8, ten classes."""
+    """Base class of MNIST and data sets in its format: 28 x 28 gray pixels, uint8, ten classes.
 
-    def __init__(self, config: TorchvisionConfig, build: Callable[..., Any]) -> None:
-        """Read the training split that torchvision's class `build` knows.
+    Attributes:
+        build: torchvision's class.
+    """
+
+    build: ClassVar[type[datasets.MNIST]]
+
+    def __init__(self, config: TorchvisionConfig) -> None:
+        """Read the training split.
 
         Raises:
             UserError: the files are missing or damaged, or cannot be downloaded.
         """
-        data = fetch(config, build, f"{build.__name__}/raw", train=True)
+        data = fetch(config, self.build, f"{self.build.__name__}/raw", train=True)
         super().__init__(data.data.unsqueeze(1), torch.as_tensor(data.targets), data.classes)

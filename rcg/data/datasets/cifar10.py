@@ -22,7 +22,7 @@ class CIFAR10(ArraySource):
     Config = CIFAR10Config
 
     def __init__(self, config: CIFAR10Config) -> None:
-        """Read the training split; raises `UserError` when it is missing or cannot be downloaded."""
+        """Read the training split; raises `UserError` if it is missing or cannot be downloaded."""
         data = fetch(config, datasets.CIFAR10, datasets.CIFAR10.base_folder, train=True)
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)  # (N, 3, 32, 32)
         super().__init__(pixels, torch.tensor(data.targets), data.classes)

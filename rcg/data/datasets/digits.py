@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn: nothing to download."""
+"""The 1,797 handwritten digits of 8 x 8 pixels in scikit-learn; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DigitsConfig(DataConfig):
 
     name: str = "digits"
     image_size: PositiveInt = 16
-    """Side of the square images that leave the data set, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
 
 
 @DATASETS.register

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 gray pictures of clothes in MNIST's format."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 gray images of clothes in MNIST's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,4 @@ class FashionMNIST(MNISTFormat):
     """Gray clothes, ten classes, uint8."""
 
     Config = FashionMNISTConfig
-
-    def __init__(self, config: FashionMNISTConfig) -> None:
-        """Read the training split; raises `UserError` when it is missing or cannot be downloaded."""
-        super().__init__(config, datasets.FashionMNIST)
+    build = datasets.FashionMNIST

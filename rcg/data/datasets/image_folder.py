@@ -1,13 +1,13 @@
-"""Any folder of pictures, of any nesting, size and kind that Pillow reads; unreadable files are left out."""
+"""A folder of pictures in any format that Pillow reads, of any size and nesting; unreadable files are left out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rcg.config import DataConfig
+from rcg.core.checkpoint import atomic
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import DATASETS
 
-_NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognizes these, but cannot decode them
-_NAMED = 5  # unreadable files that the warning spells out
+_UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognizes these formats, but cannot decode them
+_LISTED = 5  # most unreadable files that a message lists
 
 
 class ImageFolderConfig(DataConfig):
@@ -33,11 +34,12 @@ class ImageFolderConfig(DataConfig):
 
     name: str = "image_folder"
     root: Path = Path("data")
-    """Folder that is searched for pictures; two or more sub-folders that hold them all are classes."""
+    """Folder that is searched for pictures; its sub-folders are the classes if there are two or more and they hold all
+    pictures."""
 
 
 class File(NamedTuple):
-    """A file below the root, as the file system describes it."""
+    """A file below the root: its path relative to the root, its size in bytes, and its time of modification."""
 
     path: str
     size: int
@@ -48,25 +50,25 @@ class File(NamedTuple):
 class ImageFolder:
     """The readable pictures below a folder, in the order of their paths.
 
-    Images are uint8, or float32 in [0, 1] where the file has 16 bits of gray; transparency is put on white.
-    Labels are the first level of sub-folders when every picture lies in one of them and there are at least two.
+    Images are uint8, or float32 in [0, 1] for files with 16 bits of gray; transparent pictures get a white background.
+    Labels are the sub-folders of the first level, if there are at least two and every picture lies in one of them.
     """
 
     Config = ImageFolderConfig
     in_memory = False
 
     def __init__(self, config: ImageFolderConfig) -> None:
-        """Find the pictures and decode each once, unless an earlier check of the same files is on record.
+        """Find the pictures and decode each once, unless an earlier check of the same files was recorded.
 
         Raises:
-            UserError: the folder is missing, or holds no picture, or none that can be read.
+            UserError: the folder is missing, or holds no readable picture.
         """
         self.root = _existing(config.root.expanduser())
-        found = sorted(_find(self.root))
-        if not found:
+        files = sorted(_find(self.root))
+        if not files:
             raise UserError(f"folder {self.root} (data.root) holds no pictures such as .png or .jpg files")
-        broken = _check(self.root, found)
-        self._files = [file for file in found if file.path not in broken]
+        broken = _check(self.root, files)
+        self._files = [file for file in files if file.path not in broken]
         if not self._files:
             raise UserError(f"folder {self.root} (data.root) holds nothing but {_summary(broken)}")
         if broken:
@@ -83,7 +85,7 @@ class ImageFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the readable files' paths below the root and their sizes."""
+        """16 hexadecimal digits of the paths and sizes of the readable files."""
         digest = hashlib.blake2b(digest_size=8)
         for file in self._files:
             digest.update(os.fsencode(file.path) + b"\0%d\0" % file.size)
@@ -91,10 +93,10 @@ class ImageFolder:
 
 
 def decode(path: Path) -> Tensor:
-    """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] where the file has 16 bits of gray.
+    """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] for files with 16 bits of gray.
 
     Raises:
-        OSError, ValueError: the file is damaged, or does not say which value is white (Pillow has others too).
+        OSError, ValueError: the file is damaged, or its white level is undefined (Pillow may raise others too).
     """
     with Image.open(path) as image:
         return _rgb(image)
@@ -114,7 +116,7 @@ def _rgb(image: Image.Image) -> Tensor:
 
 
 def _existing(root: Path) -> Path:
-    """Return the folder, or say which part of its path is wrong."""
+    """Return the folder; raises `UserError` with the part of its path that does not exist."""
     if root.is_dir():
         return root
     if root.exists():
@@ -125,17 +127,13 @@ def _existing(root: Path) -> Path:
     raise UserError(f"there is no folder {missing}{where}; {nearest(missing.name, siblings)}")
 
 
-def _extensions() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(end for end, kind in known.items() if kind in Image.OPEN and kind not in _NOT_PICTURES)
-
-
 def _find(root: Path) -> Iterator[File]:
-    """Yield every file below `root` that is called like a picture, except hidden ones."""
-    extensions = _extensions()
+    """Yield every file below `root` with the extension of a picture, except hidden ones."""
+    formats = Image.registered_extensions().items()
+    extensions = {end for end, kind in formats if kind in Image.OPEN and kind not in _UNDECODABLE}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        here = os.path.realpath(folder)
-        subfolders[:] = [name for name in subfolders if name[0] != "." and not _leads_back(here, name)]
+        resolved = os.path.realpath(folder)
+        subfolders[:] = [name for name in subfolders if name[0] != "." and not _leads_back(resolved, name)]
         for name in names:
             path = os.path.join(folder, name)
             if name[0] != "." and os.path.splitext(name)[1].lower() in extensions and os.path.isfile(path):
@@ -144,74 +142,56 @@ def _find(root: Path) -> Iterator[File]:
 
 
 def _leads_back(folder: str, name: str) -> bool:
-    """Tell whether a sub-folder is a link to a folder above it, in which the search would never end."""
+    """Whether a sub-folder is a link to a folder above it, where the search would never end."""
     target = os.path.realpath(os.path.join(folder, name))
     return os.path.commonpath([folder, target]) == target
 
 
 def _labels(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
-    folders = [path.partition("/")[0] if "/" in path else None for path in paths]
-    classes = tuple(sorted({folder for folder in folders if folder is not None}))
-    if None in folders or len(classes) < 2:
+    folders = [path.partition("/")[0] for path in paths if "/" in path]
+    classes, labels = np.unique(folders, return_inverse=True)
+    if len(folders) < len(paths) or len(classes) < 2:
         return None, ()
-    number = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([number[folder] for folder in folders if folder is not None]), classes
+    return torch.from_numpy(labels), tuple(classes.tolist())
 
 
 def _summary(broken: dict[str, str]) -> str:
-    named = "; ".join(f"{path} ({reason})" for path, reason in list(broken.items())[:_NAMED])
-    count = f"{len(broken)} unreadable picture{'s' if len(broken) > 1 else ''}"
-    return f"{count}, {'among them ' if len(broken) > _NAMED else ''}{named}"
+    listed = "; ".join(f"{path} ({reason})" for path, reason in list(broken.items())[:_LISTED])
+    noun = "picture" if len(broken) == 1 else "pictures"
+    such_as = "among them " if len(broken) > _LISTED else ""
+    return f"{len(broken)} unreadable {noun}, {such_as}{listed}"
 
 
 def _check(root: Path, files: Sequence[File]) -> dict[str, str]:
-    """Return why each unreadable file is so, by path; one check serves all processes until a file changes."""
-    cache = _cache_file(root, files)
-    try:
-        known = json.loads(cache.read_text())
-        if isinstance(known, dict):
-            return known
-    except (OSError, ValueError):
-        pass  # no check on record, or not a whole one
-    broken = _decode_all(root, files)
-    _write(cache, json.dumps(broken))
-    return broken
-
-
-def _cache_file(root: Path, files: Sequence[File]) -> Path:
+    """Return the reason for each unreadable file, by path; the result is recorded until a file changes."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.blake2b(repr((PIL.__version__, str(root.resolve()))).encode(), digest_size=16)
     for file in files:
         digest.update(os.fsencode(file.path) + b"\0%d\0%d\0" % (file.size, file.mtime_ns))
-    return home / "rcg" / f"image_folder-{digest.hexdigest()}.json"
+    cache = home / "rcg" / f"image_folder-{digest.hexdigest()}.json"
+    with suppress(OSError, ValueError):  # nothing was recorded, or only half of it
+        recorded = json.loads(cache.read_text())
+        if isinstance(recorded, dict):
+            return recorded
+    broken = _decode_all(root, files)
+    with suppress(OSError), atomic(cache) as temporary:  # without a writable cache the check is merely repeated
+        temporary.write_text(json.dumps(broken))
+    return broken
 
 
 def _decode_all(root: Path, files: Sequence[File]) -> dict[str, str]:
-    paths = [root / file.path for file in files]
-    with warnings.catch_warnings(), ThreadPool() as pool:
-        warnings.simplefilter("ignore")  # Pillow's remarks on readable files
-        reasons = pool.imap(_complaint, paths, chunksize=16)
-        progress = tqdm(reasons, "checking pictures", len(paths), unit="file", delay=2, leave=False)
+    with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # Pillow's remarks on readable files
+        reasons = pool.imap(_complaint, [root / file.path for file in files], chunksize=16)
+        progress = tqdm(reasons, "checking pictures", len(files), unit="file", delay=2, leave=False)
         return {file.path: reason for file, reason in zip(files, progress, strict=True) if reason}
 
 
 def _complaint(path: Path) -> str:
-    """Return why a picture cannot be read, or nothing."""
+    """Return the reason why a picture cannot be read; empty if it can."""
     try:
         with Image.open(path) as image:
-            image.draft(None, (32, 32))  # an eighth of the work for JPEG; the whole file is still read
+            image.draft(None, (32, 32))  # an eighth of the work for JPEG; the whole file is read nonetheless
             _rgb(image)
     except Exception as error:  # decoders of damaged files raise whatever they trip over
         return f"{type(error).__name__}: {error}".replace(str(path), path.name)
     return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; without a writable cache the check is merely repeated."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    except OSError:
-        pass

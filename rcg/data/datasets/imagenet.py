@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): 1.28 million color photographs of a thousand classes, unpacked by torchvision."""
+"""ImageNet (ILSVRC 2012): 1.28 million color photographs in 1,000 classes, unpacked by torchvision."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class ImageNetConfig(DataConfig):
 
     name: str = "imagenet"
     image_size: PositiveInt = 256
-    """Side of the square images that leave the data set, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
     root: Path = Path("data")
-    """Folder that holds the two archives, or what torchvision unpacked from them."""
+    """Folder of the two archives, or of the files that torchvision unpacked from them."""
 
 
 @DATASETS.register
 class ImageNet:
-    """Color photographs of any size, a thousand classes, uint8, read from the training split's files."""
+    """Color photographs of any size, 1,000 classes, uint8, read from the files of the training split."""
 
     Config = ImageNetConfig
     in_memory = False
 
     def __init__(self, config: ImageNetConfig) -> None:
-        """Find the files, and unpack the archives on first use.
+        """List the files; unpack the archives on first use.
 
         Raises:
-            UserError: neither the archives nor the unpacked files are there.
+            UserError: both the archives and the unpacked files are missing or damaged.
         """
         root = config.root.expanduser()
         try:
@@ -63,7 +63,7 @@ class ImageNet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the files' names, which contain their class."""
+        """16 hexadecimal digits of the file names, which contain the class."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.paths:
             digest.update(os.fsencode(os.path.basename(path)) + b"\0")

@@ -19,7 +19,4 @@ class MNIST(MNISTFormat):
     """Gray digits, ten classes, uint8."""
 
     Config = MNISTConfig
-
-    def __init__(self, config: MNISTConfig) -> None:
-        """Read the training split; raises `UserError` when it is missing or cannot be downloaded."""
-        super().__init__(config, datasets.MNIST)
+    build = datasets.MNIST

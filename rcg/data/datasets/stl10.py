@@ -17,22 +17,19 @@ class STL10Config(TorchvisionConfig):
 
     name: str = "stl10"
     image_size: PositiveInt = 96
-    """Side of the square images that leave the data set, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
     split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
-    """Which images; only `train` alone has labels."""
+    """Which images to use; only `train` alone has labels."""
 
 
 @DATASETS.register
 class STL10(ArraySource):
-    """Color photographs, ten classes (none with unlabeled images among them), uint8."""
+    """Color photographs, uint8; ten classes, or none as soon as unlabeled images are included."""
 
     Config = STL10Config
 
     def __init__(self, config: STL10Config) -> None:
-        """Read the split; raises `UserError` when it is missing or cannot be downloaded."""
+        """Read the split; raises `UserError` if it is missing or cannot be downloaded."""
         data = fetch(config, datasets.STL10, datasets.STL10.base_folder, split=config.split)
-        pixels = torch.from_numpy(data.data)  # (N, 3, 96, 96)
-        if (data.labels < 0).any():
-            super().__init__(pixels, None, ())
-        else:
-            super().__init__(pixels, torch.from_numpy(data.labels), data.classes)
+        labels = torch.from_numpy(data.labels) if (data.labels >= 0).all() else None
+        super().__init__(torch.from_numpy(data.data), labels, data.classes)  # (N, 3, 96, 96)

@@ -1,1 +1,1 @@
-"""What the one training loop trains."""
+"""The tasks of the training loop, one for each stage."""

@@ -1,4 +1,4 @@
-"""A patch discriminator, its losses, and the weight of its verdict (VQGAN, Esser et al., CVPR 2021)."""
+"""A patch discriminator, its loss, and the weight of the adversarial loss (VQGAN, Esser et al., CVPR 2021)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rcg.distributed.launch import gather
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches (PatchGAN, Isola et al., CVPR 2017): images `(B, 3, H, W)` in [0, 1] -> `(B, 1, h, w)`.
+    """Scores patches (PatchGAN, Isola et al., CVPR 2017): images `(B, 3, H, W)` in [0, 1] -> `(B, 1, h, w)`.
 
     Published ones halve 256 px three times; smaller images are halved less often. Groups of channels are normalized
     instead of batches, so that neither samples nor processes depend on each other.
@@ -34,13 +34,13 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return how real each patch looks."""
-        verdict: Tensor = self.layers(image * 2 - 1)
-        return verdict
+        """Return a score for each patch; real patches should score high."""
+        scores: Tensor = self.layers(image * 2 - 1)
+        return scores
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's loss of its verdicts on real and reconstructed patches."""
+    """Return the discriminator's loss of its scores of real and reconstructed patches."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
@@ -57,7 +57,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 @contextmanager
-def fixed(module: nn.Module) -> Iterator[nn.Module]:
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Let gradients pass through `module` without reaching its weights."""
     module.requires_grad_(False)
     try:

@@ -1,34 +1,37 @@
-"""The autoencoder of a generator: it learns to reconstruct images through a narrow space."""
+"""The task of an autoencoder: to reconstruct images through a narrow space."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from rcg.config import AutoencoderTrain
-from rcg.core.checkpoint import Part
-from rcg.core.contracts import Reconstruction, Report
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import Encoder, EvalResult, Reconstruction, Task, TrainableAutoencoder
 from rcg.data.images import Images
+from rcg.data.loading import batches
+from rcg.distributed.launch import unwrapped
 from rcg.encoding.autoencoder import autoencoder_part
 from rcg.metrics.frechet import frechet_distance
 from rcg.metrics.image import code_usage, perplexity, psnr, ssim
-from rcg.metrics.inception import Inception
 from rcg.metrics.perceptual import EncoderDistance, VGGDistance
-from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
-from rcg.training.tasks.generator import Conditioned
+from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, frozen, hinge_loss
+from rcg.training.tasks.generator import ConditionedImages
 from rcg.visual.grids import grid
 
-JUDGED = 2000
-"""Most held-out images that an evaluation reconstructs."""
-MEASURED = 1000
+MAX_RECONSTRUCTED = 2000
+"""Most validation images that an evaluation reconstructs."""
+MAX_MEASURED = 1000
 """Most training images from which the scale of latents is measured."""
 SHOWN = 32
-BATCH = 50
+"""Reconstructions in the picture of an evaluation."""
+BATCH_SIZE = 50
+"""Images of a batch in evaluations."""
 
 
 class Comparisons(NamedTuple):
@@ -36,37 +39,39 @@ class Comparisons(NamedTuple):
 
     Attributes:
         perceptual: a distance of images `(B, 3, H, W)` in [0, 1] to learn from, or None.
-        judges: maps from images to features `(B, D)`, by the name of the Frechet distance that evaluations report.
+        extractors: maps from images to features `(B, D)`, by the name of the Frechet distance that is reported.
     """
 
     perceptual: nn.Module | None
-    judges: dict[str, nn.Module]
+    extractors: dict[str, nn.Module]
 
 
-def compare(config: AutoencoderTrain, encoder: nn.Module | None, device: torch.device) -> Comparisons:
+def build_comparisons(config: AutoencoderTrain, encoder: Encoder | None, device: torch.device) -> Comparisons:
     """Build the comparisons that `config` asks for; `encoder` is the experiment's, if the perceptual loss uses it.
 
     Raises:
         UserError: a file of weights is missing, or does not fit.
     """
     perceptual: nn.Module | None = None
-    judges: dict[str, nn.Module] = {}
+    extractors: dict[str, nn.Module] = {}
     if encoder is not None:
-        perceptual, judges["encoder_fd"] = EncoderDistance(encoder).to(device), encoder
+        perceptual, extractors["encoder_fd"] = EncoderDistance(encoder).to(device), encoder
     elif config.perceptual == "vgg":
         perceptual = VGGDistance(config.vgg).to(device)
     if config.inception:
-        judges[f"rfid_{config.inception_tap}"] = Inception(config.inception, config.inception_tap).to(device)
-    return Comparisons(perceptual, judges)
+        from rcg.metrics.inception import Inception  # slow to import, and rarely asked for
+
+        extractors[f"rfid_{config.inception_tap}"] = Inception(config.inception, config.inception_tap).to(device)
+    return Comparisons(perceptual, extractors)
 
 
-class AutoencoderTask:
-    """Trains an autoencoder, and after a while a discriminator against it.
+class AutoencoderTask(Task):
+    """Trains an autoencoder, and from some step on a discriminator against it.
 
     Args:
-        autoencoder: what is trained; calling it gives a `Reconstruction`.
-        train: images to learn from, in all kept views.
-        held_out: images for the metrics.
+        autoencoder: what is trained.
+        train: images to learn from, in all cached views.
+        validation: images for the metrics.
         config: losses and their weights.
         comparisons: feature spaces for the loss and for evaluations.
         facts: what the checkpoint says about its neighbors.
@@ -74,101 +79,101 @@ class AutoencoderTask:
 
     def __init__(
         self,
-        autoencoder: Any,
+        autoencoder: TrainableAutoencoder,
         train: Images,
-        held_out: Images,
+        validation: Images,
         config: AutoencoderTrain,
         comparisons: Comparisons,
-        facts: dict[str, Any],
+        facts: Facts,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
         if config.adversarial:
             self.modules["discriminator"] = PatchDiscriminator(config.discriminator_width, train.config.image_size)
-        self.data = Conditioned(train, train.config.kept_views, None)
-        self.train, self.held_out, self.config, self.facts = train, held_out, config, facts
-        self.perceptual, self.judges = comparisons
-        self.expected: dict[str, Tensor] = {}  # features of held-out images by judge, which never change
+        self.data = ConditionedImages(train, train.config.cached_views, None)
+        self.train, self.validation, self.config, self.facts = train, validation, config, facts
+        self.perceptual, self.extractors = comparisons
+        self.real_features: dict[str, Tensor] = {}  # of validation images by extractor, which never change
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the autoencoder's losses, then, once it has come in, the discriminator's."""
+        """Yield the autoencoder's losses, then, from `adversarial_start` on, the discriminator's."""
         real = batch["image"]
-        made = self.modules["autoencoder"](real)
-        losses = self._faithfulness(made.image, real)
+        made: Reconstruction = self.modules["autoencoder"](real)
+        losses = self._reconstruction_losses(made.image, real)
         adversarial = self.config.adversarial > 0 and step >= self.config.adversarial_start
         if adversarial:
-            with fixed(_bare(self.modules["discriminator"])) as critic:
-                verdict = -critic(made.image).float().mean()
-            faithfulness = torch.stack(list(losses.values())).sum()
-            weight = adaptive_weight(faithfulness, verdict, _bare(self.modules["autoencoder"]).last_layer)
-            losses["adversarial"] = self.config.adversarial * weight * verdict
+            with frozen(unwrapped(self.modules["discriminator"])) as discriminator:
+                score = -discriminator(made.image).float().mean()
+            total = torch.stack(list(losses.values())).sum()
+            weight = adaptive_weight(total, score, unwrapped(self.modules["autoencoder"]).last_layer)
+            losses["adversarial"] = self.config.adversarial * weight * score
         yield "autoencoder", {**losses, **made.losses}
         if adversarial:
             both = torch.cat([real, made.image.detach().to(real.dtype)])
-            verdicts = self.modules["discriminator"](both).float()
-            yield "discriminator", {"discriminator": hinge_loss(*verdicts.chunk(2))}
+            scores = self.modules["discriminator"](both).float()
+            yield "discriminator", {"discriminator": hinge_loss(*scores.chunk(2))}
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows the weights."""
-
-    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
-        """Reconstruct held-out images and compare.
+    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
+        """Reconstruct validation images and compare.
 
         psnr is in dB, ssim in [-1, 1]; code_usage is the share of codes that occur, perplexity how many would, if all
-        that occur did so equally often. A distance of a judge is the Frechet distance of its features of held-out
-        images and of their reconstructions.
+        that occur did so equally often. The distance of an extractor is the Frechet distance of its features of
+        validation images and of their reconstructions.
         """
         model: Any = models["autoencoder"]
         torch.manual_seed(0)  # the same draws at every evaluation; the next training step seeds again
-        count = min(JUDGED, len(self.held_out))
+        count = min(MAX_RECONSTRUCTED, len(self.validation))
         means: dict[str, float] = {}
         codes: list[Tensor] = []
         pairs: list[Tensor] = []
-        made_features: dict[str, list[Tensor]] = {name: [] for name in self.judges}
-        real_features: dict[str, list[Tensor]] = {name: [] for name in self.judges if name not in self.expected}
-        for real in _batches(self.held_out, count, model):
-            made = model(real)
+        made_features: dict[str, list[Tensor]] = {name: [] for name in self.extractors}
+        real_features: dict[str, list[Tensor]] = {n: [] for n in self.extractors if n not in self.real_features}
+
+        # Reconstruct batch by batch; measured in float32, whatever the precision of the model.
+        for real in _first_views(self.validation, count, model):
+            made: Reconstruction = model(real)
             image = made.image.float().clamp(0, 1)
-            with torch.autocast(real.device.type, enabled=False):  # judged in float32, however the model multiplies
-                for name, value in self._judged(made, image, real).items():
+            with torch.autocast(real.device.type, enabled=False):
+                for name, value in self._mean_metrics(made, image, real).items():
                     means[name] = means.get(name, 0.0) + float(value) * len(real) / count
                 for images, features in ((image, made_features), (real, real_features)):
-                    for name, found in features.items():
-                        found.append(self.judges[name](images).float().cpu())
+                    for name, batches_of_features in features.items():
+                        batches_of_features.append(self.extractors[name](images).float().cpu())
             if made.codes is not None:
                 codes.append(made.codes.flatten())
-            if len(pairs) * BATCH < SHOWN:
+            if len(pairs) * BATCH_SIZE < SHOWN:
                 pairs.append(torch.stack([real, image], dim=1).flatten(0, 1).cpu())
+
+        # Metrics of all images together.
         score = sum(value for name, value in means.items() if name.startswith("validation_"))
         if codes:
-            counts = torch.bincount(torch.cat(codes), minlength=model.quantize.vocab)
+            counts = torch.bincount(torch.cat(codes), minlength=model.vocab)
             means |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
-        self.expected |= {name: torch.cat(found) for name, found in real_features.items()}
+        self.real_features |= {name: torch.cat(features) for name, features in real_features.items()}
         if count > 1:
-            means |= {
-                name: frechet_distance(self.expected[name], torch.cat(found)) for name, found in made_features.items()
-            }
-        return Report(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
+            for name, parts in made_features.items():
+                means[name] = frechet_distance(self.real_features[name], torch.cat(parts))
+        return EvalResult(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
-        """Keep the averaged autoencoder; the mean and deviation of continuous latents are measured and kept with it.
+        """Export the averaged autoencoder, with the mean and std of continuous latents, which are measured here.
 
         Where only the decoder is trained, they stay those of the autoencoder that it started from.
         """
         model: Any = models["autoencoder"]
-        part = autoencoder_part(model, dict(self.facts))
-        if not hasattr(model, "standardize") or self.config.decoder_only:
+        part = autoencoder_part(model, self.facts)
+        if model.standardize is None or self.config.decoder_only:
             return part
-        torch.manual_seed(0)  # what a run leaves does not depend on where it was interrupted
+        torch.manual_seed(0)  # the export of a run does not depend on where it was interrupted
+        count = min(MAX_MEASURED, len(self.train))
         with torch.no_grad():
-            count = min(MEASURED, len(self.train))
-            drawn = [model.draw(model.posterior(real)) for real in _batches(self.train, count, model)]
-        latents = model.standardize.undo(torch.cat(drawn))
+            standardized = torch.cat([model.encode(real) for real in _first_views(self.train, count, model)])
+        latents = model.standardize.undo(standardized)
         mean, std = latents.mean(), latents.std()
-        measured = {"standardize.mean": mean, "standardize.std": std}
-        facts = {"latent_mean": float(mean), "latent_std": float(std)}
-        return Part(part.kind, part.config, {**part.facts, **facts}, {**part.tensors, **measured})
+        facts = part.facts.model_copy(update={"details": {"latent_mean": float(mean), "latent_std": float(std)}})
+        tensors = {**part.tensors, "standardize.mean": mean, "standardize.std": std}
+        return replace(part, facts=facts, tensors=tensors)
 
-    def _faithfulness(self, image: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def _reconstruction_losses(self, image: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Return the losses that compare `image` with the `real` one it reconstructs."""
         distance = F.l1_loss if self.config.pixel == "l1" else F.mse_loss
         losses: dict[str, Tensor] = {self.config.pixel: distance(image, real)}
@@ -176,21 +181,15 @@ class AutoencoderTask:
             losses["perceptual"] = self.config.perceptual_weight * self.perceptual(image, real)
         return losses
 
-    def _judged(self, made: Reconstruction, image: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def _mean_metrics(self, made: Reconstruction, image: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Return the mean losses and similarities of a batch."""
-        losses = {**self._faithfulness(made.image.float(), real), **made.losses}
+        losses = {**self._reconstruction_losses(made.image.float(), real), **made.losses}
         similarities = {"psnr": psnr(image, real).mean(), "ssim": ssim(image, real).mean()}
         return {f"validation_{name}": loss for name, loss in losses.items()} | similarities
 
 
-def _batches(images: Images, count: int, model: nn.Module) -> Iterator[Tensor]:
+def _first_views(images: Images, count: int, model: nn.Module) -> Iterator[Tensor]:
     """Yield the first views of the first `count` images, `(B, 3, S, S)`, where the model is."""
     device = next(model.parameters()).device
-    loader: DataLoader[Any] = DataLoader(images, batch_size=BATCH, sampler=range(count))
-    for batch in loader:
+    for batch in batches(images, range(count), BATCH_SIZE):
         yield batch["image"].to(device)
-
-
-def _bare(module: Any) -> Any:
-    """Return a module without what shares its gradients with other processes."""
-    return getattr(module, "module", module)

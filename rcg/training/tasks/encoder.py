@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from rcg.config import ContrastiveTrain
 from rcg.core.checkpoint import Part
-from rcg.core.contracts import Report
-from rcg.core.errors import UserError
-from rcg.data.images import ContrastivePairs, Images
-from rcg.distributed.launch import gather, rank
-from rcg.encoding.representation import encoder_part
+from rcg.core.contracts import Encoder, EvalResult, Task
+from rcg.data.augment import ContrastivePairs
+from rcg.data.images import Images
+from rcg.data.loading import batches
+from rcg.distributed.launch import gather, rank, unwrapped
+from rcg.encoding.encoder import encoder_part
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
 from rcg.visual.grids import grid
 
-JUDGED = 20_000
+MAX_ENCODED = 20_000
 """Most images of a split that an evaluation encodes."""
 
 
 class MoCo(nn.Module):
     """An encoder with projector, its momentum copy, and a predictor; calling it gives the loss of two views."""
 
-    def __init__(self, encoder: Any, config: ContrastiveTrain, width: int) -> None:
+    def __init__(self, encoder: Encoder, config: ContrastiveTrain, width: int) -> None:
         super().__init__()
         self.base = encoder
         self.momentum = deepcopy(encoder).requires_grad_(False)
@@ -52,8 +52,8 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Move the momentum encoder towards the base encoder; its batch statistics are its own."""
-        followers = [p for p in self.momentum.parameters() if p.is_floating_point()]
+        """Move the momentum encoder toward the base encoder; its batch statistics are its own."""
+        followers: list[Tensor] = [p for p in self.momentum.parameters() if p.is_floating_point()]
         torch._foreach_lerp_(followers, [p.data for p in self.base.parameters()], 1 - momentum)
 
 
@@ -70,15 +70,17 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return 2 * temperature * F.cross_entropy(query @ key.T / temperature, own)
 
 
-class EncoderTask:
-    """Trains an encoder by contrast and judges it by neighbors (with labels), alignment, uniformity and rank."""
+class EncoderTask(Task):
+    """Trains an encoder by contrast; evaluates it by neighbors (with labels), alignment, uniformity and rank.
 
-    def __init__(self, encoder: Any, train: Images, validation: Images, config: ContrastiveTrain) -> None:
-        if not hasattr(encoder, "project"):
-            raise UserError(
-                f"encoder.name is {encoder.config.name!r}, which is used frozen and cannot be pre-trained here: "
-                f"set encoder.name=moco_v3, or go straight to tools/train_rdm.py"
-            )
+    Args:
+        encoder: what is trained.
+        train: images to learn from.
+        validation: images for the metrics.
+        config: of the training.
+    """
+
+    def __init__(self, encoder: Encoder, train: Images, validation: Images, config: ContrastiveTrain) -> None:
         self.config, self.train, self.validation = config, train, validation
         self.data = ContrastivePairs(train, config.augment)
         with torch.no_grad():
@@ -95,34 +97,32 @@ class EncoderTask:
         """Let the momentum encoder follow; its momentum rises from the configured one to 1 by half a cosine."""
         share = step / max(1, self.config.steps)
         momentum = 1 - (1 - self.config.momentum) * 0.5 * (1 + math.cos(math.pi * share))
-        module: Any = self.modules["encoder"]
-        getattr(module, "module", module).follow(momentum)
+        unwrapped(self.modules["encoder"]).follow(momentum)
 
-    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
-        """Encode part of both splits and judge the representation."""
+    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
+        """Encode part of both splits and measure the representation."""
         encoder: Any = models["encoder"].base
         train, train_labels = self._encode(encoder, self.train)
-        test, test_labels = self._encode(encoder, self.validation)
+        validation, validation_labels = self._encode(encoder, self.validation)
         pairs = [self.data[(i, draw)]["views"] for draw, i in enumerate(range(min(256, len(self.train))))]
         views = torch.stack(pairs)
         device = next(encoder.parameters()).device
         metrics = {
             "alignment": alignment(*(encoder(view.to(device)).float().cpu() for view in views.unbind(1))),
-            "uniformity": uniformity(test[:2000]),
-            "effective_rank": effective_rank(test),
+            "uniformity": uniformity(validation[:2000]),
+            "effective_rank": effective_rank(validation),
         }
-        if train_labels is not None and test_labels is not None:
-            metrics["knn_accuracy"] = knn_accuracy(train, train_labels, test, test_labels)
-        return Report(metrics, {"views": grid(views[:32].flatten(0, 1), columns=16)})
+        if train_labels is not None and validation_labels is not None:
+            metrics["knn_accuracy"] = knn_accuracy(train, train_labels, validation, validation_labels)
+        return EvalResult(metrics, {"views": grid(views[:32].flatten(0, 1), columns=16)})
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
-        """Keep the base encoder, as the published method does."""
+        """Export the base encoder, as the published method does."""
         encoder: Any = models["encoder"].base
-        return encoder_part(encoder, self.train.config.image_size, {"fingerprint": self.train.fingerprint})
+        return encoder_part(encoder, self.train.config.image_size, self.train.fingerprint)
 
     def _encode(self, encoder: Any, images: Images) -> tuple[Tensor, Tensor | None]:
         device = next(encoder.parameters()).device
-        count = min(JUDGED, len(images))
-        batches: DataLoader[Any] = DataLoader(images, batch_size=256, sampler=range(count))
-        found = [encoder(batch["image"].to(device)).float().cpu() for batch in batches]
-        return torch.cat(found), None if images.labels is None else images.labels[:count]
+        count = min(MAX_ENCODED, len(images))
+        rep = [encoder(batch["image"].to(device)).float().cpu() for batch in batches(images, range(count), 256)]
+        return torch.cat(rep), None if images.labels is None else images.labels[:count]

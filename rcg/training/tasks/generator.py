@@ -1,4 +1,4 @@
-"""A pixel generator: it learns to paint an image from its representation, its label, or nothing."""
+"""The task of the pixel generator: to generate an image from its representation, its label, or nothing."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rcg.core.checkpoint import Part
-from rcg.core.contracts import Encoder, Report
-from rcg.core.rng import Streams
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import Autoencoder, Encoder, EvalResult, Task
+from rcg.core.rng import SampleNoise
 from rcg.data.images import Images
 from rcg.data.loading import Key
-from rcg.data.views import Views
-from rcg.diffusion.model import GenerativeModel
-from rcg.training.tasks.rdm import model_part
+from rcg.data.views import ShardedViews
+from rcg.diffusion.alignment import AlignedModel, AlignmentHead
+from rcg.diffusion.model import GenerativeModel, model_part
 from rcg.visual.grids import grid
 
+MAX_EVALUATED = 256
+"""Most validation images that the loss is measured on."""
 SHOWN = 32
+"""Most validation images beside which samples are shown."""
+CONDITION_KEYS = {"none": None, "class": "label", "cluster": "label", "representation": "z"}
+"""What of a batch is the condition."""
 
 
-class Conditioned(Dataset[dict[str, Tensor]]):
-    """Images, or their latents, with what a generator is told of them; one of the kept views is taken at random.
+class ConditionedImages(Dataset[dict[str, Tensor]]):
+    """Images, or their latents, with their conditions; one of the cached views is taken at random.
 
     Args:
         images: N images.
-        views: how many views were encoded.
+        views: number of cached views.
         z: representations `(N, V, D)` of exactly these views, or None.
         latents: posteriors `(N, V, *S)` of exactly these views, which are then served in place of the images, or None.
         labels: `(N,)` in place of the images' own, or None.
@@ -37,8 +42,8 @@ class Conditioned(Dataset[dict[str, Tensor]]):
         self,
         images: Images,
         views: int,
-        z: Views | None,
-        latents: Views | None = None,
+        z: ShardedViews | None,
+        latents: ShardedViews | None = None,
         labels: Tensor | None = None,
     ) -> None:
         self.images, self.views, self.z, self.latents, self.labels = images, views, z, latents, labels
@@ -61,71 +66,83 @@ class Conditioned(Dataset[dict[str, Tensor]]):
         return item
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """Trains a generative model in the latent space of a frozen autoencoder.
 
     Args:
         model: the generator.
-        autoencoder: the frozen first stage.
+        autoencoder: latents <-> images.
         train: images and conditions to learn from.
-        held_out: images and conditions for the loss and the pictures of evaluations.
+        validation: images and conditions for the loss and the sample grid of evaluations.
         facts: what the checkpoint says about its neighbors.
-        encoder: the frozen encoder, for a generator that is aligned with its patch tokens.
+        head: what aligns the model's hidden tokens, for representation alignment; None: without.
+        encoder: the frozen encoder whose patch tokens they are aligned with.
     """
 
     def __init__(
         self,
         model: GenerativeModel,
-        autoencoder: Any,
-        train: Conditioned,
-        held_out: Conditioned,
-        facts: dict[str, Any],
+        autoencoder: Autoencoder,
+        train: ConditionedImages,
+        validation: ConditionedImages,
+        facts: Facts,
+        head: AlignmentHead | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        self.modules: dict[str, nn.Module] = {"generator": model}
-        self.autoencoder, self.data, self.held_out, self.facts = autoencoder, train, held_out, facts
-        self.encoder = encoder
-        self.key = {"none": None, "class": "label", "cluster": "label", "representation": "z"}[model.config.condition]
+        self.modules: dict[str, nn.Module] = {"generator": model if head is None else AlignedModel(model, head)}
+        self.autoencoder, self.data, self.validation = autoencoder, train, validation
+        self.facts, self.encoder = facts, encoder
+        self.key = CONDITION_KEYS[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the denoising loss of a batch."""
+        """Yield the denoising loss of a batch, and the alignment loss if there is one."""
+        inputs: list[Tensor | None] = []
         with torch.no_grad():
             if "latent" in batch:
-                latent = self.autoencoder.draw(batch["latent"])
+                inputs.append(self.autoencoder.draw(batch["latent"]))
             else:
-                latent = self.autoencoder.encode(batch["image"])
-            patches = None if self.encoder is None else self.encoder.tokens(batch["image"])
-        yield "generator", self.modules["generator"](latent, self._cond(batch), patches)
+                inputs.append(self.autoencoder.encode(batch["image"]))
+            inputs.append(self._cond(batch))
+            if self.encoder is not None:
+                inputs.append(self.encoder.patch_features(batch["image"]))
+        yield "generator", self.modules["generator"](*inputs)
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows the weights."""
-
-    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> Report:
-        """Return the loss on held-out images, and held-out images beside what is painted from their conditions."""
-        model: Any = models["generator"]
+    def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
+        """Return the loss on validation images, and validation images beside samples from their conditions."""
+        model = _without_head(models["generator"])
         device = next(model.parameters()).device
-        count = min(256, len(self.held_out))
-        items = [self.held_out[(i, 0)] for i in range(count)]
+
+        # The loss, with the same noise at every evaluation; the next training step seeds again.
+        count = min(MAX_EVALUATED, len(self.validation))
+        items = [self.validation[(i, 0)] for i in range(count)]
         batch = {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
-        torch.manual_seed(0)  # the same noise at every evaluation; the next training step seeds again
+        torch.manual_seed(0)
         losses = model(self.autoencoder.encode(batch["image"]), self._cond(batch))
         score = float(torch.stack(list(losses.values())).sum())
-        shown = {name: value[:SHOWN] for name, value in batch.items()}
-        streams = Streams(0, range(len(shown["image"])), "generator", device)
-        latent = model.sample(self._cond(shown), streams)
-        painted = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
-        if self.key is None:
-            return Report(_named(losses), {"samples": grid(painted.cpu(), columns=8)}, score)
-        pairs = torch.stack([shown["image"], painted], dim=1).flatten(0, 1)
-        return Report(_named(losses), {"samples": grid(pairs.cpu(), columns=8)}, score)
+        metrics = {f"validation_{name}": float(value) for name, value in losses.items()}
+
+        # Samples from the conditions of the first images.
+        first = {name: value[:SHOWN] for name, value in batch.items()}
+        noise = SampleNoise(0, range(len(first["image"])), "generator", device)
+        latent = model.sample(self._cond(first), noise)
+        images = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
+        if self.key is not None:
+            images = torch.stack([first["image"], images], dim=1).flatten(0, 1)
+        return EvalResult(metrics, {"samples": grid(images.cpu(), columns=8)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
-        """Keep the averaged network."""
-        return model_part("generator", models["generator"], self.facts)
+        """Export the averaged model, without what only training needs."""
+        return model_part("generator", _without_head(models["generator"]), self.facts)
+
+    def compiled(self, name: str) -> nn.Module:
+        """Return the network, which is what `train.compile` compiles."""
+        return _without_head(self.modules[name]).network
 
     def _cond(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         return None if self.key is None else batch[self.key]
 
 
-def _named(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    return {f"validation_{name}": float(value) for name, value in losses.items()}
+def _without_head(module: nn.Module) -> GenerativeModel:
+    model = module.model if isinstance(module, AlignedModel) else module
+    assert isinstance(model, GenerativeModel)
+    return model

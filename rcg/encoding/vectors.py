@@ -1,4 +1,4 @@
-"""Vectors that were computed elsewhere and that an RDM is told: text embeddings, attributes."""
+"""Precomputed vectors that an RDM is conditioned on: text embeddings, attributes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rcg.core.errors import UserError
 
-KEY = "vectors"
+VECTORS = "vectors"
 
 
-def read(path: Path) -> Tensor:
-    """Return the tensor `vectors` `(N, D)` of a safetensors file as float32.
+def read_vectors(path: Path) -> Tensor:
+    """Return the precomputed vectors of a safetensors file, its tensor `vectors` `(N, D)`, as float32.
 
     Raises:
         UserError: the file is missing or broken, or holds no such tensor.
@@ -25,7 +25,7 @@ def read(path: Path) -> Tensor:
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error})") from None
-    if KEY not in tensors or tensors[KEY].ndim != 2:
-        there = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise UserError(f"{path} must hold a tensor {KEY!r} of shape (N, D); it holds {there}")
-    return tensors[KEY].float()
+    if VECTORS not in tensors or tensors[VECTORS].ndim != 2:
+        content = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise UserError(f"{path} must hold a tensor {VECTORS!r} of shape (N, D); it holds {content}")
+    return tensors[VECTORS].float()

@@ -1,0 +1,94 @@
+"""Random augmentation, and pairs of augmented views for contrastive pre-training."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from rcg.config import AugmentConfig
+from rcg.core.errors import UserError
+from rcg.core.rng import fold_seed
+from rcg.data.images import Images
+
+
+class Pair(TypedDict):
+    """Two views `(2, 3, S, S)` float32 in [0, 1] of one image; label and position are those of `Sample`."""
+
+    views: Tensor
+    label: Tensor
+    index: int
+
+
+class ContrastivePairs(Dataset[Pair]):
+    """Pairs of random views; a pair depends only on the image's index in the source and on the draw."""
+
+    def __init__(self, images: Images, augment: AugmentConfig) -> None:
+        """Augment `images`, at their own size unless `augment` names another.
+
+        Raises:
+            UserError: a range of `augment` falls instead of rising.
+        """
+        self.images = images
+        self.in_memory = images.in_memory
+        self._augmentation = augmentation(augment, augment.size or images.config.image_size)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Pair:
+        """Return the pair of `(position, draw)`.
+
+        Raises:
+            IndexError: there is no such position.
+        """
+        position, draw = key
+        image = self.images.raw(position)
+        if torch.equal(image[0], image[1]) and torch.equal(image[1], image[2]):
+            image = image[:1]  # the costly color transforms skip single-channel images, which they would not change
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: that reseeds every accelerator too, which fork_rng would not restore.
+            torch.default_generator.manual_seed(fold_seed(int(self.images.indices[position]), draw))
+            views = torch.stack([self._augmentation(image) for _ in range(2)])  # (2, 1 or 3, S, S)
+        views = views.clamp_(0, 1).expand(-1, 3, -1, -1)
+        return {"views": views, "label": self.images.label(position), "index": position}
+
+
+def augmentation(config: AugmentConfig, size: int) -> v2.Transform:
+    """Build a random map from `(C, H, W)`, uint8 or float32 in [0, 1], to float32 `(C, size, size)`; C is 1 or 3.
+
+    It draws from torch's global CPU generator.
+
+    Raises:
+        UserError: a range falls instead of rising.
+    """
+    for key, (low, high) in {"crop": config.crop or (0, 1), "ratio": config.ratio}.items():
+        if low > high:
+            raise UserError(f"encoder.train.augment.{key} must rise from low to high, not [{low}, {high}]")
+    scale = config.crop or ((0.2, 1.0) if size < 64 else (0.08, 1.0))
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(size, scale=scale, ratio=config.ratio, antialias=True),
+        v2.ToDtype(torch.float32, scale=True),  # after the crop: bytes are faster to resize
+    ]
+    if config.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if config.rotate:
+        steps.append(v2.RandomRotation(config.rotate, interpolation=v2.InterpolationMode.BILINEAR))
+    # Colors.
+    if config.jitter:
+        s = config.jitter
+        jitter = v2.ColorJitter(brightness=0.4 * s, contrast=0.4 * s, saturation=0.2 * s, hue=min(0.1 * s, 0.5))
+        steps.append(v2.RandomApply([jitter], p=0.8))
+    if config.gray:
+        steps.append(v2.RandomGrayscale(config.gray))
+    blur = (0.5 if size >= 64 else 0.0) if config.blur is None else config.blur
+    if blur:
+        kernel = 2 * max(size // 20, 1) + 1  # a tenth of the side, as in SimCLR
+        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur))
+    if config.erase:
+        steps.append(v2.RandomErasing(config.erase))
+    return v2.Compose(steps)

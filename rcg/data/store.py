@@ -1,0 +1,106 @@
+"""The one store of computed tensors: safetensors shards on disk, filled by all processes.
+
+The name of a store's folder and the header of each shard say which network saw which images. A killed run loses at most
+the shards that its processes were writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+
+Computation = Callable[[range, Sequence[str], Callable[[int], Any]], Mapping[str, Mapping[str, Tensor]]]
+"""`compute(positions, names, advance)`: the tensors of some items for the stores that lack them, by the stores' names.
+
+`advance(n)` moves the progress bar by n.
+"""
+
+
+@dataclass(frozen=True)
+class ShardedStore:
+    """Named tensors of N items, kept in shards.
+
+    Attributes:
+        folder: where the shards are.
+        facts: which network saw which items, JSON-serializable; the header of each shard.
+        count: N.
+        shard_size: items of one shard.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    count: int
+    shard_size: int
+
+    @property
+    def shards(self) -> list[range]:
+        """The positions of the items of each shard."""
+        starts = range(0, self.count, self.shard_size)
+        return [range(start, min(start + self.shard_size, self.count)) for start in starts]
+
+    @property
+    def missing(self) -> list[range]:
+        """The shards that are not written yet."""
+        return [positions for positions in self.shards if not self.path(positions).is_file()]
+
+    def path(self, positions: range) -> Path:
+        """Return the file of a shard."""
+        return self.folder / f"{positions.start:09d}-{positions.stop:09d}.safetensors"
+
+    def write(self, positions: range, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, atomically."""
+        checkpoint.save_tensors(self.path(positions), tensors, self.facts)
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Read a file of the folder, a shard for example.
+
+        Raises:
+            UserError: it is of other items or of another network.
+        """
+        tensors, facts = checkpoint.load_tensors(path)
+        if facts != self.facts:
+            raise UserError(
+                f"{path} holds tensors of other images or of another network ({facts}, not {self.facts}): "
+                f"delete {self.folder}"
+            )
+        return tensors
+
+    def tensors(self, name: str) -> Iterator[Tensor]:
+        """Yield the tensor called `name` of each shard, in order."""
+        for positions in self.shards:
+            yield self.read(self.path(positions))[name]
+
+
+def fill(
+    stores: Mapping[str, ShardedStore], compute: Computation, accelerator: Accelerator, what: str, rows: int = 1
+) -> None:
+    """Write the missing shards of stores of the same items; an item is looked at once for all stores that lack it.
+
+    Args:
+        stores: by names of the caller's choice, equally many items in shards of equal size.
+        compute: computes the tensors of a shard.
+        accelerator: the processes that share the work.
+        what: a word for the progress bar.
+        rows: how many rows one item counts for in the progress bar.
+    """
+    work: dict[range, list[str]] = {}
+    for name, store in stores.items():
+        for positions in store.missing:
+            work.setdefault(positions, []).append(name)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    mine = sorted(work, key=lambda positions: positions.start)[accelerator.process_index :: accelerator.num_processes]
+    total = rows * sum(len(positions) for positions in mine)
+    with tqdm(total=total, desc=what, unit="image", disable=not (accelerator.is_main_process and total)) as bar:
+        for positions in mine:
+            for name, tensors in compute(positions, work[positions], bar.update).items():
+                stores[name].write(positions, tensors)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,89 @@
+"""Raw representation -> z: an optional projection, then a normalizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcg.config import ProjectionConfig
+from rcg.core import checkpoint
+from rcg.core.errors import UserError
+
+
+class Transform(nn.Module):
+    """Maps raw representations `(..., D)` to z `(..., d)`: a linear projection if asked for, then a normalizer.
+
+    A projection, and a normalizer over the data set, have to be fitted first; what they learn is their state.
+    """
+
+    center: Tensor  # (D,)
+    components: Tensor  # (d, D)
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+
+    def __init__(self, normalize: str, projection: ProjectionConfig | None = None) -> None:
+        super().__init__()
+        self.normalizer, self.projection = normalize, projection
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the map depends on data."""
+        return self.projection is not None or self.normalizer == "per_dataset"
+
+    @property
+    def id(self) -> str:
+        """The name of the map, and the digest of what it learned."""
+        learned = f"-{checkpoint.digest(self.state_dict())[:8]}" if self.needs_fit else ""
+        kind = "" if self.projection is None else "whiten" if self.projection.whiten else "pca"
+        linear = f"{kind}{self.projection.width}/" if self.projection else ""
+        return f"{linear}{self.normalizer}{learned}"
+
+    def width(self, raw: int) -> int:
+        """Return d for representations of width D = `raw`."""
+        return self.projection.width if self.projection else raw
+
+    def fit(self, rep: Tensor) -> None:
+        """Fit to raw representations `(M, D)`.
+
+        Raises:
+            UserError: the projection is wider than the representation, or than their number allows.
+        """
+        if self.projection:
+            width, most = self.projection.width, min(rep.shape)
+            if width > most:
+                raise UserError(
+                    f"projection.width is {width}, but {len(rep)} representations of width {rep.shape[1]} have at "
+                    f"most {most} principal components"
+                )
+            from sklearn.decomposition import PCA  # slow to import, and rarely needed
+
+            pca = PCA(width, whiten=self.projection.whiten, svd_solver="covariance_eigh").fit(rep.double().numpy())
+            scale = pca.explained_variance_**-0.5 if self.projection.whiten else np.ones(width)
+            self.load({"center": torch.tensor(pca.mean_), "components": torch.tensor(pca.components_ * scale[:, None])})
+        if self.normalizer == "per_dataset":
+            projected = self._project(rep)
+            self.load({"mean": projected.mean(0), "std": projected.std(0).clamp(min=1e-6)})
+
+    def load(self, learned: Mapping[str, Tensor]) -> None:
+        """Take over what a map of the same kind learned."""
+        for name, value in learned.items():
+            self.register_buffer(name, value.float())
+
+    def forward(self, rep: Tensor) -> Tensor:
+        """Map `rep` `(..., D)` to z `(..., d)`.
+
+        per_sample standardizes each vector over its own features, as RCG does (unbiased std, no epsilon);
+        per_dataset each feature over the training set, as Diffusion Autoencoders do.
+        """
+        rep = self._project(rep)
+        if self.normalizer == "per_sample":
+            return (rep - rep.mean(-1, keepdim=True)) / rep.std(-1, keepdim=True)
+        if self.normalizer == "per_dataset":
+            return (rep - self.mean) / self.std
+        return rep
+
+    def _project(self, rep: Tensor) -> Tensor:
+        return (rep - self.center) @ self.components.T if self.projection else rep
