@@ -1,4 +1,4 @@
-"""Layers that two or more networks use."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
@@ -37,19 +37,21 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 def rotary_positions(grid: int, width: int, prefix: int = 0) -> Tensor:
     """Return the table `(prefix + grid * grid, 2 * width)` of 2-D axial rotations (Su et al., 2021; Heo et al., 2024).
 
-    Half of a head's `width` channels, a multiple of 4, turn with the row and half with the column; the `prefix` tokens
-    before the grid have no place and are not turned.
+    Args:
+        grid: rows, and columns, of the tokens.
+        width: channels of a head, a multiple of 4; half of them rotate with the row, half with the column.
+        prefix: tokens before the grid; they have no position and are not rotated.
     """
     table = RotaryEmbeddingCat(width, in_pixels=False, feat_shape=[grid, grid]).get_embed()
-    still = torch.cat([torch.zeros(prefix, width), torch.ones(prefix, width)], dim=1)  # sine, cosine
-    return torch.cat([still, table])
+    identity = torch.cat([torch.zeros(prefix, width), torch.ones(prefix, width)], dim=1)  # sine, cosine
+    return torch.cat([identity, table])
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
-    """Set a share of `x` to zero and scale the rest up; on the CPU the share is met to 1 / 65536.
+    """Set a share of `x` to zero and scale the rest up; on the CPU the share is exact to 1 / 65536.
 
-    There torch draws a float for every element, one after another, which takes longer than what is dropped out of:
-    16 bits of a faster generator, which torch's seeds, decide as well.
+    On the CPU torch draws one float per element, which takes longer than the layer itself. 16 bits per element, of a
+    faster generator that torch's generator seeds, are enough.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, share)
@@ -66,31 +68,39 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p) if self.training and self.p else x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropped: float = 0.0, seen: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of `(B, heads, N, d)` tensors; a share `dropped` of weights is set to zero.
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, key_mask: Tensor | None = None) -> Tensor:
+    """Compute scaled dot-product attention.
 
-    Keys and values are left out where `seen` `(B, M)` is false.
+    Args:
+        q: queries `(B, outputs, N, d)`.
+        k: keys `(B, outputs, M, d)`.
+        v: values `(B, outputs, M, d)`.
+        dropout_p: share of the attention weights that are set to zero.
+        key_mask: `(B, M)`; keys and values are ignored where it is false.
     """
-    among = None if seen is None else seen[:, None, None]
+    mask = None if key_mask is None else key_mask[:, None, None]
     if q.device.type == "cpu" and torch.is_grad_enabled():
         # On the CPU the fused kernel's backward pass in bf16 costs several times the plain expression.
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        logits = logits if among is None else logits.masked_fill(~among, -torch.inf)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
         weights = logits.softmax(dim=-1).to(v.dtype)
-        return (dropout(weights, dropped) if dropped else weights) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=among, dropout_p=dropped)
+        if dropout_p:
+            weights = dropout(weights, dropout_p)
+        return weights @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to each other, or to the tokens of a context.
+    """Multi-head self-attention, or cross-attention to a context.
 
     Args:
         width: channels of a token.
         heads: attention heads, a divisor of `width`.
-        context: channels of a context's tokens; None: the tokens attend to each other.
-        bias: whether queries, keys and values have one.
+        context: channels of a context token; None: self-attention.
+        bias: whether the maps to queries, keys and values have a bias.
         qk_norm: normalize queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
-        dropout: share of attention weights, and of outputs, that are set to zero in training.
+        dropout: dropout of attention weights and of outputs.
     """
 
     def __init__(
@@ -104,7 +114,8 @@ class Attention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, Dropout(dropout)
+        self.heads = heads
+        self.dropout = Dropout(dropout)
         if context is None:
             self.qkv = nn.Linear(width, 3 * width, bias=bias)
         else:
@@ -114,56 +125,51 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        rotation: Tensor | None = None,
-        seen: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, rotation: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """Attend from the tokens of `x` `(B, N, width)`.
+        """Return the attended tokens `(B, N, width)`.
 
         Args:
-            x: the tokens.
-            context: `(B, M, context)`, where there is one.
-            rotation: a table of `rotary_positions`, `(N, 2 d)`, that turns queries and keys.
-            seen: `(B, N)`, or `(B, M)` of a context; no token attends to those where it is false.
+            x: tokens `(B, N, width)`, the queries.
+            context: tokens `(B, M, context)` of cross-attention.
+            rotation: a table of `rotary_positions`, `(N, 2 d)`, that rotates queries and keys.
+            seen: key mask `(B, N)`, or `(B, M)` with a context; tokens are ignored where it is false.
         """
         if context is None:
             q, k, v = self._split(self.qkv(x), 3)
         else:
-            (q,), (k, v) = self._split(self.q(x), 1), self._split(self.kv(context), 2)
+            (q,) = self._split(self.q(x), 1)
+            k, v = self._split(self.kv(context), 2)
         q, k = self.norm_q(q), self.norm_k(k)
         if rotation is not None:
             q, k = apply_rot_embed_cat(q, rotation), apply_rot_embed_cat(k, rotation)
-        dropped = self.dropout.p if self.training else 0.0
-        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, dropped, seen).transpose(1, 2).flatten(2)
-        return self.dropout(self.proj(mixed))
+        dropout_p = self.dropout.p if self.training else 0.0
+        attended = attend(q.to(v.dtype), k.to(v.dtype), v, dropout_p, seen).transpose(1, 2).flatten(2)
+        return self.dropout(self.proj(attended))
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
-        """Cut `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""
+        """Split `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
-    """Evaluate a module; when enabled, keep no activations of it for the backward pass but compute them again there."""
+    """Evaluate a module; if enabled, recompute its activations in the backward pass instead of storing them."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(module, *inputs, use_reentrant=False)
     return module(*inputs)
 
 
 class ConditionEmbedding(nn.Module):
-    """A condition -> `(B, width)`: a linear map of vectors, a table of labels whose last row is the null label."""
+    """Embeds a condition as `(B, width)`: a linear map of vectors, or a table of labels; its last row is the null."""
 
     def __init__(self, space: Space, width: int) -> None:
         super().__init__()
-        self.embed: nn.Module
         if space.vocab is None:
-            self.embed = nn.Linear(space.shape[0], width)
+            self.embed: nn.Module = nn.Linear(space.shape[0], width)
         else:
             self.embed = nn.Embedding(space.vocab + 1, width)
             nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, cond: Tensor) -> Tensor:
         """Embed `(B, D)` vectors or `(B,)` labels."""
-        embedded: Tensor = self.embed(cond)
-        return embedded
+        return self.embed(cond)

@@ -1,4 +1,4 @@
-"""Representation alignment (REPA; Yu et al., ICLR 2025): a generator's inner tokens learn an encoder's patches."""
+"""Representation alignment (REPA; Yu et al., ICLR 2025): a generator's hidden tokens learn an encoder's patches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from rcg.config import AlignConfig
 from rcg.core.contracts import Space
+from rcg.diffusion.model import GenerativeModel
 
 
-class Alignment(nn.Module):
-    """A projection of inner tokens and its distance from an encoder's patch tokens; training needs it, sampling not."""
+class AlignmentHead(nn.Module):
+    """A projection of hidden tokens, and its distance from an encoder's patch tokens; only training needs it."""
 
     def __init__(self, config: AlignConfig, width: int, patches: Space) -> None:
         """Project tokens of `width` into `patches`, a space `(rows, columns, D)`."""
@@ -27,15 +28,15 @@ class Alignment(nn.Module):
             nn.Linear(config.hidden, dim),
         )
 
-    def forward(self, inner: Tensor, patches: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, patches: Tensor) -> Tensor:
         """Return the weighted mean of -cos(projected, patch) over all patches (their eq. 8).
 
         Args:
-            inner: tokens `(B, N, width)` of a square grid.
+            hidden: tokens `(B, N, width)` of a square grid.
             patches: the encoder's `(B, rows * columns, D)`, resampled where the grids differ.
         """
-        target = self._resample(patches, math.isqrt(inner.shape[1]))
-        cosine = F.cosine_similarity(self.project(inner).float(), target.float(), dim=-1)
+        target = self._resample(patches, math.isqrt(hidden.shape[1]))
+        cosine = F.cosine_similarity(self.project(hidden).float(), target.float(), dim=-1)
         return -self.weight * cosine.mean()
 
     def _resample(self, patches: Tensor, side: int) -> Tensor:
@@ -44,3 +45,23 @@ class Alignment(nn.Module):
         maps = patches.transpose(1, 2).unflatten(2, (self.rows, self.columns))
         maps = F.interpolate(maps.float(), (side, side), mode="bilinear", antialias=True)
         return maps.flatten(2).transpose(1, 2)
+
+
+class AlignedModel(nn.Module):
+    """A generative model and the head that aligns it, trained as one module; only the model is exported."""
+
+    def __init__(self, model: GenerativeModel, head: AlignmentHead) -> None:
+        """Train `head` with `model`, whose network can be aligned."""
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor) -> dict[str, Tensor]:
+        """Return the model's losses of data `x` `(B, *S)` given `cond`, and `align`.
+
+        `patches` `(B, N, D)` are the frozen encoder's patch tokens of the same images.
+        """
+        losses: dict[str, Tensor] = self.model(x, cond)
+        # The last evaluation is the one with gradients: self-conditioning makes an estimate first.
+        features, self.model.network.features = self.model.network.features, None
+        assert features is not None
+        return {**losses, "align": self.head(features, patches)}

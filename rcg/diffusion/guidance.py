@@ -1,60 +1,105 @@
-"""Classifier guidance (Dhariwal and Nichol, 2021) by a linear probe: an unconditional model is steered to a class."""
+"""Guidance: classifier-free guidance and autoguidance wrap a network, classifier guidance wraps a process."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn import functional as F
 
+from rcg.config import GuidanceConfig
 from rcg.core.contracts import Level, Net, Prediction, Process
+from rcg.diffusion.wrappers import ProcessWrapper
+from rcg.metrics.probe import LinearProbe
+
+RAMPS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+}
+"""Strength of guidance as a function of the share of sampling that is done when a step ends."""
 
 
-class Probe:
-    """A linear classifier of representations, log p(y | z) = log softmax(z W^T + b)."""
+class Guided:
+    """A net that extrapolates from a worse output to a better one; it is a net itself, whatever is predicted.
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """Hold `weight` `(K, D)` and `bias` `(K,)`."""
-        self.weight, self.bias = weight, bias
-
-    @classmethod
-    def fit(cls, z: Tensor, labels: Tensor) -> Probe:
-        """Fit a logistic regression to representations `(N, D)` with labels `(N,)` of K > 2 classes."""
-        found = LogisticRegression(C=0.1, max_iter=300).fit(z.numpy(), labels.numpy())
-        return cls(torch.tensor(found.coef_).float(), torch.tensor(found.intercept_).float())
-
-    def log_probability(self, z: Tensor) -> Tensor:
-        """Return log p(y | z) `(B, K)`."""
-        return F.log_softmax(z @ self.weight.to(z).T + self.bias.to(z), dim=1)
-
-
-class Steered:
-    """A process whose predictions lean towards the labels asked for.
-
-    The score gains scale * grad log p(y | x_0(x_t)), the gradient taken through the network (their Algorithm 2:
-    eps - sigma * gradient), so that every sampler can be steered.
+    The worse output is the same network's without its condition (classifier-free guidance, Ho and Salimans, 2022), or
+    that of a weaker network (autoguidance, Karras et al., NeurIPS 2024), which needs no condition at all.
     """
 
-    def __init__(self, process: Process, probe: Probe, labels: Tensor, scale: float) -> None:
-        """Steer `process` towards `labels` `(B,)` with strength `scale`."""
-        self.process, self.probe, self.labels, self.scale = process, probe, labels, scale
-        self.heads, self.horizon = process.heads, process.horizon
+    def __init__(
+        self,
+        net: Net,
+        null: Tensor | None,
+        guidance: GuidanceConfig,
+        horizon: float,
+        weak: Net | None = None,
+        steps: float = math.inf,
+    ) -> None:
+        """Guide `net` away from `weak`, or from its own output for the null condition.
 
-    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of the process itself."""
-        return self.process.loss(net, x, cond)
+        Args:
+            net: the network to guide.
+            null: the null condition `(B, ...)`; None with `weak`.
+            guidance: scale, interval, ramp and channels.
+            horizon: times run from 0 to this.
+            weak: a worse network.
+            steps: steps of sampling; a ramp reaches its top in the last one where levels are evenly spaced and
+                evaluated once each, and stays below it with a shifted flow or heun.
+        """
+        self.net, self.null, self.weak, self.guidance = net, null, weak, guidance
+        self.horizon, self.steps = horizon, steps
+        self.low, self.high = (horizon * bound for bound in guidance.interval)
 
-    def levels(self, steps: int, spacing: str) -> list[Level]:
-        """Return the levels of the process itself."""
-        return self.process.levels(steps, spacing)
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
+        time = float(t[0])
+        if not self.low <= time <= self.high:
+            return self.net(x, t, cond)
+        if self.weak is not None:
+            better, worse = self.net(x, t, cond), self.weak(x, t, cond)
+        else:
+            assert cond is not None
+            assert self.null is not None
+            both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
+            better, worse = both.chunk(2)
+        return self._extrapolate(better, worse, self.scale(time))
+
+    def scale(self, time: float) -> float:
+        """Return the scale of guidance at a time in [0, horizon]."""
+        done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
+        return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
+
+    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
+        """Guide the prediction, the first head of `(B, outputs, *S)`; a variance stays the better output's."""
+        guided = better.clone()
+        chosen = (slice(None), 0, slice(self.guidance.channels))
+        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
+        return guided
+
+
+class ClassifierGuided(ProcessWrapper):
+    """A process whose predictions lean toward given labels (Dhariwal and Nichol, 2021), by a linear probe.
+
+    The score gains scale * grad log p(y | x_0(x_t)), the gradient taken through the network (their Algorithm 2:
+    eps - sigma * gradient), so that every sampler can be guided, and an unconditional model too.
+    """
+
+    def __init__(self, process: Process, probe: LinearProbe, labels: Tensor, scale: float) -> None:
+        """Guide `process` toward `labels` `(B,)` with a strength of `scale`."""
+        super().__init__(process)
+        self.probe, self.labels, self.scale = probe, labels, scale
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
         """Evaluate the network on `x` `(B, D)` and shift its estimate of the noise."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, eps, variance = self.process.predict(net, x, level, cond)
+            x0, eps, share = self.process.predict(net, x, level, cond)
             log_p = self.probe.log_probability(x0).gather(1, self.labels.to(x.device)[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), x)
-        x, x0, eps = x.detach(), x0.detach(), eps.detach() - self.scale * level.sigma * gradient
-        # At pure noise the data cannot be solved for: the estimate stays.
-        return Prediction((x - level.sigma * eps) / level.alpha if level.alpha > 0 else x0, eps, variance)
+        x, x0 = x.detach(), x0.detach()
+        eps = eps.detach() - self.scale * level.sigma * gradient
+        if level.alpha > 0:  # at pure noise the data cannot be solved for: the estimate stays
+            x0 = (x - level.sigma * eps) / level.alpha
+        return Prediction(x0, eps, share)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcg.config import GuidanceConfig
+from rcg.config import GuidanceConfig, SamplerConfig
 from rcg.core.contracts import MASK, Autoencoder, Noise
 from rcg.core.errors import UserError
 from rcg.diffusion.model import GenerativeModel
@@ -20,28 +20,28 @@ def inpaint(
     cond: Tensor | None,
     noise: Noise,
     guidance: GuidanceConfig | None = None,
-    steps: int | None = None,
+    sampler: SamplerConfig | None = None,
 ) -> Tensor:
-    """Paint the hole of each image, and return images `(B, 3, H, W)` whose other pixels are as they were.
+    """Fill the hole of each image, and return images `(B, 3, H, W)` whose other pixels are as they were.
 
     Args:
         model: a generator of tokens.
         autoencoder: its tokenizer.
         image: `(B, 3, H, W)` in [0, 1].
-        hole: booleans `(B, H, W)`, true where to paint; what is there has no influence.
-        cond: what the model is told, `(B, D)` vectors, `(B,)` labels, or None.
-        noise: where the draws come from.
+        hole: booleans `(B, H, W)`, true where to generate; what is there has no influence.
+        cond: the model's condition: `(B, D)` vectors, `(B,)` labels, or None.
+        noise: the source of random draws.
         guidance: replaces the configured guidance.
-        steps: replaces the configured number of network evaluations.
+        sampler: replaces the configured sampler.
 
     Raises:
         UserError: the model does not generate tokens.
     """
     if model.data.vocab is None:
-        raise UserError(f"{model.config.name} cannot paint parts of an image: use a generator of tokens, mage")
+        raise UserError(f"{model.config.name} cannot generate parts of an image: use a generator of tokens, mage")
     known = known_tokens(autoencoder, image, hole)
-    painted = autoencoder.decode(model.sample(cond, noise, guidance, steps, known=known))
-    return torch.where(hole[:, None], painted.to(image.dtype), image)
+    tokens = model.sample(cond, noise, guidance=guidance, sampler=sampler, known=known)
+    return torch.where(hole[:, None], autoencoder.decode(tokens).to(image.dtype), image)
 
 
 def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tenso
 def hide(image: Tensor, hole: Tensor) -> Tensor:
     """Fill the hole `(B, H, W)` of images `(B, 3, H, W)` with the mean color of the rest, gray where there is none.
 
-    A tokenizer's receptive field reaches beyond a token's square: without this, known tokens would tell of the hole.
+    A tokenizer's receptive field reaches beyond a token's square: without this, known tokens would depend on the hole.
     """
     rest = ~hole[:, None]
     count = rest.sum((2, 3), keepdim=True)
@@ -83,7 +83,7 @@ def shrink(image: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Shrink images `(B, 3, S, S)` to a share of the side, in the middle of a hole; return them and `(B, S, S)`.
 
     Raises:
-        UserError: the share leaves nothing of the image, or nothing to paint.
+        UserError: the share leaves nothing of the image, or nothing to generate.
     """
     size = image.shape[-1]
     side = round(share * size)

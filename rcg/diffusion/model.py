@@ -2,73 +2,54 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig
-from rcg.core.contracts import Net, Noise, Process, Space
+from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import Denoiser, Interface, Net, Noise, Process, Space
 from rcg.core.errors import UserError
-from rcg.core.registry import PROCESSES, SAMPLERS
-from rcg.core.rng import Scaled
-from rcg.diffusion.alignment import Alignment
+from rcg.core.registry import PROCESSES, Registry
+from rcg.core.rng import ScaledNoise
+from rcg.diffusion.guidance import Guided
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
 class GenerativeModel(nn.Module):
-    """A network and its process, with the learned null condition; calling it gives the training losses.
+    """A network and its process, with the learned null condition; calling it returns the training losses.
 
     Attributes:
+        config: process, condition, sampler and guidance.
+        network: the denoiser.
+        process: how data is corrupted, and what the network predicts.
         data: the space that it generates in.
         cond: the space of its condition, `None` when it has none.
-        alignment: the extra loss of training with an encoder's patch tokens, `None` without.
+        null: the learned null of a vector condition; a label's null is the last row of its table.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        network: nn.Module,
-        process: Any,
-        data: Space,
-        cond: Space | None,
-        alignment: Alignment | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, network: Denoiser, process: Any, data: Space, cond: Space | None) -> None:
         super().__init__()
         self.config, self.data, self.cond = config, data, cond
-        self.network, self.process, self.alignment = network, process, alignment
+        self.network, self.process = network, process
         self.null: nn.Parameter | None = None
         if cond is not None and cond.vocab is None:
-            # Without dropout nothing would ever reach it, for which several processes would wait.
-            used = config.condition_dropout > 0
-            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape), requires_grad=used)
+            # Without dropout no gradient would ever reach it, for which several processes would wait.
+            is_used = config.condition_dropout > 0
+            self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape), requires_grad=is_used)
 
-    def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null.
-
-        With a frozen encoder's `patches` `(B, N, D)` of the same images, `align` is one of them.
-        """
-        cond = self._drop(self._blur(cond))
-        if self.alignment is None or patches is None:
-            return self._walk().loss(self.network, x, cond)
-        inner: list[Tensor] = []
-
-        def net(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-            output, tokens = self.network(x, t, cond, inner=True)
-            inner.append(tokens)
-            return output
-
-        losses = self._walk().loss(net, x, cond)
-        # The last evaluation is the one with gradients: self-conditioning asks for an estimate first.
-        return {**losses, "align": self.alignment(inner[-1], patches)}
+    def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
+        return self._new_process().loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
         if self.null is None:
-            labels: Any = self.cond
-            return torch.full_like(cond, labels.vocab)  # the extra row of the label table
+            assert self.cond is not None
+            assert self.cond.vocab is not None
+            return torch.full_like(cond, self.cond.vocab)  # the extra row of the label table
         return self.null.expand_as(cond).to(cond.dtype)
 
     def dropped(self, cond: Tensor) -> Tensor:
@@ -79,48 +60,45 @@ class GenerativeModel(nn.Module):
         self,
         cond: Tensor | None,
         noise: Noise,
-        guidance: GuidanceConfig | None = None,
-        steps: int | None = None,
         *,
+        guidance: GuidanceConfig | None = None,
         sampler: SamplerConfig | None = None,
         weak: Net | None = None,
-        steer: Callable[[Process], Process] | None = None,
+        wrap_process: Callable[[Process], Process] | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Draw `(B, *S)` samples given `cond`.
+        """Generate `(B, *S)` samples given `cond`.
 
         Args:
             cond: `(B, D)` vectors, `(B,)` labels, or None.
-            noise: where the draws come from.
-            guidance: replaces the configured guidance.
-            steps: replaces the configured number of network evaluations.
+            noise: the source of random draws.
+            guidance: replaces the configured guidance; without `cond` and `weak` it has no effect.
             sampler: replaces the configured sampler.
-            weak: a worse model of the same space to guide away from, instead of from the null condition.
-            steer: changes what the process predicts, `rcg.diffusion.guidance.Steered` for example.
+            weak: a worse network for the same space, self-conditioned as this one is, to guide away from instead of
+                from the null condition.
+            wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
             known: tokens `(B, *S)` to keep, `rcg.core.contracts.MASK` where they are to be generated.
 
         Raises:
             UserError: tokens are given to a model that does not generate tokens.
         """
-        chosen = sampler or self.config.sampler
-        if known is not None and not chosen.discrete:
+        sampler, guidance = sampler or self.config.sampler, guidance or self.config.guidance
+        if known is not None and not sampler.discrete:
             raise UserError(f"{self.config.name} cannot keep parts of an image: use a generator of tokens, mage")
-        if steps is not None:
-            chosen = chosen.model_copy(update={"steps": steps})
-        walk = SAMPLERS.get(chosen.name)(chosen)
         net: Net = self.network
-        guidance = guidance or self.config.guidance
         if guidance.scale != 1 and (cond is not None or weak is not None):
             null = None if cond is None or weak is not None else self.null_like(cond)
-            net = Guided(self.network, null, guidance, self.process.horizon, weak, chosen.steps)
-        if chosen.temperature != 1:
-            noise = Scaled(noise, chosen.temperature)
-        process = self._walk() if steer is None else steer(self._walk())
-        kept = {} if known is None else {"known": known}
-        return walk(process, net, self.data, cond, noise, **kept)
+            net = Guided(self.network, null, guidance, self.process.horizon, weak, sampler.steps)
+        if sampler.temperature != 1:
+            noise = ScaledNoise(noise, sampler.temperature)
+        process = self._new_process()
+        if wrap_process is not None:
+            process = wrap_process(process)
+        options = {} if known is None else {"known": known}
+        return sampler(process, net, self.data, cond, noise, **options)
 
-    def _walk(self) -> Any:
-        """Return the process of one training step or of one walk from noise to data."""
+    def _new_process(self) -> Any:
+        """Return the process for one training step or one run of a sampler."""
         return SelfConditioned(self.process) if self.config.self_condition else self.process
 
     def _blur(self, cond: Tensor | None) -> Tensor | None:
@@ -135,96 +113,44 @@ class GenerativeModel(nn.Module):
         return torch.where(dropped, self.null_like(cond), cond)
 
 
-RAMPS: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: done,
-    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
-}
-"""Strength of guidance as a function of the share of the walk that is done when a step ends."""
-
-
-class Guided:
-    """A net that extrapolates from a worse answer to a better one; it is a net itself, whatever is predicted.
-
-    The worse answer is the same network's without its condition (classifier-free guidance, Ho and Salimans, 2022), or
-    that of a weaker network (autoguidance, Karras et al., NeurIPS 2024), which needs no condition at all.
-    """
-
-    def __init__(
-        self,
-        net: Net,
-        null: Tensor | None,
-        guidance: GuidanceConfig,
-        horizon: float,
-        weak: Net | None = None,
-        steps: float = math.inf,
-    ) -> None:
-        """Guide `net` away from `weak`, or from its own answer to `null` `(B, ...)`.
-
-        Times run from 0 to `horizon`; a ramp is at its top in the last of the walk's `steps`.
-        """
-        self.net, self.null, self.weak, self.guidance = net, null, weak, guidance
-        self.horizon, self.steps = horizon, steps
-        self.low, self.high = (horizon * bound for bound in guidance.interval)
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        time = float(t[0])
-        if not self.low <= time <= self.high:
-            return self.net(x, t, cond)
-        if self.weak is not None:
-            better, worse = self.net(x, t, cond), self.weak(x, t, cond)
-        else:
-            assert cond is not None
-            assert self.null is not None
-            both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
-            better, worse = both.chunk(2)
-        return self._extrapolate(better, worse, self.scale(time))
-
-    def scale(self, time: float) -> float:
-        """Return the scale of guidance at a time in [0, horizon]."""
-        done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
-        return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
-
-    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
-        """Guide what is predicted, the first head of `(B, heads, *S)`; a variance stays the better answer's."""
-        guided = better.clone()
-        chosen = (slice(None), 0, slice(self.guidance.channels))
-        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
-        return guided
-
-
-def build(
-    config: ModelConfig, network: type[Any], data: Space, cond: Space | None, patches: Space | None = None
-) -> GenerativeModel:
-    """Build the network of `config` between the spaces that its neighbors define.
+def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space | None) -> GenerativeModel:
+    """Build the model of `config` between the spaces that its neighbors define.
 
     Args:
         config: what a person chose.
         network: the class that `config` belongs to.
         data: the space to generate in.
         cond: the space of the condition.
-        patches: the encoder's patch tokens `(rows, columns, D)`, for a generator that is aligned with them in training.
 
     Raises:
         UserError: the condition asked for does not exist here, the process is made for other data, or the network
-            cannot do what is asked of it.
+            lacks a capability that is asked of it.
     """
     if (config.condition == "none") != (cond is None):
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbors offer {cond}")
     if config.process.discrete != (data.vocab is not None):
         kind = "real numbers" if data.vocab is None else "tokens"
+        raise UserError(f"{config.name}: the process {config.process.name} cannot corrupt {kind} of {data.id}")
+    missing = sorted(config.requirements - network.capabilities)
+    if missing:
         raise UserError(
-            f"{config.name}: the process {config.process.name} cannot corrupt {kind}, which {data.id} gives"
+            f"{config.name} does not support {', '.join(missing)}: set it to false or null, or choose another network"
         )
     process = PROCESSES.get(config.process.name)(config.process)
-    built = network(config, data, cond, process.heads)
-    if getattr(config, "checkpoint", False) and not hasattr(built, "checkpoint"):
-        raise UserError(
-            f"generator.grad_checkpointing is true, but {config.name} always keeps its activations: leave it out"
-        )
-    alignment = None
-    if patches is not None:
-        settings: Any = config
-        alignment = Alignment(settings.align, built.width, patches)
-    return GenerativeModel(config, built, process, data, cond, alignment)
+    inputs = 2 if config.self_condition else 1
+    return GenerativeModel(config, network(config, Interface(data, cond, process.outputs, inputs)), process, data, cond)
+
+
+def model_part(kind: str, model: GenerativeModel, facts: Facts) -> Part:
+    """Describe a generative model so that `restore` builds it again from one file."""
+    facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
+    return Part(kind, model.config.model_dump(mode="json"), facts, model.state_dict())
+
+
+def restore(part: Part, registry: Registry) -> GenerativeModel:
+    """Rebuild a generative model, frozen, from its part and the registry that knows its network."""
+    config = parse_saved_config(registry, part.kind, part.config)
+    assert part.facts.data is not None
+    model = build(config, registry.get(config.name), part.facts.data, part.facts.cond)
+    model.load_state_dict(part.tensors)
+    return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A sample taken part of the way back to noise, or masked in part, and denoised again (SDEdit; Meng et al., 2022)."""
+"""SDEdit (Meng et al., 2022): a sample goes part of the way back to noise, or is masked in part, and denoised again."""
 
 from __future__ import annotations
 
@@ -7,98 +7,97 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rcg.config import GuidanceConfig
-from rcg.core.contracts import MASK, Level, Net, Noise, Prediction, Process
-from rcg.core.rng import Scaled
+from rcg.config import GuidanceConfig, SamplerConfig
+from rcg.core.contracts import MASK, Level, Noise, Process
+from rcg.core.rng import ScaledNoise
 from rcg.diffusion.model import GenerativeModel
-from rcg.diffusion.samplers._timesteps import half_log_snr
+from rcg.diffusion.wrappers import ProcessWrapper
 
-ROUNDING = 1e-6
-"""Least rise of log(alpha / sigma) by which one level is cleaner than another."""
+MIN_RISE = 1e-6
+"""Least rise of log(alpha / sigma) by which one level is cleaner than another; less is rounding."""
 
 
-def second_pass(
+def sdedit(
     model: GenerativeModel,
     x: Tensor,
-    t0: float,
+    strength: float,
     cond: Tensor | None,
     noise: Noise,
     guidance: GuidanceConfig | None = None,
-    steps: int | None = None,
+    sampler: SamplerConfig | None = None,
 ) -> Tensor:
-    """Return samples `(B, *S)` that share with `x` what noise up to `t0` leaves of it.
+    """Return samples `(B, *S)` that share with `x` what noise up to `strength` leaves of it.
 
-    Of real numbers, x_t = alpha x + sigma eps at the level t0, and the model's sampler walks from there through the
-    levels that it would visit on its way from noise. Of tokens, round(t0 N) of N are masked at random, and decoded in
-    round(t0 steps) steps.
+    For real numbers, x_t = alpha x + sigma eps at the level of that strength, and the model's sampler goes on from
+    there through the levels that it would visit from noise. For tokens, round(strength N) of N are masked at random,
+    and decoded in round(strength steps) steps.
 
     Args:
         model: the generative model.
         x: clean data `(B, *S)`.
-        t0: share of the way from data (0: `x` itself is returned) to noise (1: all but a fresh sample).
-        cond: what the model is told, `(B, D)` vectors, `(B,)` labels, or None.
-        noise: where the draws come from.
+        strength: share of the way from data (0: `x` itself is returned) to noise (1: all but a new sample).
+        cond: the model's condition: `(B, D)` vectors, `(B,)` labels, or None.
+        noise: the source of random draws.
         guidance: replaces the configured guidance.
-        steps: network evaluations of a whole walk; none: as configured.
+        sampler: replaces the configured sampler; its steps are those of the whole way from noise.
     """
-    sampler = model.config.sampler
+    sampler = sampler or model.config.sampler
     if model.data.vocab is not None:
-        known = masked_again(x, t0, noise)
+        known = mask_again(x, strength, noise)
         if not (known == MASK).any():
             return x
-        return model.sample(cond, noise, guidance, max(1, round(t0 * (steps or sampler.steps))), known=known)
-    start = level(model.process, t0)
+        fewer = sampler.with_steps(max(1, round(strength * sampler.steps)))
+        return model.sample(cond, noise, guidance=guidance, sampler=fewer, known=known)
+    start = level_at(model.process, strength)
     if start.sigma == 0:
         return x
-    scaled = Scaled(noise, sampler.temperature)
-    begin = Begun(scaled, start.alpha * x + start.sigma * scaled.normal(x.shape[1:]))
-    plain = sampler.model_copy(update={"temperature": 1.0})
-    return model.sample(cond, begin, guidance, steps, sampler=plain, steer=lambda process: Late(process, start))
+    scaled = ScaledNoise(noise, sampler.temperature)
+    x_t = start.alpha * x + start.sigma * scaled.normal(x.shape[1:])
+    return model.sample(
+        cond,
+        FixedFirstDraw(scaled, x_t),
+        guidance=guidance,
+        sampler=sampler.model_copy(update={"temperature": 1.0}),  # the noise is scaled already
+        wrap_process=lambda process: TruncatedProcess(process, start),
+    )
 
 
-def level(process: Process, t0: float) -> Level:
-    """Return the level at a share `t0` in [0, 1] of the way from clean data to the noisiest level."""
-    every = process.levels(int(process.horizon), "trailing")
-    return every[round((1 - t0) * (len(every) - 1))]
+def level_at(process: Process, strength: float) -> Level:
+    """Return the level at a share `strength` in [0, 1] of the way from clean data to the noisiest level."""
+    levels = process.levels(int(process.horizon), "trailing")
+    return levels[round((1 - strength) * (len(levels) - 1))]
 
 
-def masked_again(x: Tensor, t0: float, noise: Noise) -> Tensor:
-    """Replace round(t0 N) of the N tokens of each of `x` `(B, *S)`, chosen at random, by `MASK`."""
+def mask_again(x: Tensor, strength: float, noise: Noise) -> Tensor:
+    """Replace round(strength N) of the N tokens of each of `x` `(B, *S)`, chosen at random, by `MASK`."""
     rank = noise.uniform(x.shape[1:]).flatten(1).argsort(dim=1).argsort(dim=1).to(x.device)
-    return torch.where((rank < round(t0 * rank.shape[1])).view_as(x), MASK, x)
+    return torch.where((rank < round(strength * rank.shape[1])).view_as(x), MASK, x)
 
 
-class Late:
-    """A process whose walks begin at a given level instead of the noisiest."""
+class TruncatedProcess(ProcessWrapper):
+    """A process whose sampling starts at a given level instead of the noisiest."""
 
     def __init__(self, process: Process, start: Level) -> None:
-        """Let the walks of `process` begin at `start`."""
-        self.process, self.start = process, start
-        self.heads, self.horizon = process.heads, process.horizon
+        """Start the sampling of `process` at `start`."""
+        super().__init__(process)
+        self.start = start
 
-    def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of the process itself."""
-        return self.process.loss(net, x, cond)
-
-    def levels(self, steps: int, spacing: str) -> list[Level]:
-        """Return the level where walks begin, and those of the process itself that are cleaner."""
-        begun = half_log_snr(self.start) + ROUNDING
-        return [self.start, *(now for now in self.process.levels(steps, spacing) if half_log_snr(now) > begun)]
-
-    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
-        """Evaluate the network as the process itself does."""
-        return self.process.predict(net, x, level, cond)
+    def levels(self, steps: int, *spacing: str) -> list[Level]:
+        """Return the level where sampling starts, and those of the wrapped process that are cleaner."""
+        least = self.start.half_log_snr + MIN_RISE
+        cleaner = (level for level in super().levels(steps, *spacing) if level.half_log_snr > least)
+        return [self.start, *cleaner]
 
 
-class Begun:
-    """A noise source whose first draw is given: there samplers begin their walk."""
+class FixedFirstDraw:
+    """A noise source whose first draw is given: samplers start there."""
 
     def __init__(self, noise: Noise, first: Tensor) -> None:
         """Give `first` `(B, *S)`, then the draws of `noise`."""
         self.noise, self.first = noise, [first]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Return what was given, once, then `(B, *shape)` standard normal draws."""
+        """Return the given draw, once, then `(B, *shape)` standard normal draws."""
         return self.first.pop() if self.first else self.noise.normal(shape)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:

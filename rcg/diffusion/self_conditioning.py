@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from rcg.core.contracts import MASK, Level, Net, Prediction
+from rcg.diffusion.wrappers import ProcessWrapper
 
 
-class SelfConditioned:
+class SelfConditioned(ProcessWrapper):
     """A process whose network gets x_t and the previous estimate of x_0 side by side, `(B, 2C, ...)` for `(B, C, ...)`.
 
-    It lives as long as one walk from noise to data, or one training step: the first evaluation has no estimate and
-    sees zeros, or masks in the place of tokens. In training the first half of every batch gets an estimate made without
+    It lives for one run of a sampler, or one training step: the first evaluation has no estimate and sees zeros, or
+    masks in the place of tokens. In training the first half of every batch gets an estimate made without
     gradients (Section 2.2).
     """
 
     def __init__(self, process: Any) -> None:
-        """Start a walk, or a training step, of `process`, which has a method `read`."""
-        self.process = process
-        self.heads, self.horizon = process.heads, process.horizon
+        """Start sampling, or a training step, with `process`."""
+        super().__init__(process)
         self.estimate: Tensor | None = None
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of the process, for a network that is told its own estimate for half of `x`."""
+        """Return the losses of the process, for a network that sees its own estimate for half of `x`."""
 
         def informed(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
             estimate = blank(x_t)
@@ -39,22 +39,19 @@ class SelfConditioned:
         losses: dict[str, Tensor] = self.process.loss(informed, x, cond)
         return losses
 
-    def levels(self, steps: int, *spacing: str) -> list[Level]:
-        """Return the levels of the process itself."""
-        levels: list[Level] = self.process.levels(steps, *spacing)
-        return levels
-
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Any:
         """Evaluate the network on `x` `(B, *S)` beside the last estimate, and remember the new one."""
-        before = self.estimate
-        found = self.process.predict(lambda x_t, t, c: net(beside(x_t, before), t, c), x, level, cond)
-        self.estimate = clean(found, x).detach()
-        return found
+        previous = self.estimate
+        prediction = self.process.predict(lambda x_t, t, c: net(beside(x_t, previous), t, c), x, level, cond)
+        self.estimate = clean(prediction, x).detach()
+        return prediction
 
 
-def clean(found: Prediction | Tensor, x: Tensor) -> Tensor:
+def clean(prediction: Prediction | Tensor, x: Tensor) -> Tensor:
     """Return the estimate of clean data in a prediction at `x` `(B, *S)`; of tokens, the likeliest where masked."""
-    return found.x0 if isinstance(found, Prediction) else torch.where(x == MASK, found.argmax(1), x)
+    if isinstance(prediction, Prediction):
+        return prediction.x0
+    return torch.where(x == MASK, prediction.argmax(1), x)
 
 
 def blank(x: Tensor) -> Tensor:

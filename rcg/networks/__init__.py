@@ -1,1 +1,1 @@
-"""Networks that generate representations."""
+"""Networks of the representation diffusion model (RDM), one file each."""

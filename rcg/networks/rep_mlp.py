@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import RDMConfig
-from rcg.core.contracts import Space
+from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
 
@@ -21,7 +21,7 @@ class RepMLPConfig(RDMConfig):
     depth: PositiveInt = 12
     """Residual blocks."""
     time_width: PositiveInt | None = None
-    """Width of the time embedding; none: the representation's."""
+    """Width of the time embedding; null: the representation's."""
     label_width: PositiveInt = 512
     """Width of the class embedding."""
 
@@ -49,31 +49,32 @@ class ResidualBlock(nn.Module):
 
 
 @NETWORKS.register
-class RepMLP(nn.Module):
-    """Denoises representations `(B, D)` at integer times `(B,)`; output `(B, heads, D)`."""
+class RepMLP(Denoiser):
+    """Denoises representations `(B, D)` at integer times `(B,)`; output `(B, outputs, D)`."""
 
     Config = RepMLPConfig
+    capabilities = frozenset({"self_condition"})
 
-    def __init__(self, config: RepMLPConfig, data: Space, cond: Space | None, heads: int) -> None:
-        super().__init__()
-        (dim,) = data.shape
+    def __init__(self, config: RepMLPConfig, interface: Interface) -> None:
+        super().__init__(config, interface)
+        cond, (dim,) = interface.cond, interface.data.shape
         time_width = config.time_width or dim
         label_width = config.label_width if cond else None
-        self.width, self.heads = config.width, heads
+        self.width, self.outputs = config.width, interface.outputs
         self.time = nn.Sequential(nn.Linear(config.width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
         self.label = ConditionEmbedding(cond, config.label_width) if cond else None
-        self.input = nn.Linear(config.inputs * dim, config.width)
+        self.input = nn.Linear(interface.inputs * dim, config.width)
         self.blocks = nn.ModuleList(ResidualBlock(config.width, time_width, label_width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.output = nn.Linear(config.width, heads * dim)
+        self.output = nn.Linear(config.width, self.outputs * dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, heads, D)`."""
+        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
         time = F.silu(self.time(timestep_embedding(t, self.width)))
         label = F.silu(self.label(cond)) if self.label is not None and cond is not None else None
         h = self.input(x)
         for block in self.blocks:
             h = block(h, time, label)
-        return self.output(F.silu(self.norm(h))).unflatten(1, (self.heads, -1))
+        return self.output(F.silu(self.norm(h))).unflatten(1, (self.outputs, -1))

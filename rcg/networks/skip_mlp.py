@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import RDMConfig
-from rcg.core.contracts import Space
+from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
 
@@ -48,28 +48,27 @@ class ModulatedLayer(nn.Module):
 
 
 @NETWORKS.register
-class SkipMLP(nn.Module):
-    """Denoises representations `(B, D)` at times `(B,)`; output `(B, heads, D)`."""
+class SkipMLP(Denoiser):
+    """Denoises representations `(B, D)` at times `(B,)`; output `(B, outputs, D)`."""
 
     Config = SkipMLPConfig
+    capabilities = frozenset({"self_condition"})
 
-    def __init__(self, config: SkipMLPConfig, data: Space, cond: Space | None, heads: int) -> None:
-        super().__init__()
-        (dim,) = data.shape
-        self.frequencies, self.heads = config.frequencies, heads
+    def __init__(self, config: SkipMLPConfig, interface: Interface) -> None:
+        super().__init__(config, interface)
+        cond, (dim,) = interface.cond, interface.data.shape
+        self.frequencies, self.outputs = config.frequencies, interface.outputs
         self.time = nn.Sequential(
-            nn.Linear(config.frequencies, config.time_width),
-            nn.SiLU(),
-            nn.Linear(config.time_width, config.time_width),
+            nn.Linear(config.frequencies, config.time_width), nn.SiLU(), nn.Linear(config.time_width, config.time_width)
         )
         self.cond = ConditionEmbedding(cond, config.time_width) if cond else None
-        seen = config.inputs * dim
-        widths = [seen, *[config.width + seen] * (config.depth - 2)]
+        inputs = interface.inputs * dim
+        widths = [inputs, *[config.width + inputs] * (config.depth - 2)]
         self.layers = nn.ModuleList(ModulatedLayer(width, config.width, config.time_width) for width in widths)
-        self.output = nn.Linear(config.width + seen, heads * dim)
+        self.output = nn.Linear(config.width + inputs, self.outputs * dim)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, heads, D)`."""
+        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
         time = self.time(timestep_embedding(t, self.frequencies))
         if self.cond is not None and cond is not None:
             time = time + self.cond(cond)
@@ -77,4 +76,4 @@ class SkipMLP(nn.Module):
         h = x.new_empty(len(x), 0)
         for layer in self.layers:
             h = layer(torch.cat([h, x], dim=1), time)
-        return self.output(torch.cat([h, x], dim=1)).unflatten(1, (self.heads, -1))
+        return self.output(torch.cat([h, x], dim=1)).unflatten(1, (self.outputs, -1))

@@ -1,1 +1,1 @@
-"""How data is corrupted and what is asked of the network."""
+"""Processes, one file each: how data is corrupted, and what the network predicts."""

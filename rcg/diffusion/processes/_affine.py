@@ -1,4 +1,4 @@
-"""What Gaussian diffusion and flow matching share: x_t = alpha_t x_0 + sigma_t eps, and a network that predicts one."""
+"""The base of Gaussian diffusion and flow matching: x_t = alpha_t x_0 + sigma_t eps, and one prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Scale = TypeVar("Scale", float, Tensor)
 
 
 class AffineConfig(ProcessConfig):
-    """How the error of a network is measured."""
+    """A process whose loss is the error of what the network predicts."""
 
     loss: Literal["l2", "l1"] = "l2"
     """Squared error, or the absolute error that Diffusion Autoencoders use for latents."""
@@ -32,11 +32,11 @@ class AffineProcess(nn.Module, ABC):
     """Corrupts data with scaled noise.
 
     Attributes:
-        predicts: what the network's output is: `eps`, `x0`, `v` = alpha eps - sigma x0 (Salimans and Ho, 2022), or
+        predicts: the network's output: `eps`, `x0`, `v` = alpha eps - sigma x0 (Salimans and Ho, 2022), or
             `velocity` = eps - x0.
     """
 
-    heads = 1
+    outputs = 1
     horizon: float
 
     def __init__(self, predicts: str, loss: str) -> None:
@@ -53,11 +53,11 @@ class AffineProcess(nn.Module, ABC):
 
     @abstractmethod
     def levels(self, steps: int, spacing: str) -> list[Level]:
-        """Return `steps` levels, noisiest first, and the one at which the walk ends."""
+        """Return `steps` levels, noisiest first, and the one at which sampling ends."""
 
     def corrupt(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t `(B, *S)` of data `x` at times `t` `(B,)`."""
-        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (expand_like(scale, x) for scale in self.scales(t))
         return alpha * x + sigma * noise
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class AffineProcess(nn.Module, ABC):
         return self.errors(net(x_t, t, cond).float(), x, x_t, t, noise)
 
     def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Judge an output `(B, heads, *S)` at `x_t` against the data `x` `(B, *S)` that it hides."""
+        """Return the losses of an output `(B, outputs, *S)` at `x_t`, given the clean data `x` `(B, *S)`."""
         error = output[:, 0] - self.target(x, t, noise)
         return {"mse": error.square().mean()} if self.measure == "l2" else {"l1": error.abs().mean()}
 
@@ -75,20 +75,22 @@ class AffineProcess(nn.Module, ABC):
         """Evaluate the network on `x` `(B, *S)` at a level and solve for clean data and noise."""
         times = torch.full((len(x),), level.t, device=x.device)
         output = net(x, times, cond).to(x.dtype)
-        return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(variance=self.variance(output))
+        return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(
+            variance_share=self.variance_share(output)
+        )
 
     def read(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
-        """Read clean data and noise off an output `(B, heads, *S)` at `x` `(B, *S)` and times `t` `(B,)`."""
-        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        """Read clean data and noise off an output `(B, outputs, *S)` at `x` `(B, *S)` and times `t` `(B,)`."""
+        alpha, sigma = (expand_like(scale, x) for scale in self.scales(t))
         return self.solve(output[:, 0].to(x.dtype), x, alpha, sigma)
 
-    def variance(self, output: Tensor) -> Tensor | float:
-        """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
+    def variance_share(self, output: Tensor) -> Tensor | float:
+        """Read the variance of a step off an output `(B, outputs, *S)`: `Prediction.variance_share`."""
         return 0.0
 
     def target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return what the network should predict, `(B, *S)`."""
-        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        """Return the target of the prediction, `(B, *S)`."""
+        alpha, sigma = (expand_like(scale, x) for scale in self.scales(t))
         return {"eps": noise, "x0": x, "v": alpha * noise - sigma * x, "velocity": noise - x}[self.predicts]
 
     def solve(self, output: Tensor, x: Tensor, alpha: Scale, sigma: Scale) -> Prediction:
@@ -103,6 +105,6 @@ class AffineProcess(nn.Module, ABC):
         return Prediction((x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma))
 
 
-def like(values: Tensor, x: Tensor) -> Tensor:
+def expand_like(values: Tensor, x: Tensor) -> Tensor:
     """Shape `(B,)` values so that they broadcast against `x` `(B, *S)`."""
     return values.view(-1, *[1] * (x.ndim - 1))

@@ -22,8 +22,8 @@ def discrete_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Te
 
     The outermost bins reach to infinity.
     """
-    centerd, precision = x - mean, (-0.5 * log_variance).exp()
-    above, below = (_normal_cdf(precision * (centerd + shift)) for shift in (HALF_BIN, -HALF_BIN))
+    centered, precision = x - mean, (-0.5 * log_variance).exp()
+    above, below = (_normal_cdf(precision * (centered + shift)) for shift in (HALF_BIN, -HALF_BIN))
     probability = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return probability.clamp(min=1e-12).log()
 

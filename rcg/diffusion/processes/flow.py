@@ -19,18 +19,18 @@ class FlowConfig(AffineConfig):
 
     name: str = "flow"
     time: Literal["logit_normal", "uniform"] = "logit_normal"
-    """Which times training visits: a logistic normal (Esser et al., 2024, Section 3.1), or all alike."""
+    """Distribution of training times: logistic normal (Esser et al., 2024, Section 3.1) or uniform."""
     time_mean: float = 0.0
     """Location of the logistic normal; negative is cleaner."""
     time_std: PositiveFloat = 1.0
     """Scale of the logistic normal."""
     shift: PositiveFloat = 1.0
-    """Moves times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23)."""
+    """Moves times toward noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23)."""
 
 
 @PROCESSES.register
 class Flow(AffineProcess):
-    """Carries noise to data on straight lines; the network is told 1000 t, the scale of the Gaussian process."""
+    """Moves noise to data on straight lines; the network gets the time as 1000 t, the scale of the Gaussian process."""
 
     Config = FlowConfig
     horizon = 1000.0

@@ -16,12 +16,12 @@ from torch import Tensor
 from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
-from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws, like
+from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws, expand_like
 from rcg.diffusion.processes._likelihood import discrete_log_likelihood, gaussian_kl
 
 
 class GaussianConfig(AffineConfig):
-    """A Gaussian process: its schedule and what the network predicts."""
+    """A Gaussian process: its schedule, and the prediction of the network."""
 
     name: str = "gaussian"
     schedule: Literal["linear", "sqrt_linear", "cosine", "constant"] = "linear"
@@ -37,11 +37,9 @@ class GaussianConfig(AffineConfig):
     """Rescale the schedule so that the last level is pure noise (Lin et al., 2024, Algorithm 1)."""
 
     @model_validator(mode="after")
-    def _no_noise_from_noise(self) -> GaussianConfig:
+    def _refuse_eps_at_pure_noise(self) -> GaussianConfig:
         if self.zero_terminal_snr and self.predict == "eps":
-            raise ValueError(
-                "zero_terminal_snr needs predict x0 or v: noise says nothing about data at a level of noise"
-            )
+            raise ValueError("zero_terminal_snr needs predict x0 or v: at pure noise, the noise determines no data")
         return self
 
     @property
@@ -97,14 +95,14 @@ class Gaussian(AffineProcess):
         super().__init__(config.predict, config.loss)
         self.steps, self.horizon = config.steps, config.steps
         self.learned = config.variance == "learned_range"
-        self.heads = 2 if self.learned else 1
+        self.outputs = 2 if self.learned else 1
         self.share = 1.0 if config.variance == "fixed_large" else 0.0
         self.alpha_bar = np.cumprod(1 - betas(config.schedule, config.steps))
         if config.zero_terminal_snr:
             self.alpha_bar = zero_terminal_snr(self.alpha_bar)
-        self._keep(alpha=np.sqrt(self.alpha_bar), sigma=np.sqrt(1 - self.alpha_bar))
+        self._add_tables(alpha=np.sqrt(self.alpha_bar), sigma=np.sqrt(1 - self.alpha_bar))
         if self.learned:
-            self._keep(**posterior(self.alpha_bar))
+            self._add_tables(**posterior(self.alpha_bar))
 
     def draw(self, x: Tensor) -> Draws:
         """Draw a uniform time and a standard normal noise for each sample of `x` `(B, *S)`."""
@@ -116,18 +114,18 @@ class Gaussian(AffineProcess):
         return self.alpha[t], self.sigma[t]
 
     def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Judge the prediction and, where the variance is learned, the variance: L_hybrid of Nichol and Dhariwal.
+        """Return the loss of the prediction and, if it is learned, of the variance: L_hybrid of Nichol and Dhariwal.
 
         The variational term `vb` is in bits per dimension, weighted as in their Section 3.1: 0.001 T, which is 1 for
-        the usual 1000 levels. It teaches the variance alone.
+        the usual 1000 levels. Only the variance gets its gradient.
         """
         losses = super().errors(output, x, x_t, t, noise)
         if self.learned:
             losses["vb"] = self.steps / 1000 * self._variational(output, x, x_t, t).mean()
         return losses
 
-    def variance(self, output: Tensor) -> Tensor | float:
-        """Read the variance of a step off an output `(B, heads, *S)`: the share of `Prediction.variance`."""
+    def variance_share(self, output: Tensor) -> Tensor | float:
+        """Read the variance of a step off an output `(B, outputs, *S)`: `Prediction.variance_share`."""
         return (output[:, 1] + 1) / 2 if self.learned else self.share
 
     def levels(self, steps: int, spacing: str) -> list[Level]:
@@ -153,15 +151,15 @@ class Gaussian(AffineProcess):
 
         KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for the step from t to s = t - 1, and -log p(x_0 | x_t) at the last one.
         """
-        alpha, sigma = (like(scale, x) for scale in self.scales(t))
+        alpha, sigma = (expand_like(scale, x) for scale in self.scales(t))
         x0 = self.solve(output[:, 0].detach(), x_t, alpha, sigma).x0
-        small, large, pull = (like(table[t], x) for table in (self.log_posterior, self.log_beta, self.pull))
-        log_variance = torch.lerp(small.expand_as(x), large.expand_as(x), self.variance(output))
+        small, large, pull = (expand_like(table[t], x) for table in (self.log_posterior, self.log_beta, self.pull))
+        log_variance = torch.lerp(small.expand_as(x), large.expand_as(x), self.variance_share(output))
         kl = gaussian_kl(pull * (x - x0), small, log_variance)
-        surprise = -discrete_log_likelihood(x, x0, log_variance)
-        return torch.where(like(t, x) == 0, surprise, kl) / math.log(2)
+        negative_log_likelihood = -discrete_log_likelihood(x, x0, log_variance)
+        return torch.where(expand_like(t, x) == 0, negative_log_likelihood, kl) / math.log(2)
 
-    def _keep(self, **tables: np.ndarray) -> None:
+    def _add_tables(self, **tables: np.ndarray) -> None:
         for name, table in tables.items():
             self.register_buffer(name, torch.tensor(table).float(), persistent=False)
 

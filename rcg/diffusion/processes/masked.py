@@ -20,13 +20,13 @@ from rcg.core.registry import PROCESSES
 
 
 class MaskedConfig(ProcessConfig):
-    """How many tokens are masked in training: a normal distribution cut off at both ends (MAGE, Section 3.1)."""
+    """The share of tokens that are masked in training: a truncated normal distribution (MAGE, Section 3.1)."""
 
     name: str = "masked"
     ratio_mean: Fraction = 0.75
     """Mean of the normal distribution; as published for RCG."""
     ratio_std: PositiveFloat = 0.25
-    """Its deviation."""
+    """Its std."""
     ratio_min: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Smallest share of masked tokens; the largest is 1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -34,12 +34,12 @@ class MaskedConfig(ProcessConfig):
 
     discrete: ClassVar[bool] = True
 
-    def fewest(self, tokens: int) -> int:
-        """Return how many of so many tokens are always masked."""
+    def fewest_masked(self, tokens: int) -> int:
+        """Return the smallest number of masked tokens among `tokens`."""
         return math.ceil(self.ratio_min * tokens)
 
 
-class Draws(NamedTuple):
+class MaskDraws(NamedTuple):
     """The random part of one training step."""
 
     share: Tensor  # (B,) of tokens to mask
@@ -48,28 +48,28 @@ class Draws(NamedTuple):
 
 @PROCESSES.register
 class Masked:
-    """Replaces tokens by `MASK`, and asks the network which they were."""
+    """Replaces tokens by `MASK`; the network predicts which they were."""
 
     Config = MaskedConfig
-    heads = 1
+    outputs = 1
     horizon = 1.0
 
     def __init__(self, config: MaskedConfig) -> None:
         self.config = config
 
-    def draw(self, x: Tensor) -> Draws:
+    def draw(self, x: Tensor) -> MaskDraws:
         """Draw a share and an order for each sample of `x` `(B, *S)`."""
         mean, std, least = self.config.ratio_mean, self.config.ratio_std, self.config.ratio_min
         low, high = (NormalDist(mean, std).cdf(bound) for bound in (least, 1.0))
         # By the inverse of the distribution function: trunc_normal_ rejects draws, for which it waits for the device.
         quantile = low + (high - low) * torch.rand(len(x), device=x.device)
         share = (mean + std * torch.special.ndtri(quantile)).clamp(least, 1.0)
-        return Draws(share, torch.rand(x.shape, device=x.device))
+        return MaskDraws(share, torch.rand(x.shape, device=x.device))
 
-    def corrupt(self, x: Tensor, draws: Draws) -> Tensor:
+    def corrupt(self, x: Tensor, draws: MaskDraws) -> Tensor:
         """Mask the ceil(share * N) first tokens of `x` `(B, *S)`, N of them in all."""
         tokens = x[0].numel()
-        count = (draws.share * tokens).ceil().clamp(min=self.config.fewest(tokens))
+        count = (draws.share * tokens).ceil().clamp(min=self.config.fewest_masked(tokens))
         # Ranks instead of a threshold: equal draws cannot change how many tokens are masked.
         rank = draws.order.flatten(1).argsort(dim=1).argsort(dim=1)
         return torch.where((rank < count[:, None]).view_as(x), MASK, x)
@@ -85,7 +85,7 @@ class Masked:
         return {"cross_entropy": (error * masked).sum() / masked.sum().clamp(min=1)}
 
     def levels(self, steps: int) -> list[Level]:
-        """Return `steps` levels evenly from all masked on, and the one without masks."""
+        """Return `steps` evenly spaced levels from all masked on, and the one without masks."""
         return [self._level(1 - step / steps) for step in range(steps + 1)]
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
@@ -94,7 +94,7 @@ class Masked:
         return self.read(net(x, times, cond), x, times)
 
     def read(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Read the logits `(B, K, *S)` off an output `(B, heads, K, *S)` at `x` `(B, *S)`, whatever the times."""
+        """Read the logits `(B, K, *S)` off an output `(B, outputs, K, *S)` at `x` `(B, *S)`, whatever the times."""
         return output[:, 0].float()
 
     def _level(self, t: float) -> Level:

@@ -1,1 +1,1 @@
-"""Walks from noise to data; each asks the network only through its process."""
+"""Samplers, one file each: from noise to data; each is its own config."""

@@ -14,33 +14,27 @@ from torch import Tensor
 
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
-from rcg.diffusion.samplers._timesteps import GridConfig, fresh, predict
+from rcg.diffusion.samplers._level_sampler import LevelSampler, transition_variance
 
 
-class DDIMConfig(GridConfig):
-    """DDIM."""
+@SAMPLERS.register
+class DDIM(LevelSampler):
+    """DDIM.
+
+    Steps x_t -> x_s through the estimate of clean data (eq. 12, with sigma of eq. 16).
+    """
 
     name: str = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of fresh noise: 0 deterministic, 1 as much as ancestral sampling."""
 
-
-@SAMPLERS.register
-class DDIM:
-    """Steps x_t -> x_s through the estimate of clean data (eq. 12, with sigma of eq. 16)."""
-
-    Config = DDIMConfig
-
-    def __init__(self, config: DDIMConfig) -> None:
-        self.config = config
-
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
-            x0, eps, _ = predict(process, net, x, now, cond, self.config)
-            std = self.config.eta * then.sigma / now.sigma * math.sqrt(max(fresh(now, then), 0.0))
-            x = then.alpha * x0 + math.sqrt(max(then.sigma**2 - std**2, 0.0)) * eps
+        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+            x0, eps, _ = self.predict(process, net, x, level, cond)
+            std = self.eta * target.sigma / level.sigma * math.sqrt(max(transition_variance(level, target), 0.0))
+            x = target.alpha * x0 + math.sqrt(max(target.sigma**2 - std**2, 0.0)) * eps
             if std > 0:
                 x = x + std * noise.normal(space.shape)
         return x

@@ -9,36 +9,30 @@ from torch import Tensor
 
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
-from rcg.diffusion.samplers._timesteps import GridConfig, half_log_snr, predict
-
-
-class DPMSolverConfig(GridConfig):
-    """DPM-Solver++(2M)."""
-
-    name: str = "dpm_solver"
-    steps: PositiveInt = 16
+from rcg.diffusion.samplers._level_sampler import LevelSampler
 
 
 @SAMPLERS.register
-class DPMSolver:
-    """Steps x_t -> x_s with the estimate of clean data extrapolated from the last two levels (Algorithm 2)."""
+class DPMSolver(LevelSampler):
+    """DPM-Solver++(2M).
 
-    Config = DPMSolverConfig
+    Steps x_t -> x_s with the estimate of clean data extrapolated from the last two levels (Algorithm 2).
+    """
 
-    def __init__(self, config: DPMSolverConfig) -> None:
-        self.config = config
+    name: str = "dpm_solver"
+    steps: PositiveInt = 16
 
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         before, h_before = x, 0.0
-        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
-            x0 = predict(process, net, x, now, cond, self.config).x0
-            h = half_log_snr(then) - half_log_snr(now)
-            first = h_before == 0 or then.sigma == 0  # the last step, to clean data, is the estimate itself
+        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+            x0 = self.predict(process, net, x, level, cond).x0
+            h = target.half_log_snr - level.half_log_snr
+            first = h_before == 0 or target.sigma == 0  # the last step, to clean data, is the estimate itself
             ahead = x0 if first else x0 + h / (2 * h_before) * (x0 - before)
             # e^-h, written so that pure noise and clean data need no infinities.
-            shrink = then.sigma * now.alpha / (then.alpha * now.sigma)
-            x = then.sigma / now.sigma * x + then.alpha * (1 - shrink) * ahead
+            shrink = target.sigma * level.alpha / (target.alpha * level.sigma)
+            x = target.sigma / level.sigma * x + target.alpha * (1 - shrink) * ahead
             before, h_before = x0, h
         return x

@@ -10,35 +10,29 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rcg.config import SamplerConfig
-from rcg.core.contracts import MASK, Net, Noise, Space, TokenProcess
+from rcg.core.contracts import MASK, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 
 
-class MaskGITConfig(SamplerConfig):
-    """Parallel decoding; the published steps and temperatures are 20 with 6 for MAGE-B, and 20 with 11 for MAGE-L."""
+@SAMPLERS.register
+class MaskGIT(SamplerConfig):
+    """Parallel decoding; the published steps and temperatures are 20 with 6 for MAGE-B, and 20 with 11 for MAGE-L.
+
+    Draws all masked tokens at every step, keeps the most confident ones, and masks the others again.
+    """
 
     name: str = "maskgit"
     steps: PositiveInt = 20
     temperature: PositiveFloat = 1.0
     """Temperature of the distributions that tokens are drawn from."""
     choice_temperature: Annotated[float, Field(ge=0)] = 6.0
-    """Scale of the Gumbel noise on the confidence that decides which tokens stay; it falls to zero in a line."""
+    """Scale of the Gumbel noise on the confidence that decides which tokens stay; it falls to zero linearly."""
 
     discrete: ClassVar[bool] = True
 
-
-@SAMPLERS.register
-class MaskGIT:
-    """Draws all masked tokens at every step, keeps the most confident ones, and masks the others again."""
-
-    Config = MaskGITConfig
-
-    def __init__(self, config: MaskGITConfig) -> None:
-        self.config = config
-
     def __call__(
         self,
-        process: TokenProcess,
+        process: Process[Tensor],
         net: Net,
         space: Space,
         cond: Tensor | None,
@@ -46,17 +40,17 @@ class MaskGIT:
         known: Tensor | None = None,
     ) -> Tensor:
         """Return `(B, *space.shape)` tokens; those of `known` `(B, *space.shape)` that are not `MASK` stay."""
-        config = self.config
-        uniform = noise.uniform((config.steps, 2, *space.shape))  # all draws at once: the walk need not wait for any
+        uniform = noise.uniform((self.steps, 2, *space.shape))  # all draws at once: no step has to wait for them
         x = torch.full_like(uniform[:, 0, 0], MASK, dtype=torch.long) if known is None else known
         filled, count = x, (x == MASK).flatten(1).sum(1)
-        for step, (now, then) in enumerate(pairwise(process.levels(config.steps))):
-            logits = process.predict(net, x, now, cond).movedim(1, -1) / config.temperature  # (B, *S, K)
+        for step, (level, target) in enumerate(pairwise(process.levels(self.steps))):
+            logits = process.predict(net, x, level, cond).movedim(1, -1) / self.temperature  # (B, *S, K)
             log_p = logits.log_softmax(-1)
             filled = torch.where(x == MASK, draw(log_p, uniform[:, step, 0]), x)
             confidence = log_p.gather(-1, filled[..., None])[..., 0]
-            confidence = confidence + config.choice_temperature * then.t / process.horizon * gumbel(uniform[:, step, 1])
-            x = torch.where(again(confidence, x == MASK, count * then.sigma), MASK, filled)
+            noise_scale = self.choice_temperature * target.t / process.horizon
+            confidence = confidence + noise_scale * gumbel(uniform[:, step, 1])
+            x = torch.where(mask_again(confidence, x == MASK, count * target.sigma), MASK, filled)
         return filled
 
 
@@ -74,10 +68,10 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()).log()
 
 
-def again(confidence: Tensor, unknown: Tensor, count: Tensor) -> Tensor:
+def mask_again(confidence: Tensor, unknown: Tensor, count: Tensor) -> Tensor:
     """Return which tokens `(B, *S)` are masked again: floor(count) `(B,)` of the unknown ones, the least confident.
 
-    Each step keeps at least one token and, until the walk ends, leaves at least one to be drawn (as published).
+    Each step keeps at least one token and, until sampling ends, leaves at least one to be drawn (as published).
     """
     left = unknown.flatten(1).sum(1)
     number = count.floor().minimum(left - 1).clamp(min=1).minimum(left)

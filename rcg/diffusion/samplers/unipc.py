@@ -11,59 +11,54 @@ from torch import Tensor
 
 from rcg.core.contracts import Level, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
-from rcg.diffusion.samplers._timesteps import GridConfig, half_log_snr, predict
+from rcg.diffusion.samplers._level_sampler import LevelSampler
 
 
-class UniPCConfig(GridConfig):
-    """UniPC of order 2 with B(h) = e^h - 1, on clean data."""
+@SAMPLERS.register
+class UniPC(LevelSampler):
+    """UniPC of order 2 with B(h) = e^h - 1, on clean data.
+
+    Predicts with the last two estimates of clean data, then corrects with the new one (Algorithms 1 and 2).
+    """
 
     name: str = "unipc"
     steps: PositiveInt = 16
 
-
-@SAMPLERS.register
-class UniPC:
-    """Predicts with the last two estimates of clean data, then corrects with the new one (Algorithms 1 and 2)."""
-
-    Config = UniPCConfig
-
-    def __init__(self, config: UniPCConfig) -> None:
-        self.config = config
-
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        known: list[tuple[Level, Tensor]] = []  # the last two levels with their estimates of clean data
+        history: list[tuple[Level, Tensor]] = []  # the last two levels with their estimates of clean data
         start = x  # where the last step began
-        for now, then in pairwise(process.levels(self.config.steps, self.config.spacing)):
-            x0 = predict(process, net, x, now, cond, self.config).x0
-            if known:
-                x = _step(start, known, now, x0)
-            known = [*known[-1:], (now, x0)]
-            start, x = x, _step(x, known, then, None)
+        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+            x0 = self.predict(process, net, x, level, cond).x0
+            if history:
+                x = _step(start, history, level, x0)
+            history = [*history[-1:], (level, x0)]
+            start, x = x, _step(x, history, target, None)
         return x
 
 
-def _step(x: Tensor, known: list[tuple[Level, Tensor]], then: Level, there: Tensor | None) -> Tensor:
-    """Go from the last known level to `then`; `there` is the estimate at `then` when it corrects (eq. 3 and 9).
+def _step(x: Tensor, history: list[tuple[Level, Tensor]], target: Level, corrected: Tensor | None) -> Tensor:
+    """Go from the last known level to `target`; `corrected` is the estimate at `target` when it corrects (eq. 3 and 9).
 
-    With `there`, `x` is where that step began, and the step is taken again.
+    With `corrected`, `x` is where that step began, and the step is taken again.
     """
-    now, x0 = known[-1]
-    shrink = then.sigma * now.alpha / (then.alpha * now.sigma)  # e^-h
-    base = then.sigma / now.sigma * x + then.alpha * (1 - shrink) * x0
-    h = half_log_snr(then) - half_log_snr(now)
+    level, x0 = history[-1]
+    shrink = target.sigma * level.alpha / (target.alpha * level.sigma)  # e^-h
+    base = target.sigma / level.sigma * x + target.alpha * (1 - shrink) * x0
+    h = target.half_log_snr - level.half_log_snr
     ratios, slopes = [], []
-    if len(known) == 2 and math.isfinite(h):
-        ratio = (half_log_snr(known[0][0]) - half_log_snr(now)) / h
+    if len(history) == 2 and math.isfinite(h):
+        previous, previous_x0 = history[0]
+        ratio = (previous.half_log_snr - level.half_log_snr) / h
         if math.isfinite(ratio):
-            ratios, slopes = [ratio], [(known[0][1] - x0) / ratio]
-    if there is not None:
-        ratios, slopes = [*ratios, 1.0], [*slopes, there - x0]
+            ratios, slopes = [ratio], [(previous_x0 - x0) / ratio]
+    if corrected is not None:
+        ratios, slopes = [*ratios, 1.0], [*slopes, corrected - x0]
     if not slopes:
         return base
-    weights = _weights(ratios, h) if there is not None and len(ratios) > 1 else [0.5]
-    return base + then.alpha * (1 - shrink) * sum(w * slope for w, slope in zip(weights, slopes, strict=True))
+    weights = _weights(ratios, h) if corrected is not None and len(ratios) > 1 else [0.5]
+    return base + target.alpha * (1 - shrink) * sum(w * slope for w, slope in zip(weights, slopes, strict=True))
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
