@@ -8,20 +8,20 @@ is an autoencoder: published, or trained by tools/train_autoencoder.py.
 
 import argparse
 
-from rcg import cli, config
-from rcg.training import stages
+from rcg import cli
 
 
 def main() -> None:
     """Parse the command line and encode."""
-    parser = cli.parser_for(__doc__ or "", epilog=config.describe)
-    cli.add_experiment(parser)
-    cli.main(parser, cache)
+    cli.main(cli.experiment_parser(__doc__), run)
 
 
-def cache(arguments: argparse.Namespace) -> None:
-    """Fill the cache of an experiment."""
-    stages.fill_caches(config.load(arguments.config, arguments.overrides))
+def run(arguments: argparse.Namespace) -> None:
+    """Fill the caches of an experiment."""
+    work = cli.open_workspace(arguments)
+    from rcg.encoding.workspace import fill_caches
+
+    fill_caches(work)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,81 @@
-"""Compare what a generator is told: nothing, its own first sample, a cluster, a class, a generated z, a real one.
+"""Compare conditions of a generator: none, its own first sample, a cluster, a class, a generated z, a real one.
 
 accelerate launch tools/compare.py configs/cifar10.yaml                    trains the networks that are missing first
 python tools/compare.py configs/cifar10.yaml --inception FILE --tap 768    without a download
 python tools/compare.py configs/cifar10.yaml --arms none generated oracle --no-train
 
-The encoder, the RDM and, for a generator of tokens, the tokenizer have to be trained. All networks are trained with the
-same section generator.train, each in a folder of its own in the run; those that are there are used as they are, and one
+The encoder, the RDM and, for a generator of tokens, the autoencoder have to be trained. All networks are trained with
+the same section generator.train, each in a folder of its own in the run; trained ones are used as they are, and one
 that was interrupted goes on. A comparison that was interrupted goes on where it stopped when the same command is given
-again. The table states network evaluations, seconds, distances with deviations, and the share of the gap between no
-condition and real representations that each arm closes.
+again. The table states network evaluations, seconds, distances with stds, and the share of the gap between no condition
+and real representations that each arm closes.
 """
-
-from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from rcg import cli, config
-from rcg.comparison.arms import ARMS, Drawing
-from rcg.comparison.report import write
-from rcg.comparison.study import Study, compare
+from rcg import cli
+from rcg.comparison.arms import ARMS
 from rcg.config import Experiment
-from rcg.core.errors import UserError
-from rcg.evaluation.extractors import Judges
+from rcg.config.help import describe_config
 
 
 def main() -> None:
     """Parse the command line and compare."""
-    parser = cli.parser_for(__doc__ or "", epilog=_arms)
-    cli.add_experiment(parser)
-    parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="some of those below [all]"
-    )
-    parser.add_argument("--t0", type=_share, default=0.5, help="share of the noise that a second pass begins at [0.5]")
-    parser.add_argument("--no-train", action="store_true", help="judge only the arms whose networks are trained")
-    parser.add_argument("--guidance", type=cli.scale, help="scale of classifier-free guidance [as configured]")
-    cli.add_judges(parser)
+    parser = cli.experiment_parser(__doc__, epilog=describe)
+    names, text = list(ARMS), "some of those below [all]"
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=text)
+    text = "share of the noise at which a second pass begins (the t0 of SDEdit) [0.5]"
+    parser.add_argument("--sdedit-strength", type=cli.fraction, default=0.5, help=text)
+    parser.add_argument("--no-train", action="store_true", help="evaluate only the arms whose networks are trained")
+    cli.add_sampling(parser, num=5000)
+    cli.add(parser, "--guidance", "--labels")
+    cli.add_metrics(parser)
     parser.add_argument("--out", type=Path, help="folder of the results [RUN/comparison-GENERATOR]")
     parser.add_argument("--cache", type=Path, help="folder for features, to share references [RUN/evaluation/features]")
     cli.main(parser, run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare, and print what was found and where to look."""
-    experiment = config.load(arguments.config, arguments.overrides)
-    study = _study(arguments, experiment)
-    if study.out.exists() and not study.out.is_dir():
-        raise UserError(f"--out {study.out} is a file, not a folder")
+    """Compare; print the report, and where to look."""
+    experiment = cli.load(arguments)
+    config = experiment.require_generator()
+    from rcg.comparison.compare import compare
+    from rcg.comparison.report import write
+    from rcg.comparison.study import Study
+    from rcg.distributed.launch import launch
+    from rcg.encoding.workspace import Workspace
+    from rcg.evaluation.extractors import MetricOptions
+
+    # All that follows runs in the precision of the trainings, which cannot change as long as a program runs.
+    accelerator = launch(config.train.model_copy(update={"tracker": "none"}), shardable=True)
+    work = Workspace(experiment, accelerator)
+    study = Study(
+        work=work,
+        keys=[key for key in ARMS if key in arguments.arms],
+        plan=cli.sampling_plan(arguments),
+        metrics=cli.create(MetricOptions, arguments),
+        out=cli.output_folder(arguments.out or work.run.comparison(config.name)),
+        cache=arguments.cache or work.run.evaluation / "features",
+        train=None if arguments.no_train else train_generator,
+    )
     result = compare(study)
     if result is not None:
         write(study, result)
-        print((study.out / "compare.md").read_text())
-        print(f"look at {study.out / 'compare.html'}, which needs no other file")
 
 
-def _study(arguments: argparse.Namespace, experiment: Experiment) -> Study:
-    drawing = Drawing(
-        arguments.num,
-        arguments.seed,
-        arguments.t0,
-        arguments.labels,
-        arguments.guidance,
-        arguments.steps,
-        arguments.rdm_steps,
-        arguments.batch_size,
-        arguments.precision,
-    )
-    name = experiment.generator.name if experiment.generator else "none"
-    return Study(
-        experiment,
-        [key for key in ARMS if key in arguments.arms],
-        drawing,
-        Judges(arguments.inception, arguments.tap, arguments.encoder),
-        arguments.reference,
-        arguments.resamples,
-        arguments.out or experiment.run / f"comparison-{name}",
-        arguments.cache or experiment.run / "evaluation" / "features",
-        not arguments.no_train,
-    )
+def train_generator(experiment: Experiment) -> None:
+    """Train the generator of an experiment, from its last state on."""
+    from rcg.encoding.run_folder import Mode
+    from rcg.training.stages import STAGES
+
+    cli.train_stage(STAGES["generator"], experiment, Mode.RESUME)
 
 
-def _share(text: str) -> float:
-    value = cli.scale(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
-    return value
-
-
-def _arms() -> str:
-    """Describe the arms for `--help`."""
-    lines = [f"  {key:10} {arm.name}: told {arm.told}" for key, arm in ARMS.items()]
-    return "\n".join(["arms:", *lines, "", config.describe()])
+def describe() -> str:
+    """Describe the arms, and the keys of experiments, for `--help`."""
+    lines = [f"  {key:10} {arm.name}; condition: {arm.condition_text}" for key, arm in ARMS.items()]
+    return "\n".join(["arms:", *lines, "", describe_config()])
 
 
 if __name__ == "__main__":

@@ -6,26 +6,23 @@ python tools/inspect_encoder.py configs/cifar10.yaml [section.key=value ...] [--
 import argparse
 from pathlib import Path
 
-from rcg import cli, config
-from rcg.evaluation.encoder_report import inspect
+from rcg import cli
 
 
 def main() -> None:
     """Parse the command line and inspect."""
-    parser = cli.parser_for(__doc__ or "", epilog=config.describe)
-    cli.add_experiment(parser)
-    parser.add_argument("--num", type=cli.positive, default=5000, help="most images of each split [5000]")
+    parser = cli.experiment_parser(__doc__)
+    cli.add_number(parser, 5000, "largest number of images of each split")
     parser.add_argument("--out", type=Path, help="folder for report.md and report.png [RUN/encoder-report]")
-    cli.main(parser, report)
+    cli.main(parser, run)
 
 
-def report(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Inspect the encoder and print the report."""
-    experiment = config.load(arguments.config, arguments.overrides)
-    out = arguments.out or experiment.run / "encoder-report"
-    inspect(experiment, out, arguments.num)
-    print((out / "report.md").read_text())
-    print(f"look at {out / 'report.png'}")
+    work = cli.open_workspace(arguments)
+    from rcg.evaluation.encoder_report import inspect
+
+    inspect(work, cli.output_folder(arguments.out or work.run.encoder_report), arguments.count)
 
 
 if __name__ == "__main__":

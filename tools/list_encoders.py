@@ -1,14 +1,17 @@
-"""List the encoders by name: width of the representation, input, size, license, and whether the weights are here.
+"""List the encoders by name: width of the representation, input, size, license, and where the weights are.
 
 python tools/list_encoders.py          all of them
 python tools/list_encoders.py dinov2   those whose name contains a word
 """
 
 import argparse
+from collections.abc import Iterator
 
 from rcg import cli
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
+
+HEAD = ("encoder: {...}", "width", "input", "params", "license", "weights")
 
 
 def main() -> None:
@@ -19,19 +22,24 @@ def main() -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Print one line for each encoder."""
-    catalogs = (ENCODERS.get(name).catalog() for name in ENCODERS.names())
-    found = [entry for entries in catalogs for entry in entries if arguments.word in entry.name]
-    if not found:
+    """Print one line per encoder."""
+    rows = [row for name in ENCODERS.names() for row in _rows(name) if arguments.word in row[0]]
+    if not rows:
         raise UserError(f"no encoder has {arguments.word!r} in its name: try dino, mae, clip, or none to see them all")
-    rows = [("encoder: {...}", "width", "input", "params", "license", "weights")]
-    for entry in found:
-        side = str(entry.side or "?")
-        rows.append((entry.name, str(entry.width), side, f"{entry.millions} M", entry.license, entry.weights))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    for row in (HEAD, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nany other network of timm: encoder.name=timm_model encoder.model=NAME (encoder.weights=FILE)")
+
+
+def _rows(name: str) -> Iterator[tuple[str, ...]]:
+    """Yield the catalog of an encoder, or its name alone if it has no catalog."""
+    entries = list(ENCODERS.get(name).catalog())
+    if not entries:
+        yield (f"name: {name}", *[""] * (len(HEAD) - 1))
+    for entry in entries:
+        side = str(entry.side or "?")
+        yield entry.name, str(entry.width), side, f"{entry.millions} M", entry.license, entry.weights
 
 
 if __name__ == "__main__":

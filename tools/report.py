@@ -1,30 +1,28 @@
-"""Write one self-contained HTML page about a run: samples, figures, curves, neighbors, cost, configuration.
+"""Write one self-contained HTML page about a run: samples, scores, curves, neighbors, cost, configuration.
 
 python tools/report.py runs/digits [--out FILE]
 """
-
-from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
 from rcg import cli
-from rcg.evaluation.run_page import write_page
 
 
 def main() -> None:
     """Parse the command line and write the page."""
-    parser = cli.parser_for(__doc__ or "")
+    parser = cli.parser_for(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--out", type=Path, help="the page [RUN/report.html]")
-    cli.main(parser, report)
+    parser.add_argument("--out", type=Path, help="file of the page [RUN/report.html]")
+    cli.main(parser, run)
 
 
-def report(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Write the page and say where it is."""
-    path = arguments.out or arguments.run / "report.html"
-    write_page(arguments.run, path)
-    print(path)
+    from rcg.encoding.run_folder import RunFolder
+    from rcg.evaluation.run_page import write_page
+
+    write_page(RunFolder(arguments.run), arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What a representation is worth: one generator told nothing, its own first sample, labels, generated and real z."""
+"""The value of a representation: one generator without a condition, with labels, with generated and with real z."""

@@ -1,31 +1,20 @@
-"""One comparison: networks that are missing are trained, every arm is sampled and judged alike."""
+"""What a comparison compares, what it refuses to, and the training of missing networks at equal compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from accelerate import Accelerator
-
-from rcg.comparison.arms import ARMS, Drawing, check, samples_of, unavailable, variant
-from rcg.comparison.cost import Cost, measured
+from rcg.comparison.arms import ARMS, Arm
 from rcg.config import Experiment, GeneratorConfig
+from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.distributed import launch as parallel
-from rcg.encoding.autoencoder import open_autoencoder
-from rcg.encoding.representation import open_representation
-from rcg.encoding.workspace import fitted_representation
-from rcg.evaluation import scores as figures
-from rcg.evaluation.evaluate import Evaluation, Known, judge, sampled
-from rcg.evaluation.extractors import Judges, chosen_reference, known_images
-from rcg.evaluation.features import View, extract, own_view
-from rcg.evaluation.report import Report
-from rcg.evaluation.samples import Generated, Source
-from rcg.evaluation.scores import Figure, Reference
-from rcg.metrics.frechet import Gaussian
-from rcg.training import stages
+from rcg.encoding.run_folder import Mode, StageFolder
+from rcg.encoding.workspace import Workspace
+from rcg.evaluation.extractors import MetricOptions
+from rcg.evaluation.samples import SamplingPlan
+from rcg.training.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -33,251 +22,137 @@ class Study:
     """What is compared, and how.
 
     Attributes:
-        experiment: its generator's condition is what the arms replace.
-        keys: which arms, names of `rcg.comparison.arms.ARMS`.
-        drawing: how samples are drawn.
-        judges: the networks in whose features images are compared.
-        reference: what they are compared with: `train`, `validation`, a folder, or an .npz file.
-        resamples: for deviations.
+        work: the experiment; the arms replace its generator's condition.
+        keys: the arms, names of `rcg.comparison.arms.ARMS`.
+        plan: how samples are generated, alike for all arms; the strength of SDEdit is for the arm `twice` alone.
+        metrics: with what they are compared.
         out: folder of the results.
         cache: folder of features.
-        train: whether missing networks are trained; else only those arms are judged that are there.
+        train: trains the generator of an experiment, from its last state on; None: nothing is trained, and arms
+            without a trained network are left out.
     """
 
-    experiment: Experiment
+    work: Workspace
     keys: Sequence[str]
-    drawing: Drawing
-    judges: Judges
-    reference: str
-    resamples: int
+    plan: SamplingPlan
+    metrics: MetricOptions
     out: Path
     cache: Path
-    train: bool
+    train: Callable[[Experiment], None] | None
 
     @property
     def generator(self) -> GeneratorConfig:
         """The section of the experiment whose condition is replaced."""
-        assert self.experiment.generator is not None
-        return self.experiment.generator
+        return self.work.experiment.require_generator()
 
+    def left_out_arms(self) -> dict[str, str]:
+        """Return why arms cannot be evaluated, by their keys.
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one arm.
+        Raises:
+            UserError: a folder holds another experiment's network, or one that was trained for longer, or none is left.
+        """
+        reasons = {}
+        for key in self.keys:
+            classes = self.work.images.train.classes
+            reason = unavailable(key, self.work.experiment, classes) or self._untrained(key)
+            if reason:
+                reasons[key] = reason
+        if len(reasons) == len(self.keys):
+            raise UserError(f"none of the arms can be evaluated: {'; '.join(dict.fromkeys(reasons.values()))}")
+        return reasons
 
-    Attributes:
-        folder: of its network in the run.
-        missing: why it could not be judged; None: it was.
-        facts: what the header of its network says of the training.
-        cost: of its samples.
-        report: of its evaluation.
-    """
+    def announce(self, left_out: Mapping[str, str]) -> None:
+        """Say which networks are trained and which are going to be."""
+        steps = self.generator.train.steps
+        for work in self._networks(left_out).values():
+            folder, trained = _trained_steps(work)
+            state = "is trained" if trained == steps else f"will be trained from step {trained} to {steps}"
+            say(f"{folder.path} {state}")
 
-    folder: str
-    missing: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    cost: Cost | None = None
-    report: Report | None = None
+    def train_networks(self, left_out: Mapping[str, str]) -> None:
+        """Train the networks of the arms that are not left out, where they are not trained to their end, if asked for.
 
+        Raises:
+            UserError: one was interrupted.
+        """
+        steps = self.generator.train.steps
+        for name, work in self._networks(left_out).items():
+            if self.train is None or _trained_steps(work)[1] == steps:
+                continue
+            self.train(work.experiment)
+            trained = _trained_steps(work)[1]
+            if trained < steps:
+                raise UserError(f"{name} was stopped at step {trained}: the same command goes on from there")
 
-@dataclass(frozen=True)
-class Result:
-    """What a comparison found; only the main process has one.
-
-    Attributes:
-        outcomes: by the keys of the arms.
-        views: names of the networks that judged, and of the distances in their features.
-        floors: the distances of held-out images.
-        held_out: how many these are.
-        device: what it ran on.
-        warnings: sentences about what is doubtful or missing.
-    """
-
-    outcomes: dict[str, Outcome]
-    views: list[tuple[str, str]]
-    floors: list[Figure]
-    held_out: int
-    device: str
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What judges all arms, and what it lacks."""
-
-    views: list[View]
-    reference: Source | None
-    statistics: Mapping[str, Gaussian]
-    known: Known
-    accelerator: Accelerator
-    warnings: list[str]
-
-
-def compare(study: Study) -> Result | None:
-    """Train what is missing, judge every arm, and return what was found; processes but the first return None.
-
-    Raises:
-        UserError: the experiment cannot be compared, or a part of its run is missing or belongs to another one.
-    """
-    check(study.experiment, study.keys)
-    # All that follows runs in the precision of the trainings, which cannot change as long as a program runs.
-    accelerator = parallel.start(study.generator.train.model_copy(update={"tracker": "none"}), shardable=True)
-    known = known_images(study.experiment.data, accelerator)
-    missing = _missing(study, known)
-    bench = _set_up(study, known, accelerator)  # before hours of training, for it may be refused
-    _say(study, missing, accelerator)
-    if study.train:
-        _train(study, missing)
-    outcomes = {}
-    for number, key in enumerate(study.keys, 1):
-        state = missing.get(key, "sampled and judged")
-        _print(accelerator, f"[{number}/{len(study.keys)}] {ARMS[key].name}: {state}")
-        outcomes[key] = Outcome(_folder(key, study), state) if key in missing else _judged(key, study, bench)
-    floors = _floors(study, bench)
-    if not accelerator.is_main_process:
+    def _untrained(self, key: str) -> str | None:
+        """Return which network of an arm is not trained, where it is not about to be."""
+        steps = self.generator.train.steps
+        for arm in _needed_arms([key]):
+            folder, trained = _trained_steps(self._arm_work(arm))
+            if trained > steps:
+                raise UserError(
+                    f"{folder.path} was trained for {trained} steps, but generator.train.steps is {steps}: arms are "
+                    f"compared at equal training compute, so set it to {trained}, or choose another run="
+                )
+            if trained < steps and self.train is None:
+                return f"{folder.name} is at step {trained} of {steps}: leave --no-train out to train it"
         return None
-    said = [line for found in outcomes.values() if found.report for line in found.report.warnings]
-    names = [(view.name, view.distance) for view in bench.views]
-    device = f"{accelerator.num_processes} x {accelerator.device.type}"
-    return Result(outcomes, names, floors, len(known.held_out), device, list(dict.fromkeys([*bench.warnings, *said])))
+
+    def _networks(self, left_out: Mapping[str, str]) -> dict[str, Workspace]:
+        """Return the workspaces of the generators that the arms need, by the folders of these."""
+        arms = _needed_arms([key for key in self.keys if key not in left_out])
+        works = [self._arm_work(arm) for arm in arms]
+        return {work.generator_folder.name: work for work in works}
+
+    def _arm_work(self, arm: Arm) -> Workspace:
+        """Return the workspace whose generator is the network of an arm."""
+        return self.work.with_generator(arm.variant(self.generator))
 
 
-def _set_up(study: Study, known: Known, accelerator: Accelerator) -> _Bench:
-    """Open the judges, after the neighbors that the networks need.
-
-    Raises:
-        UserError: the encoder or the autoencoder is not trained, or a judge or the reference cannot be had.
-    """
-    experiment, size = study.experiment, study.experiment.data.image_size
-    open_autoencoder(study.generator.autoencoder, size, experiment.run)
-    if any(ARMS[key].condition in stages.REPRESENTED for key in study.keys):
-        open_representation(experiment)
-    reference, statistics = chosen_reference(study.reference, known, size)
-    warnings: list[str] = []
-
-    def own() -> View:
-        return own_view(fitted_representation(experiment, None), accelerator.device)
-
-    views = study.judges.views(own, size, accelerator, warnings)
-    return _Bench(views, reference, statistics, known, accelerator, warnings)
-
-
-def _missing(study: Study, known: Known) -> dict[str, str]:
-    """Return why arms cannot be judged, by their keys.
+def check(work: Workspace, keys: Sequence[str]) -> None:
+    """Refuse an experiment whose arms would not be comparable.
 
     Raises:
-        UserError: a folder holds another experiment's network, or one that was trained for longer, or none is left.
+        UserError: there is no generator, or a setting belongs to one of the arms or ends trainings at different steps.
     """
-    found = {}
-    for key in study.keys:
-        reason = unavailable(key, study.experiment, known.train.images.classes) or _untrained(key, study)
-        if reason:
-            found[key] = reason
-    if len(found) == len(study.keys):
-        raise UserError(f"none of the arms can be judged: {'; '.join(dict.fromkeys(found.values()))}")
-    return found
+    config = work.experiment.require_generator()
+    if config.self_condition:
+        raise UserError("generator.self_condition is one of the arms that are compared: leave it out, or set it false")
+    if config.train.patience is not None:
+        raise UserError(
+            "generator.train.patience ends trainings at different steps, but arms are compared at equal training "
+            "compute: leave it out"
+        )
+    conditional = [key for key in keys if ARMS[key].condition == "representation"]
+    if conditional and not work.run.rdm.is_trained:
+        raise UserError(
+            f"{work.run.rdm.path} holds no trained RDM, which the arms {', '.join(conditional)} need: run "
+            f"tools/train_rdm.py with the same configuration first, or choose others with --arms"
+        )
 
 
-def _untrained(key: str, study: Study) -> str | None:
-    """Return which network of an arm is not trained, where that is not about to be mended."""
-    wanted = [ARMS[key], *([ARMS["none"]] if key == "encoded" else [])]
-    for experiment in (variant(study.experiment, arm) for arm in wanted):
-        there, steps = stages.generator_steps(experiment), study.generator.train.steps
-        folder = stages.generator_folder(experiment)
-        if there > steps:
-            raise UserError(
-                f"{folder} was trained for {there} steps, but generator.train.steps is {steps}: arms are compared at "
-                f"equal training compute, so set it to {there}, or choose another run="
-            )
-        if there < steps and not study.train:
-            return f"{folder.name} is at step {there} of {steps}: leave --no-train out to train it"
+def unavailable(key: str, experiment: Experiment, classes: Sequence[str]) -> str | None:
+    """Return why an arm does not exist for an experiment, None if it does."""
+    if key == "class" and not classes:
+        return "the data set has no labels"
+    if key == "generated" and experiment.rdm.condition == "vector":
+        return "the RDM is conditioned on vectors that are computed elsewhere"
     return None
 
 
-def _networks(study: Study, missing: Mapping[str, str]) -> dict[str, Experiment]:
-    """Return the experiments whose generators the arms need, by the folders of these."""
-    arms = [ARMS[key] for key in study.keys if key not in missing]
-    if "encoded" in study.keys and "encoded" not in missing:
-        arms.insert(0, ARMS["none"])
-    experiments = [variant(study.experiment, arm) for arm in arms]
-    return {stages.generator_folder(experiment).name: experiment for experiment in experiments}
+def _needed_arms(keys: Sequence[str]) -> list[Arm]:
+    """Return the arms whose networks some arms need; `encoded` needs that of another one first."""
+    first = [ARMS["none"]] if "encoded" in keys else []
+    return [*first, *(ARMS[key] for key in keys)]
 
 
-def _say(study: Study, missing: Mapping[str, str], accelerator: Accelerator) -> None:
-    """Say which networks are there and which are going to be trained."""
-    for name, experiment in _networks(study, missing).items():
-        there, steps = stages.generator_steps(experiment), study.generator.train.steps
-        state = "is trained" if there == steps else f"will be trained from step {there} to {steps}"
-        _print(accelerator, f"{experiment.run / name} {state}")
-
-
-def _train(study: Study, missing: Mapping[str, str]) -> None:
-    """Train the networks that are not there, or not to their end.
+def _trained_steps(work: Workspace) -> tuple[StageFolder, int]:
+    """Return the folder of a generator and how many steps it was trained, 0 where there is none.
 
     Raises:
-        UserError: one was interrupted.
+        UserError: the folder holds another experiment's, or other files.
     """
-    for name, experiment in _networks(study, missing).items():
-        if stages.generator_steps(experiment) < study.generator.train.steps:
-            stages.train_generator(experiment, resume=True, overwrite=False)
-            there = stages.generator_steps(experiment)
-            if there < study.generator.train.steps:
-                raise UserError(f"{name} was stopped at step {there}: the same command goes on from there")
-
-
-def _folder(key: str, study: Study) -> str:
-    return stages.generator_folder(variant(study.experiment, ARMS[key])).name
-
-
-def _judged(key: str, study: Study, bench: _Bench) -> Outcome:
-    samples = samples_of(key, study.experiment, study.drawing, bench.accelerator.device)
-    own = next((view.name for view in bench.views if view.name.startswith("own-")), None)
-    evaluation = Evaluation(
-        samples,
-        {"run": str(study.experiment.run), "generator": _folder(key, study), "arm": ARMS[key].name},
-        bench.views,
-        bench.reference,
-        study.reference,
-        bench.statistics,
-        own,
-        own is not None and sampled(samples),
-        None,
-        study.resamples,
-    )
-    report = judge(evaluation, study.out / key, study.cache, False, bench.accelerator)
-    cost = None
-    if bench.accelerator.is_main_process:
-        cost = measured(samples, study.out / key / "shown.safetensors")
-    return Outcome(_folder(key, study), None, _facts(samples), cost, report)
-
-
-def _facts(samples: Generated) -> dict[str, Any]:
-    part = samples.pipeline.parts["generator"]
-    return {
-        "steps": part.facts["step"],
-        "seconds": part.facts["seconds"],
-        "batch_size": part.config["train"]["batch_size"],
-        "parameters": sum(tensor.numel() for tensor in part.tensors.values()),
-        "guidance": samples.facts["guidance"],
-        "sampler": samples.facts["sampler"],
-        "told": samples.facts.get("told"),
-        "clusters": len(samples.pipeline.counts or ()) or None,
-    }
-
-
-def _floors(study: Study, bench: _Bench) -> list[Figure]:
-    """Return how far held-out images are from the reference: what as many perfect samples would get."""
-    held_out, where = bench.known.held_out, (study.cache, bench.accelerator)
-    if bench.reference is not None and bench.reference.facts == held_out.facts:
-        return []
-    real = extract(bench.reference, bench.views, *where, "reference") if bench.reference is not None else {}
-    seen = extract(held_out, bench.views, *where, "validation")
-    if not bench.accelerator.is_main_process:
-        return []
-    reference = Reference(real, bench.statistics)
-    return [figure for view in bench.views for figure in figures.floor(view, seen[view.name], reference)]
-
-
-def _print(accelerator: Accelerator, text: str) -> None:
-    if accelerator.is_main_process:
-        print(text, flush=True)
+    stage, experiment = STAGES["generator"], work.experiment
+    folder = stage.folder(experiment)
+    folder.check(stage.identity, experiment, Mode.RESUME)
+    return folder, folder.part(weights=False).facts.step if folder.is_trained else 0

@@ -1,1 +1,1 @@
-"""How good generated images are: images stream into frozen networks, features are kept, figures are read off them."""
+"""Evaluation of generated images and representations, of encoders and of whole runs."""

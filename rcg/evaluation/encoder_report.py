@@ -1,225 +1,214 @@
-"""One page about an encoder: is its representation worth modeling, before anyone trains on it?"""
+"""One page about an encoder: whether its representation is worth modeling, before anyone trains on it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib.figure
 import torch
-from sklearn.manifold import TSNE
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from rcg.config import Experiment
+from rcg.config import identity
 from rcg.core.checkpoint import atomic
+from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.data.images import ContrastivePairs, Images, load_images
-from rcg.distributed import launch as parallel
-from rcg.encoding.representation import Representation, Transform, build_encoder, open_representation
+from rcg.data.augment import ContrastivePairs
+from rcg.data.images import Images, Split
+from rcg.data.loading import batches
+from rcg.encoding.encoder import build_encoder
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
+from rcg.encoding.workspace import Workspace
 from rcg.metrics.frechet import frechet_distance, halves
 from rcg.metrics.representation import (
     alignment,
     effective_rank,
     knn_accuracy,
     linear_accuracy,
-    nearest,
+    nearest_by_cosine,
     spectrum,
     uniformity,
 )
+from rcg.visual.documents import render
 from rcg.visual.grids import grid
 
-MAPPED = 1000
+MAP_IMAGES = 1000
 """Images in the map."""
-PAIRED = 256
+PAIRED_IMAGES = 256
 """Images of which two random views are compared."""
-SHOWN, NEIGHBORS = 8, 7
+UNIFORMITY_IMAGES = 2000
+"""Images whose pairs enter the uniformity."""
+QUERIES = 8
+"""Validation images whose nearest training images are drawn."""
+NEIGHBORS = 7
+ENCODE_BATCH = 128
+PIXEL_SIDE = 16
+"""Side to which images are averaged down for the baseline of raw pixels."""
 
 
-class Judged(NamedTuple):
-    """Representations z of both parts of a split, and how fast they came."""
+class Encoded(NamedTuple):
+    """Representations z of both splits, their labels, and the speed of the encoder."""
 
     train: Tensor  # (N, d)
-    test: Tensor  # (M, d)
+    validation: Tensor  # (M, d)
+    labels: tuple[Tensor, Tensor] | None  # (N,), (M,)
     images_per_second: float
 
+    def accuracy(self, metric: Callable[[Tensor, Tensor, Tensor, Tensor], float]) -> float:
+        """Return the accuracy of a classifier that is fitted to the training split; there must be labels."""
+        assert self.labels is not None
+        return metric(self.train, self.labels[0], self.validation, self.labels[1])
 
-def inspect(experiment: Experiment, out: Path, count: int) -> dict[str, float]:
-    """Judge the experiment's encoder on at most `count` images of each split; write report.md and report.png.
+
+def inspect(work: Workspace, out: Path, count: int) -> None:
+    """Inspect the experiment's encoder on at most `count` images of each split; write report.md and report.png.
 
     Raises:
-        UserError: there is no encoder yet, or there are too few images to judge it.
+        UserError: there is no encoder yet, or there are too few images.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file, not a folder")
-    representation = open_representation(experiment)
-    device = parallel.start().device
-    split = load_images(experiment.data)
-    if len(split.train) < 2 * SHOWN or len(split.validation) < SHOWN:
-        raise UserError(f"{len(split.train)} training and {len(split.validation)} held-out images are too few to judge")
-    judged = _judge(representation, split.train, split.validation, count, device, "encoding")
-    labels = None
-    if split.train.labels is not None and split.validation.labels is not None:
-        labels = (split.train.labels[: len(judged.train)], split.validation.labels[: len(judged.test)])
-    metrics = _metrics(judged, labels)
-    metrics["alignment"] = _alignment(representation, split.train, experiment, device)
-    beside = {} if labels is None else _beside(experiment, split.train, split.validation, judged, labels, device)
-    _draw(judged, labels, split.train, split.validation, out / "report.png")
-    _write(representation, experiment, judged, metrics, beside, out / "report.md")
-    return metrics
+    representation = Representation(work.encoder, _new_transform(work))
+    split, device = work.images, work.accelerator.device
+    if len(split.train) < 2 * QUERIES or len(split.validation) < QUERIES:
+        raise UserError(
+            f"{len(split.train)} training and {len(split.validation)} validation images are too few for a report"
+        )
+    encoded = _encode_split(representation, split, count, device, "encoding")
+    metrics = _metrics(encoded)
+    metrics["alignment"] = _alignment(representation, split.train, work)
+    baselines = {} if encoded.labels is None else _baselines(work, encoded)
+    _draw(encoded, split, out / "report.png")
+
+    values = {
+        "work": work,
+        "representation": representation,
+        "encoded": encoded,
+        "parameters": sum(p.numel() for p in work.encoder.parameters()),
+        "settings": identity(work.experiment.encoder),
+        "metrics": metrics,
+        "baselines": baselines,
+    }
+    render("encoder.md", out / "report.md", **values)
+    say((out / "report.md").read_text())
+    say(f"look at {out / 'report.png'}")
 
 
-def _judge(
-    representation: Representation, train: Images, test: Images, count: int, device: torch.device, what: str
-) -> Judged:
-    """Encode both parts of a split, and fit what has to be fitted to the first."""
-    (known, seconds), (held_out, _) = (_encode(representation, images, count, device, what) for images in (train, test))
+def _new_transform(work: Workspace) -> Transform:
+    return Transform(work.experiment.normalize, work.experiment.projection)
+
+
+def _encode_split(
+    representation: Representation, split: Split, count: int, device: torch.device, title: str
+) -> Encoded:
+    """Encode both splits, and fit the transform to the first one if it has to be fitted."""
+    train, seconds = _encode(representation, split.train, count, device, title)
+    validation, _ = _encode(representation, split.validation, count, device, title)
     transform = representation.transform
     if transform.needs_fit:
-        transform.fit(known)
-    return Judged(transform(known), transform(held_out), len(known) / seconds)
+        transform.fit(train)
+    labels = None
+    if split.train.labels is not None and split.validation.labels is not None:
+        labels = (split.train.labels[: len(train)], split.validation.labels[: len(validation)])
+    return Encoded(transform(train), transform(validation), labels, len(train) / seconds)
 
 
-@torch.no_grad()
 def _encode(
-    representation: Representation, images: Images, count: int, device: torch.device, what: str
+    representation: Representation, images: Images, count: int, device: torch.device, title: str
 ) -> tuple[Tensor, float]:
     """Return raw representations `(n, D)` of the first images, and the seconds that the encoder took."""
-    total = min(count, len(images))
-    workers = 0 if images.in_memory else min(8, parallel.cores())
-    batches: DataLoader[Any] = DataLoader(images, batch_size=128, sampler=range(total), num_workers=workers)
+    positions = range(min(count, len(images)))
     representation.encoder.to(device)  # the transform stays where the vectors are gathered
-    found, seconds = [], 0.0
-    with tqdm(total=total, desc=what, unit="image") as bar:
-        for batch in batches:
+    rep, seconds = [], 0.0
+    with tqdm(total=len(positions), desc=title, unit="image") as bar:
+        for batch in batches(images, positions, ENCODE_BATCH):
             image = batch["image"].to(device)
             start = time.perf_counter()
-            found.append(representation.encode(image).cpu())
+            rep.append(representation.encode(image).cpu())
             seconds += time.perf_counter() - start
             bar.update(len(image))
-    return torch.cat(found), seconds
+    return torch.cat(rep), seconds
 
 
-def _metrics(judged: Judged, labels: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+def _metrics(encoded: Encoded) -> dict[str, float]:
     metrics = {}
-    if labels:
-        metrics["knn_accuracy"] = knn_accuracy(judged.train, labels[0], judged.test, labels[1])
-        metrics["linear_accuracy"] = linear_accuracy(judged.train, labels[0], judged.test, labels[1])
-    first, second = halves(len(judged.train), len(judged.train))
+    if encoded.labels is not None:
+        metrics["knn_accuracy"] = encoded.accuracy(knn_accuracy)
+        metrics["linear_accuracy"] = encoded.accuracy(linear_accuracy)
+    first, second = halves(len(encoded.train), len(encoded.train))
     return metrics | {
-        "uniformity": uniformity(judged.test[:2000]),
-        "effective_rank": effective_rank(judged.train),
-        "rep_fd_floor": frechet_distance(judged.train[first], judged.train[second]),
-        "images_per_second": judged.images_per_second,
+        "uniformity": uniformity(encoded.validation[:UNIFORMITY_IMAGES]),
+        "effective_rank": effective_rank(encoded.train),
+        "reference_fd": frechet_distance(encoded.train[first], encoded.train[second]),
+        "images_per_second": encoded.images_per_second,
     }
 
 
-def _alignment(representation: Representation, images: Images, experiment: Experiment, device: torch.device) -> float:
-    pairs = ContrastivePairs(images, experiment.encoder.train.augment)
-    views = torch.stack([pairs[(i, 0)]["views"] for i in range(min(PAIRED, len(images)))]).to(device)
-    return alignment(*(representation.transform(representation.encode(view).cpu()) for view in views.unbind(1)))
+def _alignment(representation: Representation, images: Images, work: Workspace) -> float:
+    """Compare two random views of some images."""
+    pairs = ContrastivePairs(images, work.experiment.encoder.train.augment)
+    views = torch.stack([pairs[(i, 0)]["views"] for i in range(min(PAIRED_IMAGES, len(images)))])
+    first, second = views.to(work.accelerator.device).unbind(1)
+    transform = representation.transform
+    return alignment(transform(representation.encode(first).cpu()), transform(representation.encode(second).cpu()))
 
 
-def _beside(
-    experiment: Experiment,
-    train: Images,
-    test: Images,
-    judged: Judged,
-    labels: tuple[Tensor, Tensor],
-    device: torch.device,
-) -> dict[str, float]:
-    """Return the 10-NN accuracy of what has learned nothing: raw pixels, and the same network with random weights."""
-    pixels = [
-        torch.stack([torch.nn.functional.adaptive_avg_pool2d(images[i]["image"], 16).flatten() for i in range(n)])
-        for images, n in ((train, len(judged.train)), (test, len(judged.test)))
-    ]
+def _baselines(work: Workspace, encoded: Encoded) -> dict[str, float]:
+    """Return the 10-NN accuracy without training: of raw pixels, and of the same network with random weights."""
+    count, device = len(encoded.train), work.accelerator.device
+    train_pixels = _pixels(work.images.train, count)
+    validation_pixels = _pixels(work.images.validation, len(encoded.validation))
+    pixels = encoded._replace(train=train_pixels, validation=validation_pixels)
     torch.manual_seed(0)
-    network = build_encoder(experiment.encoder, experiment.data.image_size, load=False)
-    untrained = Representation(network, Transform(experiment.normalize, experiment.projection))
-    random = _judge(untrained, train, test, len(judged.train), device, "encoding, random weights")
+    network = build_encoder(work.experiment.encoder, work.image_size, load=False)
+    untrained = Representation(network, _new_transform(work))
+    random = _encode_split(untrained, work.images, count, device, "encoding, random weights")
     return {
-        "the same network with random weights": knn_accuracy(random.train, labels[0], random.test, labels[1]),
-        "raw pixels (16 x 16)": knn_accuracy(pixels[0], labels[0], pixels[1], labels[1]),
+        "the same network with random weights": random.accuracy(knn_accuracy),
+        f"raw pixels ({PIXEL_SIDE} x {PIXEL_SIDE})": pixels.accuracy(knn_accuracy),
     }
 
 
-def _draw(judged: Judged, labels: tuple[Tensor, Tensor] | None, train: Images, test: Images, path: Path) -> None:
-    """Draw the spectrum, a map, and the nearest training images of some held-out ones."""
+def _pixels(images: Images, count: int) -> Tensor:
+    """Return small versions `(count, 3 * side^2)` of the first images."""
+    return torch.stack([F.adaptive_avg_pool2d(images[i]["image"], PIXEL_SIDE).flatten() for i in range(count)])
+
+
+def _draw(encoded: Encoded, split: Split, path: Path) -> None:
+    """Draw the spectrum, a map, and the nearest training images of some validation images."""
+    import matplotlib.figure
+    from sklearn.manifold import TSNE
+
     figure = matplotlib.figure.Figure(figsize=(13, 8), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))  # type: ignore[misc]
     left, right = above.subplots(1, 2)
-    shares = spectrum(judged.train)
+
+    # Spectrum
+    shares = spectrum(encoded.train)
     left.semilogy(range(1, len(shares) + 1), shares.numpy())
-    left.set(xlabel="component", ylabel="share of the singular values", title="spectrum of z: what falls off is unused")
-    mapped = judged.train[:MAPPED]
+    left.set(xlabel="component", ylabel="share of the singular values", title="spectrum of z: a steep fall is unused")
+
+    # Map
+    mapped = encoded.train[:MAP_IMAGES]
     places = TSNE(perplexity=min(30, len(mapped) // 4), init="pca", random_state=0).fit_transform(mapped.numpy())
-    colors = None if labels is None else labels[0][:MAPPED].numpy()
+    colors = None if encoded.labels is None else encoded.labels[0][:MAP_IMAGES].numpy()
     dots = right.scatter(*places.T, c=colors, cmap="tab10" if colors is not None else None, s=6)
     right.set(title="t-SNE map of training images", xticks=[], yticks=[])
-    if labels is not None and len(train.classes) <= 10:
-        right.legend(
-            dots.legend_elements(num=None)[0], train.classes, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)
-        )
-    chosen = torch.arange(SHOWN)
-    found = nearest(judged.test[chosen], judged.train, NEIGHBORS)
-    panel = torch.stack(
-        [
-            image
-            for query, neighbors in zip(chosen.tolist(), found.tolist(), strict=True)
-            for image in (test[query]["image"], *(train[i]["image"] for i in neighbors))
-        ]
-    )
+    classes = split.train.classes
+    if encoded.labels is not None and len(classes) <= 10:
+        handles = dots.legend_elements(num=None)[0]
+        right.legend(handles, classes, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    # Neighbors
+    nearest = nearest_by_cosine(encoded.validation[:QUERIES], encoded.train, NEIGHBORS)
+    images = []
+    for query, neighbors in enumerate(nearest.tolist()):
+        images += [split.validation[query]["image"], *(split.train[i]["image"] for i in neighbors)]
     axes = below.subplots(1, 1)
-    axes.imshow(grid(panel, columns=2 * (NEIGHBORS + 1)).permute(1, 2, 0).numpy())
-    axes.set(title=f"held-out images, each with its {NEIGHBORS} nearest training images (two to a row)")
+    axes.imshow(grid(torch.stack(images), columns=2 * (NEIGHBORS + 1)).permute(1, 2, 0).numpy())
+    axes.set(title=f"validation images, each with its {NEIGHBORS} nearest training images (two to a row)")
     axes.axis("off")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-
-
-def _write(
-    representation: Representation,
-    experiment: Experiment,
-    judged: Judged,
-    metrics: dict[str, float],
-    beside: dict[str, float],
-    path: Path,
-) -> None:
-    encoder: Any = representation.encoder
-    config = experiment.encoder
-    origin = "trained in this run" if config.weights is None else f"weights: {config.weights}"
-    license = "none, they are yours" if config.weights is None else encoder.license or "not stated"
-    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
-    kind = getattr(config, "model", getattr(config, "arch", ""))
-    lines = [
-        f"# {config.name} {kind}",
-        "",
-        f"{origin}; {millions:.1f} M parameters; input {getattr(encoder, 'side', '?')} px; "
-        f"license of the weights: {license}. z: {representation.space.shape[0]} features "
-        f"({representation.transform.id}). Data: {experiment.data.name} at {experiment.data.image_size} px, "
-        f"{len(judged.train)} training and {len(judged.test)} held-out images.",
-        "",
-        "| | | what is good |",
-        "|---|---|---|",
-    ]
-    rows = {
-        "knn_accuracy": ("10-NN accuracy (cosine)", "{:.1%}", "high; compare with the rows below"),
-        **{name: (f"10-NN accuracy of {name}", "{:.1%}", "what nothing learned reaches") for name in beside},
-        "linear_accuracy": ("linear probe", "{:.1%}", "high"),
-        "alignment": ("alignment of two random views", "{:.3f}", "low: 0 is invariant, 2 is unrelated"),
-        "uniformity": ("uniformity", "{:.2f}", "low: MoCo v3 on ImageNet has -3.94 (RCG, Table 7a)"),
-        "effective_rank": ("effective rank", "{:.1f}", f"high; at most {representation.space.shape[0]}"),
-        "rep_fd_floor": (f"rep-FD floor at {len(judged.train) // 2} images", "{:.3f}", "what a perfect RDM reaches"),
-        "images_per_second": ("images per second", "{:.1f}", "high; each image is encoded once"),
-    }
-    values = metrics | beside
-    lines += [
-        f"| {title} | {form.format(values[key])} | {good} |"
-        for key, (title, form, good) in rows.items()
-        if key in values
-    ]
-    lines += ["", "![spectrum, map and nearest neighbors](report.png)", ""]
-    with atomic(path) as temporary:
-        temporary.write_text("\n".join(lines))

@@ -1,111 +1,184 @@
-"""Who judges images, and by what: the networks whose features are compared, and the images to compare with."""
+"""The networks in whose features images are compared."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
 
-from rcg import config
-from rcg.config import DataConfig
+from rcg.config import load_encoder_section
+from rcg.core import checkpoint
 from rcg.core.errors import UserError
-from rcg.data.images import load_images
-from rcg.encoding.representation import Representation, Transform, open_encoder
-from rcg.evaluation.evaluate import Known, given_reference
-from rcg.evaluation.features import View, encoder_view, inception_view
-from rcg.evaluation.samples import Source, of_data
-from rcg.metrics.frechet import Gaussian
+from rcg.encoding.encoder import open_encoder
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
+from rcg.evaluation.samples import ImageBatch
+from rcg.metrics.inception import LOGITS, SPATIAL, Inception
+from rcg.visual.grids import save_image
 
-PARTS = ("train", "validation")
-"""The references that a data set brings."""
+PIXELS_SIDE = 32
+"""Largest side at which pixels are compared."""
 
 
-class Judges(NamedTuple):
-    """The networks that a person asked for.
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Maps batches of images to named features.
 
     Attributes:
-        inception: file of torch-fidelity's InceptionV3; `none`: without it; None: its own, where it can be had.
+        name: for people.
+        facts: everything that decides the features, JSON-serializable.
+        compute: maps a batch, on the device of the evaluation, to named features `(B, D)`.
+        taps: their names; sets of images are compared in the first.
+        distance: name of the Frechet distance in that space.
+        is_own: whether it is the encoder of the run that is evaluated.
+        is_inception: whether it is an Inception network, to which published statistics and the KID belong.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    compute: Callable[[ImageBatch], dict[str, Tensor]]
+    taps: tuple[str, ...]
+    distance: str = "FD"
+    is_own: bool = False
+    is_inception: bool = False
+
+
+def inception_extractor(path: Path | None, tap: str, device: torch.device) -> FeatureExtractor:
+    """Open torch-fidelity's InceptionV3; without a path its own weights, downloaded where they are not yet here.
+
+    Raises:
+        UserError: there are no weights, or they do not fit.
+    """
+    taps = [tap, LOGITS] if tap == "2048" else [tap]
+    network = Inception(path, *taps).to(device)
+    spatial = (SPATIAL,) if network.has_spatial else ()
+    facts = {
+        "network": "torch-fidelity InceptionV3",
+        "weights": checkpoint.digest(network.state_dict()),
+        "tap": tap,
+        "resize": "299 px, bilinear as TensorFlow 1 does it",
+    }
+    return FeatureExtractor(
+        f"inception-{tap}",
+        facts,
+        lambda batch: network.features(batch.images),
+        (*network.taps, *spatial),
+        distance="FID" if tap == "2048" else f"FID-{tap}",
+        is_inception=True,
+    )
+
+
+def encoder_extractor(
+    name: str, representation: Representation, device: torch.device, is_own: bool = False
+) -> FeatureExtractor:
+    """Compare in the space of a copy of a frozen encoder, projection and normalizer."""
+    representation = copy.deepcopy(representation).to(device)  # others use the transform on the CPU
+    facts = {"encoder": representation.space.id, "width": representation.space.shape[0]}
+    return FeatureExtractor(name, facts, lambda batch: {"z": representation(batch.images / 255)}, ("z",), is_own=is_own)
+
+
+def condition_extractor() -> FeatureExtractor:
+    """Store the representations that samples were conditioned on."""
+
+    def compute(batch: ImageBatch) -> dict[str, Tensor]:
+        assert batch.z is not None
+        return {"z": batch.z.float()}
+
+    return FeatureExtractor("condition", {"stores": "condition"}, compute, ("z",))
+
+
+def pixel_extractor(size: int) -> FeatureExtractor:
+    """Store images of `size` px as bytes, large ones averaged down."""
+    side = min(size, PIXELS_SIDE)
+
+    def compute(batch: ImageBatch) -> dict[str, Tensor]:
+        small = F.adaptive_avg_pool2d(batch.images.float(), side)
+        return {"pixels": small.round().to(torch.uint8).flatten(1)}
+
+    return FeatureExtractor("pixels", {"pixels": side}, compute, ("pixels",))
+
+
+def image_writer(folder: Path) -> FeatureExtractor:
+    """Write images as PNG files named by their indices; their features are these."""
+
+    def compute(batch: ImageBatch) -> dict[str, Tensor]:
+        for index, image in zip(batch.indices, batch.images, strict=True):
+            save_image(image / 255, folder / f"{index:06d}.png")
+        return {"indices": torch.tensor(batch.indices)}
+
+    return FeatureExtractor("saved", {"folder": str(folder)}, compute, ("indices",))
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """With what images are compared.
+
+    Attributes:
+        reference: `train`, `validation`, a folder of images, or an .npz file.
+        resamples: for stds; fewer than 2: none.
+        inception: file of torch-fidelity's InceptionV3; `none`: without it; None: its own, if it can be downloaded.
         tap: its layer.
         encoders: `own`, YAML files with an encoder section, or YAML; none: the run's own, where there is one.
     """
 
+    reference: str
+    resamples: int
     inception: str | None
     tap: str
     encoders: Sequence[str]
 
-    def views(
-        self, own: Callable[[], View] | None, size: int, accelerator: Accelerator, warnings: list[str]
-    ) -> list[View]:
-        """Open the networks; one that nobody asked for may be missing, which joins `warnings`.
+    def open_extractors(
+        self, own: Callable[[], Representation] | None, size: int, accelerator: Accelerator
+    ) -> tuple[list[FeatureExtractor], list[str]]:
+        """Open the networks that compare images; return them, and warnings about missing ones that nobody asked for.
 
         Args:
-            own: opens the encoder of the run that is judged; None: there is no run.
+            own: opens the encoder of the run that is evaluated; None: there is no run.
             size: side of the images in pixels, for encoders that do not say.
             accelerator: the processes, and the device.
-            warnings: sentences about what is missing.
 
         Raises:
             UserError: one that was asked for cannot be opened, or there is none at all.
         """
-        found = list[View]()
+        extractors: list[FeatureExtractor] = []
+        warnings: list[str] = []
         if self.inception != "none":
             try:
-                with accelerator.main_process_first():
-                    path = self.inception and Path(self.inception)
-                    found.append(inception_view(path or None, self.tap, accelerator.device))
+                with accelerator.main_process_first():  # it may have to be downloaded
+                    path = Path(self.inception) if self.inception else None
+                    extractors.append(inception_extractor(path, self.tap, accelerator.device))
             except UserError as error:
                 if self.inception is not None:
                     raise
                 warnings.append(f"no FID: {error}; name a file with --inception FILE")
         for text in self.encoders or (["own"] if own else []):
             try:
-                found.append(_own(own) if text == "own" else _encoder(text, size, accelerator))
+                extractors.append(_open_own(own, accelerator) if text == "own" else _open(text, size, accelerator))
             except UserError as error:
                 if self.encoders:
                     raise
                 warnings.append(f"no comparison in the space of the run's encoder: {error}")
-        if not found:
+        if not extractors:
             raise UserError(f"there is nothing to compare images with ({'; '.join(warnings)})")
-        return found
+        return extractors, warnings
 
 
-def _own(own: Callable[[], View] | None) -> View:
+def _open_own(own: Callable[[], Representation] | None, accelerator: Accelerator) -> FeatureExtractor:
     if own is None:
-        raise UserError("--encoder own is the encoder of a run, but files are judged: name a YAML file")
-    return own()
+        raise UserError("--encoder own is the encoder of a run, but files are evaluated: name a YAML file")
+    representation = own()
+    name = f"own-{representation.encoder.config.name}"
+    return encoder_extractor(name, representation, accelerator.device, is_own=True)
 
 
-def _encoder(text: str, size: int, accelerator: Accelerator) -> View:
-    section, given = config.parse_encoder(text)
-    representation = Representation(open_encoder(section, given or size), Transform("none"))
-    return encoder_view(section.name, representation, accelerator.device)
-
-
-def known_images(data: DataConfig, accelerator: Accelerator) -> Known:
-    """Open a data set, on the first process alone at first."""
-    with accelerator.main_process_first():
-        split = load_images(data)
-    return Known(of_data(split.train, "training"), of_data(split.validation, "held-out"))
-
-
-def chosen_reference(text: str, known: Known | None, size: int) -> tuple[Source | None, dict[str, Gaussian]]:
-    """Return the images and the published statistics that `text` names; either may be missing.
-
-    Args:
-        text: `train` or `validation`, of the images `known`; a folder of images; an .npz file.
-        known: the images of the experiment, where that is known.
-        size: side of the images in pixels.
-
-    Raises:
-        UserError: it is none of that.
-    """
-    if text not in PARTS:
-        return given_reference(Path(text), size)
-    if known is None:
-        raise UserError(
-            f"--reference {text} needs the experiment: give --config FILE, or --reference with a "
-            f"folder of images or an .npz file"
-        )
-    return (known.train if text == "train" else known.held_out), {}
+def _open(text: str, size: int, accelerator: Accelerator) -> FeatureExtractor:
+    section, image_size = load_encoder_section(text)
+    representation = Representation(open_encoder(section, image_size or size), Transform("none"))
+    return encoder_extractor(section.name, representation, accelerator.device)

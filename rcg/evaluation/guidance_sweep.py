@@ -1,127 +1,157 @@
-"""How figures change with the scale of guidance: one evaluation for each scale, in one table and one picture."""
+"""Scores over the scale of guidance: one evaluation for each scale, in one table and one picture."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rcg.core.checkpoint import atomic
+from accelerate import Accelerator
+
+from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.evaluation.evaluate import Evaluation
+from rcg.evaluation.evaluate import Evaluation, evaluate
 from rcg.evaluation.report import Report
-from rcg.evaluation.samples import Generated, key
-from rcg.evaluation.scores import Figure
+from rcg.evaluation.samples import GeneratedImages, key
+from rcg.evaluation.scores import find_score
 from rcg.visual.curves import draw_together
+from rcg.visual.documents import render, write_json
 from rcg.visual.grids import save_rows
 
 NAME, CURVES, SAMPLES = "guidance", "guidance.png", "samples.png"
-SHOWN = 16
+ROW_SAMPLES = 16
 """Samples of each scale in the picture."""
 
 
-class Sweep(NamedTuple):
-    """What was found at each scale of guidance.
+class GuidanceSweep(NamedTuple):
+    """The reports at several scales of guidance.
 
     Attributes:
+        title: of the report.
         reports: by the scales, in their order.
-        distances: the views, and the distances in their features, by which a scale may be chosen.
+        distances: the extractors, and the distances in their features, by which a scale may be chosen.
     """
 
+    title: str
     reports: Mapping[float, Report]
     distances: list[tuple[str, str]]
 
     def rows(self) -> Iterator[list[str]]:
-        """Yield a row for each figure that the scale changes: its name, the space, a value at each scale, what is good.
+        """Yield a row for each score that the scale changes: its name, the space, a value at each scale, the ideal.
 
-        Figures that are the same at all scales, those of held-out images, are left out.
+        Scores that are the same at all scales, those of validation images, are left out.
         """
-        for space, name in dict.fromkeys((f.space, f.name) for report in self.reports.values() for f in report.figures):
-            found = [_figure(report, space, name) for report in self.reports.values()]
-            there = [figure for figure in found if figure is not None]
-            if len({figure.value for figure in there}) > 1:
-                cells = ["" if figure is None else f"{figure.value:.4g}" for figure in found]
-                yield [name, space, *cells, there[0].good]
+        reports = self.reports.values()
+        for space, name in dict.fromkeys((s.space, s.name) for report in reports for s in report.scores):
+            scores = [find_score(report.scores, space, name) for report in reports]
+            present = [score for score in scores if score is not None]
+            if len({score.value for score in present}) > 1:
+                cells = ["" if score is None else f"{score.value:.4g}" for score in scores]
+                yield [name, space, *cells, present[0].ideal]
 
     def best(self) -> Iterator[str]:
         """Say for each distance at which scale it is lowest."""
         for space, name in self.distances:
-            found = {scale: _figure(report, space, name) for scale, report in self.reports.items()}
-            values = {scale: figure.value for scale, figure in found.items() if figure is not None}
-            if values:
-                scale = min(values, key=lambda scale: values[scale])
-                # Below 1 there is no guidance to try.
-                edge = ", at the edge of what was tried" if scale in (min(values), max(values)) and scale != 1 else ""
-                yield f"{name} ({space}) is lowest at a guidance of {scale:g}{edge}: {values[scale]:.4g}"
+            scores = {scale: find_score(report.scores, space, name) for scale, report in self.reports.items()}
+            values = {scale: score.value for scale, score in scores.items() if score is not None}
+            if not values:
+                continue
+            scale = min(values, key=lambda scale: values[scale])
+            is_edge = scale in (min(values), max(values)) and scale != 1  # below 1 there is no guidance to try
+            edge = ", at the edge of what was tried" if is_edge else ""
+            yield f"{name} ({space}) is lowest at a guidance of {scale:g}{edge}: {values[scale]:.4g}"
 
-    def head(self) -> list[str]:
-        """Name the columns of `rows`."""
-        return ["figure", "features", *(f"{scale:g}" for scale in self.reports), "good is"]
-
-    def text(self, title: str) -> str:
-        """Return table, pictures and conclusions as Markdown."""
-        lines = [f"# {title}", "", *(f"- {line}" for line in self.best()), ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (self.head(), ["---"] * len(self.head()), *self.rows())]
-        lines += ["", f"![figures over guidance]({CURVES})\n", f"![first samples at each scale]({SAMPLES})\n"]
-        return "\n".join(lines)
-
-    def write(self, title: str, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write guidance.md, guidance.json and guidance.png."""
-        values = {"title": title, "best": list(self.best()), "head": self.head(), "rows": list(self.rows())}
-        for kind, text in ((".md", self.text(title)), (".json", json.dumps(values, indent=1) + "\n")):
-            with atomic(folder / f"{NAME}{kind}") as temporary:
-                temporary.write_text(text)
+        scales = [f"{scale:g}" for scale in self.reports]
+        values = {
+            "title": self.title,
+            "best": list(self.best()),
+            "head": ["metric", "features", *scales, "ideal"],
+            "rows": list(self.rows()),
+        }
+        render("guidance.md", folder / "guidance.md", sweep=values)
+        write_json(values, folder / "guidance.json")
         draw_together(self._curves(), folder / CURVES, NAME)
 
     def _curves(self) -> dict[str, list[dict[str, float]]]:
-        """Return for each space what changes with the scale, as lines of a log."""
-        changing = {(name, space) for name, space, *_ in self.rows()}
+        """Return for each space the scores that change with the scale, as lines of a log."""
+        names: dict[str, list[str]] = {}
+        for name, space, *_ in self.rows():
+            names.setdefault(space, []).append(name)
         return {
             space: [
-                {NAME: scale}
-                | {f.name: f.value for f in report.figures if f.space == space and (f.name, space) in changing}
+                {NAME: scale} | {s.name: s.value for s in report.scores if s.space == space and s.name in changing}
                 for scale, report in self.reports.items()
             ]
-            for space in dict.fromkeys(space for _, space in changing)
+            for space, changing in names.items()
         }
 
 
-def _figure(report: Report, space: str, name: str) -> Figure | None:
-    return next((figure for figure in report.figures if (figure.space, figure.name) == (space, name)), None)
+def sweep_guidance(
+    evaluation: Evaluation, scales: Sequence[float], out: Path, cache: Path, accelerator: Accelerator, save_images: bool
+) -> None:
+    """Evaluate at several scales of guidance; write and print at which of them the distances are lowest.
+
+    Args:
+        evaluation: samples of a run.
+        scales: of guidance, rising.
+        out: folder in which the sweep and each evaluation get folders of their own.
+        cache: folder of the features.
+        accelerator: the processes.
+        save_images: whether samples are written as PNG files.
+
+    Raises:
+        UserError: there is nothing that guidance could change.
+    """
+    evaluations = at_each(evaluation, scales)
+    reports = {}
+    for number, (scale, guided) in enumerate(evaluations.items(), 1):
+        say(f"[{number}/{len(evaluations)}] guidance {scale:g}")
+        report = evaluate(guided, out / guided.name, cache, accelerator, save_images)
+        if report is not None:
+            reports[scale] = report
+    if not accelerator.is_main_process:
+        return
+
+    assert evaluation.origin is not None
+    generator, count = evaluation.origin.generator, len(evaluation.samples)
+    digest = key([guided.name for guided in evaluations.values()])
+    folder = out / f"{NAME}-{generator}-{count}-{digest[:8]}"
+    title = f"{evaluation.origin.run}: {generator}, {count} samples at each guidance"
+    distances = [(extractor.name, extractor.distance) for extractor in evaluation.extractors]
+    sweep = GuidanceSweep(title, reports, distances)
+    sweep.write(folder)
+    _draw_samples(evaluations, title, folder / SAMPLES)
+    say((folder / "guidance.md").read_text())
+    say(f"look at {folder / CURVES} and {folder / SAMPLES}; then --guidance, or generator.guidance.scale")
 
 
-def at_each(evaluation: Evaluation, scales: list[float]) -> dict[float, Evaluation]:
+def at_each(evaluation: Evaluation, scales: Sequence[float]) -> dict[float, Evaluation]:
     """Return the evaluation at each of several scales of guidance.
 
     Raises:
         UserError: there is nothing that guidance could change.
     """
     samples = evaluation.samples
-    if not isinstance(samples, Generated):
-        raise UserError("several --guidance draw samples at each scale, but files are judged: name the folder of a run")
-    if samples.pipeline.generator.config.condition == "none":
+    if not isinstance(samples, GeneratedImages) or evaluation.origin is None:
         raise UserError(
-            f"several --guidance compare scales, but {evaluation.origin['generator']} is told nothing that it could be "
-            f"guided towards: choose another with --generator"
+            "several --guidance generate samples at each scale, but files are evaluated: name the folder of a run"
         )
-    return {
-        scale: replace(evaluation, samples=replace(samples, how=samples.how | {"guidance": scale})) for scale in scales
-    }
+    if samples.pipeline.config.condition == "none":
+        raise UserError(
+            f"several --guidance compare scales, but {evaluation.origin.generator} has no condition to guide toward: "
+            f"choose another with --generator"
+        )
+    options = {scale: replace(samples.options, guidance=scale) for scale in scales}
+    return {scale: replace(evaluation, samples=replace(samples, options=options[scale])) for scale in scales}
 
 
-def name_of(evaluations: Mapping[float, Evaluation]) -> str:
-    """Return a name for the sweep's folder that follows from everything that decides its figures."""
-    first = next(iter(evaluations.values()))
-    decided = key([evaluation.name for evaluation in evaluations.values()])
-    return f"{NAME}-{first.origin['generator']}-{len(first.samples)}-{decided[:8]}"
-
-
-def draw_samples(evaluations: Mapping[float, Evaluation], title: str, path: Path) -> None:
+def _draw_samples(evaluations: Mapping[float, Evaluation], title: str, path: Path) -> None:
     """Write a PNG with a row of the first samples at each scale; sample i begins at the same noise in all of them."""
     rows = {}
     for scale, evaluation in evaluations.items():
-        batches: Any = evaluation.samples.batches(range(min(SHOWN, len(evaluation.samples))))
-        rows[f"guidance {scale:g}"] = next(batches).images.cpu() / 255
+        positions = range(min(ROW_SAMPLES, len(evaluation.samples)))
+        rows[f"guidance {scale:g}"] = next(evaluation.samples.batches(positions)).images.cpu() / 255
     save_rows(rows, title, path)

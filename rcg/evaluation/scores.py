@@ -1,179 +1,202 @@
-"""The figures of an evaluation, read off kept features."""
+"""The scores of an evaluation, computed from stored features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.evaluation.features import Features, View
-from rcg.metrics.bootstrap import Spread, bootstrap
-from rcg.metrics.frechet import Gaussian
+from rcg.evaluation.extractors import FeatureExtractor
+from rcg.evaluation.features import Features
+from rcg.metrics.bootstrap import MeanStd, bootstrap
+from rcg.metrics.frechet import FittedGaussian
 from rcg.metrics.inception import LOGITS, SPATIAL, inception_score, kernel_distance, subset_size
-from rcg.metrics.manifold import among, coverage, density
+from rcg.metrics.manifold import coverage, density, in_manifold
 from rcg.metrics.memorization import Memorization, memorization
 
-COMPARED = 10_000
+MAX_NEIGHBOR_SEARCH = 10_000
 """Most images of each set whose neighbors are searched, drawn at random."""
-DRAWN = 50_000
+MAX_KID_REFERENCES = 50_000
 """Most reference images that the KID's subsets are drawn from."""
-BALLS = 5
-"""Neighbors of density and coverage; fewer images than that have none."""
+NEIGHBORS = 5
+"""Neighbors of density and coverage; sets of fewer images have none."""
 
 
-class Figure(NamedTuple):
-    """One number of a report."""
+class Score(NamedTuple):
+    """One number of a report.
+
+    Attributes:
+        space: name of the extractor whose features it was computed from.
+        name: of the metric.
+        value: its value.
+        std: mean and std over resamples, or over the parts or subsets by which the metric is defined.
+        ideal: in words.
+    """
 
     space: str
-    """Whose features it was computed from."""
     name: str
     value: float
-    spread: Spread | None
-    """Mean and deviation over resamples, or over the parts or subsets that the figure is defined by."""
-    good: str
+    std: MeanStd | None
+    ideal: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-serializable values."""
+        return self._asdict() | {"std": self.std and self.std._asdict()}
+
+
+def find_score(scores: list[Score], space: str, name: str) -> Score | None:
+    """Return the score with a name in a space, None where there is none."""
+    return next((score for score in scores if (score.space, score.name) == (space, name)), None)
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceFeatures:
     """What samples are compared with: features of images, published statistics, or both.
 
     Attributes:
-        features: by the views' names.
-        statistics: published Gaussians of the Inception network, by output.
+        features: by the extractors' names.
+        statistics: published Gaussians of the Inception network, by tap.
     """
 
     features: Mapping[str, Features]
-    statistics: Mapping[str, Gaussian] = field(default_factory=dict)
+    statistics: Mapping[str, FittedGaussian] = field(default_factory=dict)
 
-    def gaussian(self, view: View, output: str) -> Gaussian | None:
-        """Return the Gaussian of an output, the published one first; None where there is neither."""
-        published = self.statistics.get(output) if view.facts.get("tap") else None
-        if published is not None:
-            return published
-        found = self.features.get(view.name)
-        return None if found is None else found.gaussian(output)
+    def gaussian(self, extractor: FeatureExtractor, tap: str) -> FittedGaussian | None:
+        """Return the Gaussian of a tap, the published one first; None where there is neither."""
+        if extractor.is_inception and tap in self.statistics:
+            return self.statistics[tap]
+        features = self.features.get(extractor.name)
+        return None if features is None else features.gaussian(tap)
 
 
 @dataclass(frozen=True)
-class Resampling:
-    """How deviations are estimated: so many resamples, drawn from a seed, computed on a device."""
+class Bootstrap:
+    """Estimates stds: so many resamples, drawn from a seed, computed on a device; fewer than 2: no stds."""
 
     resamples: int
     seed: int
     device: torch.device
 
-    def mean(self, space: str, name: str, values: Tensor, good: str) -> Figure:
-        """Return the mean of `values` `(N,)` as a figure."""
-        return Figure(space, name, float(values.mean()), self.spread(lambda x: float(x.mean()), values), good)
+    def mean(self, space: str, name: str, values: Tensor, ideal: str) -> Score:
+        """Return the mean of `values` `(N,)` as a score."""
+        return Score(space, name, float(values.mean()), self.std(lambda x: float(x.mean()), values), ideal)
 
-    def spread(self, figure: object, x: Tensor) -> Spread | None:
-        """Resample a figure of `x` `(N, ...)`."""
-        return bootstrap(figure, x, self.resamples, self.seed)  # type: ignore[arg-type]
+    def std(self, metric: Callable[[Tensor], float], x: Tensor) -> MeanStd | None:
+        """Resample a metric of `x` `(N, ...)`."""
+        return bootstrap(metric, x, self.resamples, self.seed)
 
 
-def compared(
-    view: View, samples: Features, reference: Reference, luck: Resampling, warnings: list[str]
-) -> Iterator[Figure]:
-    """Yield how the features of samples and of the reference differ in one view; what is doubtful joins `warnings`."""
-    main = view.outputs[0]
-    generated = samples.read(main).to(luck.device)
-    if view.distance.startswith("FID-"):
-        warnings.append(f"{view.distance} is no FID: published figures are of tap 2048, and not comparable with it")
-    yield from _frechet(view, main, view.distance, generated, reference, luck, warnings)
-    if SPATIAL in view.outputs:
-        spatial = samples.read(SPATIAL).to(luck.device)
-        yield from _frechet(view, SPATIAL, "sFID", spatial, reference, luck, warnings)
-    if LOGITS in view.outputs:
-        score = inception_score(samples.read(LOGITS))
-        yield Figure(view.name, "IS", score.mean, score, "high; over 10 parts")
-    if view.name not in reference.features:
-        warnings.append(f"the reference has statistics but no images: no KID, precision or recall in {view.name}")
+def compare_features(
+    extractor: FeatureExtractor,
+    samples: Features,
+    reference: ReferenceFeatures,
+    bootstrap: Bootstrap,
+    warnings: list[str],
+) -> Iterator[Score]:
+    """Yield the scores of samples beside the reference in one space; what is doubtful joins `warnings`."""
+    main, space = extractor.taps[0], extractor.name
+    generated = samples.read(main).to(bootstrap.device)
+    if extractor.distance.startswith("FID-"):
+        warnings.append(f"{extractor.distance} is no FID: published scores are of tap 2048, and not comparable with it")
+
+    # Distances of distributions
+    for tap, name in ((main, extractor.distance), (SPATIAL, "sFID")):
+        expected = reference.gaussian(extractor, tap) if tap in extractor.taps else None
+        if expected is not None:
+            x = generated if tap == main else samples.read(tap).to(bootstrap.device)
+            yield _frechet(space, name, x, expected, bootstrap, warnings)
+    if LOGITS in extractor.taps:
+        inception = inception_score(samples.read(LOGITS))
+        yield Score(space, "IS", inception.mean, inception, "high; over 10 parts")
+
+    # Scores that need reference images
+    features = reference.features.get(space)
+    if features is None:
+        warnings.append(f"the reference has statistics but no images: no KID, precision or recall in {space}")
         return
-    features = reference.features[view.name]
-    if "tap" in view.facts:
-        real = features.read(main, DRAWN)
-        name = view.distance.replace("FID", "KID")
+    if extractor.is_inception:
+        real = features.read(main, MAX_KID_REFERENCES)
         kid = kernel_distance(generated, real)
-        yield Figure(view.name, name, kid.mean, kid, f"low; over 100 subsets of {subset_size(generated, real)}")
-    some, known = (found.read(main, COMPARED).to(luck.device) for found in (samples, features))
-    yield from _neighbors(view.name, some, known, luck, warnings)
+        ideal = f"low; over 100 subsets of {subset_size(generated, real)}"
+        yield Score(space, extractor.distance.replace("FID", "KID"), kid.mean, kid, ideal)
+    queries = samples.read(main, MAX_NEIGHBOR_SEARCH).to(bootstrap.device)
+    others = features.read(main, MAX_NEIGHBOR_SEARCH).to(bootstrap.device)
+    yield from _neighbor_scores(space, queries, others, bootstrap, warnings)
 
 
-def floor(view: View, held_out: Features, reference: Reference) -> Iterator[Figure]:
-    """Yield the Frechet distance of held-out images to the reference: what a perfect generator of as many would get."""
-    known, real = reference.gaussian(view, view.outputs[0]), held_out.gaussian(view.outputs[0])
-    if known is not None:
-        name = f"{view.distance} of {held_out.count} held-out images"
-        yield Figure(view.name, name, real.distance(known), None, "what as many perfect samples get")
+def reference_fd(extractor: FeatureExtractor, validation: Features, reference: ReferenceFeatures) -> Iterator[Score]:
+    """Yield the Frechet distance of validation images to the reference: a perfect generator's with as many samples."""
+    tap = extractor.taps[0]
+    expected = reference.gaussian(extractor, tap)
+    if expected is not None:
+        distance = validation.gaussian(tap).distance(expected)
+        name = f"{extractor.distance} of {validation.store.count} validation images"
+        yield Score(extractor.name, name, distance, None, "reference: as many perfect samples")
 
 
 def _frechet(
-    view: View,
-    output: str,
-    name: str,
-    generated: Tensor,
-    reference: Reference,
-    luck: Resampling,
-    warnings: list[str],
-) -> Iterator[Figure]:
-    known = reference.gaussian(view, output)
-    if known is None:
-        return
+    space: str, name: str, generated: Tensor, expected: FittedGaussian, bootstrap: Bootstrap, warnings: list[str]
+) -> Score:
+    """Return the distance of features to those that are expected."""
     count, width = generated.shape
-    if len(known.mean) != width:
+    if len(expected.mean) != width:
         raise UserError(
-            f"the reference's statistics are of {len(known.mean)} features, but {name} compares {width}: published "
+            f"the reference's statistics are of {len(expected.mean)} features, but {name} compares {width}: published "
             f"statistics belong to tap 2048"
         )
-    real = Gaussian(known.count, known.mean.to(luck.device), known.factor.to(luck.device))
-    for what, size in (("samples", count), ("reference images", known.count)):
-        if 0 < size <= width:
+    real = FittedGaussian(expected.count, expected.mean.to(bootstrap.device), expected.factor.to(bootstrap.device))
+    for what, size in (("samples", count), ("reference images", expected.count)):
+        if 0 < size <= width:  # published statistics do not say of how many images they are: 0
             warnings.append(
                 f"{name}: {size} {what} are too few for {width} features: the covariance is singular and the distance "
                 f"far too high; compare it only with others of as many images"
             )
 
     def distance(x: Tensor) -> float:
-        return Gaussian.fit(x).distance(real)
+        return FittedGaussian.fit(x).distance(real)
 
-    yield Figure(view.name, name, distance(generated), luck.spread(distance, generated), "low")
+    return Score(space, name, distance(generated), bootstrap.std(distance, generated), "low")
 
 
-def _neighbors(space: str, generated: Tensor, real: Tensor, luck: Resampling, warnings: list[str]) -> Iterator[Figure]:
-    """Yield figures that are means over vectors: these are resampled, while the neighborhoods stay."""
-    if min(len(generated), len(real)) <= BALLS:
+def _neighbor_scores(
+    space: str, generated: Tensor, real: Tensor, bootstrap: Bootstrap, warnings: list[str]
+) -> Iterator[Score]:
+    """Yield scores that are means over vectors: these are resampled, while the neighborhoods stay."""
+    if min(len(generated), len(real)) <= NEIGHBORS:
         warnings.append(
             f"{len(generated)} samples and {len(real)} reference images are too few for precision and recall"
         )
         return
-    yield luck.mean(space, "precision", among(generated, real), "high")
-    yield luck.mean(space, "recall", among(real, generated), "high")
-    yield luck.mean(space, "density", density(generated, real, BALLS), "high; about 1")
-    yield luck.mean(space, "coverage", coverage(real, generated, BALLS), "high")
+    yield bootstrap.mean(space, "precision", in_manifold(generated, real), "high")
+    yield bootstrap.mean(space, "recall", in_manifold(real, generated), "high")
+    yield bootstrap.mean(space, "density", density(generated, real, NEIGHBORS), "high; about 1")
+    yield bootstrap.mean(space, "coverage", coverage(real, generated, NEIGHBORS), "high")
 
 
-def consistency(space: str, condition: Tensor, seen: Tensor, luck: Resampling) -> Iterator[Figure]:
-    """Yield the cosine of what samples were painted from and what the encoder sees in them, both `(N, D)`.
+def consistency(space: str, condition: Tensor, encoded: Tensor, bootstrap: Bootstrap) -> Iterator[Score]:
+    """Yield the cosine of the samples' conditions and of their own representations, both `(N, D)`.
 
-    Beside it stands that of strangers: what one sample was painted from and what is seen in the next.
+    Beside it stands the chance level: the condition of one sample and the representation of the next.
     """
-    yield luck.mean(space, "consistency", F.cosine_similarity(condition, seen), "high; cosine in [-1, 1]")
-    strangers = F.cosine_similarity(condition, seen.roll(1, 0))
-    yield luck.mean(space, "consistency of strangers", strangers, "what chance gives")
+    yield bootstrap.mean(space, "consistency", F.cosine_similarity(condition, encoded), "high; cosine in [-1, 1]")
+    shuffled = F.cosine_similarity(condition, encoded.roll(1, 0))
+    yield bootstrap.mean(space, "consistency, shuffled", shuffled, "chance level")
 
 
-def memorized(
-    view: View, samples: Features, train: Features, held_out: Features, luck: Resampling
-) -> tuple[Memorization, list[Figure]]:
-    """Return how close samples are to training images in one view, and that as figures."""
-    output = view.outputs[0]
-    near, far, new = (features.read(output).to(luck.device) for features in (train, held_out, samples))
-    found = memorization(new, near, far)
-    copies = luck.mean(view.name, "copies", found.copies, "about 0.01, as of held-out images")
-    ratio = Figure(view.name, "novelty", found.ratio, None, "about 1; well below, it memorizes")
-    return found, [copies, ratio]
+def memorization_scores(
+    extractor: FeatureExtractor, samples: Features, train: Features, validation: Features, bootstrap: Bootstrap
+) -> tuple[Memorization, list[Score]]:
+    """Return how close samples are to training images in one space, and that as scores."""
+    tap = extractor.taps[0]
+    train_z, validation_z, sample_z = (
+        features.read(tap).to(bootstrap.device) for features in (train, validation, samples)
+    )
+    result = memorization(sample_z, train_z, validation_z)
+    copies = bootstrap.mean(extractor.name, "copies", result.copies, "about 0.01, as of validation images")
+    novelty = Score(extractor.name, "novelty", result.ratio, None, "about 1; well below 1: memorization")
+    return result, [copies, novelty]

@@ -1,1 +1,1 @@
-"""Numbers by which representations and images are judged."""
+"""Metrics of representations and images: functions of tensors."""

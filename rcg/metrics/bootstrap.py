@@ -1,4 +1,4 @@
-"""How much a figure owes to the luck of the draw (Efron, 1979)."""
+"""The bootstrap: how much a metric varies from sample to sample (Efron, 1979)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation of a figure over resamples."""
+class MeanStd(NamedTuple):
+    """Mean and standard deviation of a metric over resamples or subsets."""
 
     mean: float
-    deviation: float
+    std: float
 
 
-def bootstrap(figure: Callable[[Tensor], float], x: Tensor, resamples: int, seed: int = 0) -> Spread | None:
-    """Compute `figure` of `resamples` draws with replacement of as many rows of `x` `(N, ...)`; None for fewer than 2.
+def bootstrap(metric: Callable[[Tensor], float], x: Tensor, resamples: int, seed: int = 0) -> MeanStd | None:
+    """Resample a metric: `resamples` times, draw as many rows of `x` `(N, ...)` as it has, with replacement.
 
-    A draw repeats rows, so that the mean of a Frechet distance lies above its value for `x` itself; the deviation is
-    what counts.
+    A resample repeats rows, so the mean of a Frechet distance lies above its value for `x` itself; the std is the
+    result that matters.
+
+    Returns:
+        The mean and std of the metric over the resamples; None for fewer than 2.
     """
     if resamples < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(range(resamples), desc="resampling", delay=5, leave=False)
     draws = (torch.randint(len(x), (len(x),), generator=generator) for _ in bar)
-    found = torch.tensor([figure(x[chosen.to(x.device)]) for chosen in draws], dtype=torch.float64)
-    return Spread(float(found.mean()), float(found.std()))
+    values = torch.tensor([metric(x[draw.to(x.device)]) for draw in draws], dtype=torch.float64)
+    return MeanStd(float(values.mean()), float(values.std()))

@@ -1,4 +1,4 @@
-"""How faithful a reconstruction is, pixel by pixel and patch by patch, and how well a codebook is used."""
+"""Fidelity of reconstructions (PSNR, SSIM), and usage of a codebook."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity `(B,)` of images `(B, C, H, W)` in [0, 1] (Wang et al., 2004, eq. 13).
 
-    Windows are Gaussian, 11 px wide with a deviation of 1.5 px, as published; smaller images get smaller windows.
+    Windows are Gaussian, 11 px wide with a std of 1.5 px, as published; smaller images get smaller windows.
     """
     size = min(11, a.shape[-1] - (a.shape[-1] + 1) % 2)
-    window = _gaussian(size, 1.5).to(a)
+    offsets = torch.arange(size) - (size - 1) / 2
+    window = (-0.5 * (offsets / 1.5).square()).exp()
+    window = (window / window.sum()).to(a)
     channels = a.shape[1]
     kernel = torch.outer(window, window).expand(channels, 1, size, size)
 
@@ -35,17 +37,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def code_usage(counts: Tensor) -> float:
-    """Return the share of codes that occur at all, from how often each does `(K,)`."""
+    """Return the share of codes that occur at all, given the number of occurrences of each code `(K,)`."""
     return float((counts > 0).double().mean())
 
 
 def perplexity(counts: Tensor) -> float:
-    """Return exp of the entropy of the codes' frequencies, from how often each occurs `(K,)`: K if all do equally."""
+    """Return exp of the entropy of the code frequencies, given the number of occurrences `(K,)`; K if all are equal."""
     return float(torch.special.entr(counts.double() / counts.sum()).sum().exp())
-
-
-def _gaussian(size: int, deviation: float) -> Tensor:
-    """Return a normalized window `(size,)`."""
-    offsets = torch.arange(size) - (size - 1) / 2
-    window = (-0.5 * (offsets / deviation).square()).exp()
-    return window / window.sum()

@@ -1,4 +1,4 @@
-"""Whether generated representations of a class are of that class: a linear probe's opinion, and rep-FD per class."""
+"""Class-conditional metrics of generated representations: agreement with a probe, and rep-FD, per class."""
 
 from __future__ import annotations
 
@@ -12,64 +12,75 @@ from rcg.metrics.frechet import frechet_distance
 
 
 class ClassRow(NamedTuple):
-    """One class: what a probe says of generated and of real z that it never saw, and rep-FD beside its floor."""
+    """The metrics of one class.
+
+    Attributes:
+        name: of the class.
+        generated: number of generated z.
+        agreement: share of the generated z that the probe assigns to the class.
+        agreement_real: share of the class's validation z that the probe assigns to it.
+        rep_fd: Frechet distance of generated z to real z.
+        reference_fd: Frechet distance of as many real z to the same real z: that of a perfect generator.
+    """
 
     name: str
     generated: int
     agreement: float
     agreement_real: float
     rep_fd: float
-    rep_fd_floor: float
+    reference_fd: float
 
 
 def per_class(
     generated: Tensor,
-    asked: Tensor,
-    real: Tensor,
-    labels: Tensor,
-    held_out: Tensor,
-    held_out_labels: Tensor,
+    requested: Tensor,
+    train: Tensor,
+    train_labels: Tensor,
+    validation: Tensor,
+    validation_labels: Tensor,
     classify: Callable[[Tensor], Tensor],
     names: Sequence[str],
 ) -> list[ClassRow]:
-    """Judge generated z class by class.
+    """Evaluate generated z class by class.
 
-    rep-FD compares m generated z of a class with one half of its real ones, and its floor m of the other half with the
-    same; m is the smaller of the two numbers. It is nan for classes with fewer than two of either.
+    rep-FD compares m generated z of a class with one half of its training z; the reference distance compares m z of the
+    other half with the same; m is the smaller of the two numbers. Both are nan for classes with fewer than two of
+    either.
 
     Args:
-        generated: `(G, D)`.
-        asked: the class asked for `(G,)`.
-        real: z of training images `(N, D)`.
-        labels: their classes `(N,)`.
-        held_out: z of images that the classifier never saw `(M, D)`.
-        held_out_labels: their classes `(M,)`.
+        generated: z `(G, D)`.
+        requested: the classes `(G,)` that they were conditioned on.
+        train: z of training images `(N, D)`.
+        train_labels: their classes `(N,)`.
+        validation: z of images that the classifier was not fitted to `(M, D)`.
+        validation_labels: their classes `(M,)`.
         classify: maps z `(B, D)` to classes `(B,)`.
         names: of the classes.
     """
-    right, right_real = classify(generated) == asked, classify(held_out) == held_out_labels
+    agrees = (classify(generated) == requested).float()
+    agrees_real = (classify(validation) == validation_labels).float()
     rows = []
-    for label in asked.unique().tolist():
-        drawn, own = generated[asked == label], real[labels == label]
-        first, second = own.tensor_split(2)
-        count = min(len(drawn), len(first), len(second))
-        distance, floor = math.nan, math.nan
+    for label in requested.unique().tolist():
+        samples = generated[requested == label]
+        first, second = train[train_labels == label].tensor_split(2)
+        count = min(len(samples), len(first), len(second))
+        agreement = float(agrees[requested == label].mean())
+        agreement_real = float(agrees_real[validation_labels == label].mean())
+        rep_fd, reference_fd = math.nan, math.nan
         if count > 1:
-            distance, floor = (frechet_distance(z[:count], second) for z in (drawn, first))
-        shares = right[asked == label].float().mean(), right_real[held_out_labels == label].float().mean()
-        agreement, agreement_real = (float(share) for share in shares)
-        rows.append(ClassRow(names[label], len(drawn), agreement, agreement_real, distance, floor))
+            rep_fd, reference_fd = (frechet_distance(z[:count], second) for z in (samples, first))
+        rows.append(ClassRow(names[label], len(samples), agreement, agreement_real, rep_fd, reference_fd))
     return rows
 
 
 def table(rows: Sequence[ClassRow]) -> str:
-    """Return a Markdown table, with the mean over the classes as its last line."""
-    lines = ["| class | generated | probe agrees | on real z | rep-FD | floor |", "|---|---|---|---|---|---|"]
+    """Return a Markdown table; its last row is the mean over the classes."""
+    lines = ["| class | generated | probe agrees | on real z | rep-FD | reference |", "|---|---|---|---|---|---|"]
     means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[2:]]
     mean = ClassRow("all", sum(row.generated for row in rows), *means)
     lines += [
         f"| {row.name} | {row.generated} | {row.agreement:.1%} | {row.agreement_real:.1%} | {row.rep_fd:.3f} "
-        f"| {row.rep_fd_floor:.3f} |"
+        f"| {row.reference_fd:.3f} |"
         for row in (*rows, mean)
     ]
     return "\n".join(lines) + "\n"

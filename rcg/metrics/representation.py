@@ -1,34 +1,34 @@
-"""Whether a representation is worth modeling: neighbors, alignment, uniformity, effective rank."""
+"""Quality of a representation: k-NN and linear accuracy, alignment, uniformity, effective rank."""
 
 from __future__ import annotations
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcg.metrics.probe import LinearProbe
 
-def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 10) -> float:
-    """Return the share of `test` `(M, D)` whose `k` nearest of `train` `(N, D)` by cosine vote for its label."""
+
+def knn_accuracy(
+    train: Tensor, train_labels: Tensor, validation: Tensor, validation_labels: Tensor, k: int = 10
+) -> float:
+    """Return the share of `validation` `(M, D)` whose `k` nearest of `train` `(N, D)` by cosine vote for its label."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine")
     classifier.fit(train.numpy(), train_labels.numpy())
-    return float(classifier.score(test.numpy(), test_labels.numpy()))
+    return float(classifier.score(validation.numpy(), validation_labels.numpy()))
 
 
-def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Return the share of `test` `(M, D)` that a logistic regression on standardized `train` `(N, D)` gets right."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
-    probe.fit(train.numpy(), train_labels.numpy())
-    return float(probe.score(test.numpy(), test_labels.numpy()))
+def linear_accuracy(train: Tensor, train_labels: Tensor, validation: Tensor, validation_labels: Tensor) -> float:
+    """Return the share of `validation` `(M, D)` that a linear probe of standardized `train` `(N, D)` gets right."""
+    return LinearProbe.fit(train, train_labels, standardize=True).accuracy(validation, validation_labels)
 
 
-def nearest(queries: Tensor, among: Tensor, k: int) -> Tensor:
-    """Return the positions `(M, k)` of the `k` vectors of `among` `(N, D)` nearest to each of `queries` by cosine."""
-    similarity = F.normalize(queries) @ F.normalize(among).T
-    return similarity.topk(min(k, len(among))).indices
+def nearest_by_cosine(queries: Tensor, others: Tensor, k: int) -> Tensor:
+    """Return the positions `(M, k)` of the `k` of `others` `(N, D)` most similar to each of `queries` `(M, D)`."""
+    similarity = F.normalize(queries) @ F.normalize(others).T
+    return similarity.topk(min(k, len(others))).indices
 
 
 def alignment(a: Tensor, b: Tensor) -> float:
@@ -45,11 +45,11 @@ def uniformity(x: Tensor) -> float:
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Return the singular values `(min(N, D),)` of centerd `x` `(N, D)`, largest first, as shares of their sum."""
+    """Return the singular values `(min(N, D),)` of centered `x` `(N, D)`, largest first, as shares of their sum."""
     values = torch.linalg.svdvals((x - x.mean(0)).double())
     return values / values.sum()
 
 
 def effective_rank(x: Tensor) -> float:
-    """Return exp of the entropy of the normalized singular values of centerd `x` `(N, D)` (Roy and Vetterli, 2007)."""
+    """Return exp of the entropy of the normalized singular values of centered `x` `(N, D)` (Roy and Vetterli, 2007)."""
     return float(torch.special.entr(spectrum(x)).sum().exp())

@@ -1,44 +1,32 @@
-"""The logs of a run as pictures and words: losses and metrics over steps, one row for each stage."""
+"""Training logs as curves and as words."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib.figure
+from typing import TYPE_CHECKING, Any
 
 from rcg.core.checkpoint import atomic
-from rcg.core.errors import UserError
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Line = Mapping[str, float]
+"""A line of a log: the values logged at one step."""
 NOT_CURVES = {"step", "seconds", "lr"}
-TOGETHER = {"rep_fd_floor": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement"}
-"""What is drawn into the panel of something else."""
+SHARED_PANELS = {"rep_fd_reference": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement"}
+"""Curves that are drawn into the panel of another one."""
 COLUMNS = 5
 
 
-def read_logs(run: Path) -> dict[str, list[Line]]:
-    """Return the lines of all stages' logs, in the order of training.
-
-    Raises:
-        UserError: nothing was trained in `run`.
-    """
-    logs = {path.parent.name: path.read_text().splitlines() for path in sorted(run.glob("*/log.jsonl"))}
-    if not logs:
-        raise UserError(f"{run} holds no trained stage: run tools/train_encoder.py first")
-    order = sorted(logs, key=lambda name: {"encoder": 0, "autoencoder": 1, "rdm": 2}.get(name, 3))
-    return {name: [json.loads(line) for line in logs[name]] for name in order}
-
-
 def latest(lines: Sequence[Line]) -> dict[str, float]:
-    """Merge the lines of a log, later ones winning."""
+    """Merge the lines of a log into the latest value of each quantity."""
     return {name: value for line in lines for name, value in line.items()}
 
 
 def quality(log: Line) -> str:
-    """Turn the last metrics of a stage into words."""
+    """Describe the latest metrics of a stage in words."""
     words = []
     if "knn_accuracy" in log:
         words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
@@ -50,7 +38,7 @@ def quality(log: Line) -> str:
         words.append(f"code usage {log['code_usage']:.1%}, perplexity {log['perplexity']:.0f}")
     words += [f"{key} {log[key]:.3g}" for key in log if key.startswith(("rfid_", "encoder_fd"))]
     if "rep_fd" in log:
-        words.append(f"rep-FD {log['rep_fd']:.3g} (floor {log['rep_fd_floor']:.3g})")
+        words.append(f"rep-FD {log['rep_fd']:.3g} (reference {log['rep_fd_reference']:.3g})")
     if "rep_precision" in log:
         words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
         words.append(f"novelty {log['rep_novelty']:.2f}")
@@ -61,57 +49,74 @@ def quality(log: Line) -> str:
 
 
 def draw_together(logs: Mapping[str, Sequence[Line]], path: Path, along: str = "step") -> None:
-    """Write a PNG with a panel for each quantity and in it a curve for each log, over what its lines call `along`."""
+    """Write a PNG with one panel per quantity, and in it one curve per log.
+
+    Args:
+        logs: lines of each log, by its label.
+        path: of the PNG.
+        along: the quantity on the x-axis.
+    """
     names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines) if name != along))
     rows = _chunks(names)
-    figure = matplotlib.figure.Figure(figsize=(4.4 * len(rows[0]), 3.4 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
-    for panel, name in zip(axes, names, strict=False):
-        for stage, lines in logs.items():
-            _plot(panel, lines, name, stage, along)
+    figure = _figure(4.4 * len(rows[0]), 3.4 * len(rows))
+    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
+    for panel, name in zip(panels, names, strict=False):
+        for label, lines in logs.items():
+            _plot(panel, lines, name, label, along)
         panel.set_title(name.replace("_", " "), fontsize=9)
         panel.set_xlabel(along, fontsize=7)
         panel.tick_params(labelsize=7)
         panel.legend(fontsize=7)
-    for panel in axes[len(names) :]:
+    for panel in panels[len(names) :]:
         panel.axis("off")
     _save(figure, path)
 
 
 def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
-    """Write a PNG with the curves of every stage's log, whose lines hold `step` and some values."""
-    names = {stage: _panels(lines) for stage, lines in logs.items()}
-    rows = [(stage, chunk) for stage, found in names.items() for chunk in _chunks(found)]
-    figure = matplotlib.figure.Figure(figsize=(3.2 * COLUMNS, 2.4 * len(rows)), layout="constrained")
+    """Write a PNG with the curves of all stages over steps; a stage starts a new row of panels.
+
+    Args:
+        logs: lines of each stage's log, which hold `step` and some values.
+        path: of the PNG.
+    """
+    rows = [(stage, chunk) for stage, lines in logs.items() for chunk in _chunks(_panels(lines))]
+    figure = _figure(3.2 * COLUMNS, 2.4 * len(rows))
     grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
-    for axes_row, (stage, chunk) in zip(grid, rows, strict=True):
-        for axes in axes_row[len(chunk) :]:
-            axes.axis("off")
-        for axes, name in zip(axes_row, chunk, strict=False):
-            for curve in [name, *(other for other, home in TOGETHER.items() if home == name)]:
-                _plot(axes, logs[stage], curve, curve)
-            axes.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=9)
-            axes.tick_params(labelsize=7)
-            if len(axes.lines) > 1:
-                axes.legend(fontsize=7)
+    for panels, (stage, names) in zip(grid, rows, strict=True):
+        for panel in panels[len(names) :]:
+            panel.axis("off")
+        for panel, name in zip(panels, names, strict=False):
+            for curve in [name, *(other for other, home in SHARED_PANELS.items() if home == name)]:
+                _plot(panel, logs[stage], curve, curve)
+            panel.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=9)
+            panel.tick_params(labelsize=7)
+            if len(panel.lines) > 1:
+                panel.legend(fontsize=7)
     _save(figure, path)
 
 
-def _plot(axes: Any, lines: Sequence[Line], name: str, label: str, along: str = "step") -> None:
-    """Draw the values called `name`, where there are any."""
+def _plot(panel: Axes, lines: Sequence[Line], name: str, label: str, along: str = "step") -> None:
+    """Draw the values called `name`, if there are any."""
     points = [(line[along], line[name]) for line in lines if name in line]
     if points:
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
+        panel.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
 
 
-def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
 
 def _panels(lines: Sequence[Line]) -> list[str]:
-    found = dict.fromkeys(name for line in lines for name in line)
-    return [name for name in found if name not in NOT_CURVES and TOGETHER.get(name) not in found]
+    """Return the quantities of a log that get a panel of their own."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return [name for name in names if name not in NOT_CURVES and SHARED_PANELS.get(name) not in names]
 
 
 def _chunks(names: Sequence[str]) -> list[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Grids of images that a person can look at."""
+"""Grids of images, written as PNG."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torchvision.utils import make_grid
 
 from rcg.core.checkpoint import atomic
 
+_FONT_SIZE = 11
+_GAP, _LINE = 6, 16
+"""Distance between two images, and height of a line of text, in pixels."""
+
 
 def to_uint8(image: Tensor) -> Tensor:
     """Round images in [0, 1] to 8 bits (the nearest gray level, not the one below)."""
@@ -20,62 +24,74 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def save_image(image: Tensor, path: Path) -> None:
     """Write one image `(3, H, W)` in [0, 1] as PNG, atomically."""
-    _write(Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()), path)
+    _write(_picture(image), path)
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Lay `(N, 3, H, W)` images in [0, 1] out in rows of `columns`, small ones enlarged; returns `(3, H', W')`."""
+    """Arrange images `(N, 3, H, W)` in [0, 1] in rows of `columns`, enlarging small ones; returns `(3, H', W')`."""
     scale = _scale(images)
     large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return make_grid(large, nrow=columns, padding=2, pad_value=1.0)
 
 
 def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path, columns: int = 8) -> None:
-    """Write `(N, 3, H, W)` images in [0, 1] as a titled PNG grid with a caption under each image."""
+    """Write images `(N, 3, H, W)` in [0, 1] as a titled PNG grid with a caption under each image."""
     scale = _scale(images)
     height, width = (side * scale for side in images.shape[-2:])
-    gap, line = 6, 16
+    cell_width, cell_height = width + _GAP, height + _LINE + _GAP
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
-    size = (columns * (width + gap) + gap, rows * (height + line + gap) + 2 * gap + line)
-    font = ImageFont.load_default(size=11)
-    needed = int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title, font=font)) + 2 * gap
-    sheet = Image.new("RGB", (max(size[0], needed), size[1]), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), title, fill="black", font=font)
-    for i, (image, caption) in enumerate(
-        zip(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), captions, strict=True)
-    ):
-        left, top = gap + i % columns * (width + gap), 2 * gap + line + i // columns * (height + line + gap)
-        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left, top + height), caption, fill=(90, 90, 90), font=font)
-    _write(sheet, path)
+    sheet = _Sheet(columns * cell_width - _GAP, rows * cell_height, title)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = _GAP + i % columns * cell_width
+        top = sheet.top + i // columns * cell_height
+        sheet.image.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.caption(caption, left, top + height)
+    _write(sheet.image, path)
 
 
 def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
-    """Write a titled PNG with a row of images `(n, 3, H, W)` in [0, 1] under each name."""
-    pictures = {
-        name: Image.fromarray(to_uint8(grid(images, columns=len(images))).permute(1, 2, 0).cpu().numpy())
-        for name, images in rows.items()
-    }
-    gap, line, font = 6, 16, ImageFont.load_default(size=11)
-    width = max(int(font.getlength(text)) for text in (title, *rows))
-    width = max(width, *(picture.width for picture in pictures.values())) + 2 * gap
-    height = gap + line + sum(gap + line + picture.height for picture in pictures.values()) + gap
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), title, fill="black", font=font)
-    top = 2 * gap + line
+    """Write a titled PNG with one row of images `(n, 3, H, W)` in [0, 1] under each name."""
+    pictures = {name: _picture(grid(images, columns=len(images))) for name, images in rows.items()}
+    width = max([_text_width(name) for name in rows] + [picture.width for picture in pictures.values()])
+    sheet = _Sheet(width, sum(_GAP + _LINE + picture.height for picture in pictures.values()), title)
+    top = sheet.top
     for name, picture in pictures.items():
-        draw.text((gap, top), name, fill=(90, 90, 90), font=font)
-        sheet.paste(picture, (gap, top + line))
-        top += gap + line + picture.height
-    _write(sheet, path)
+        sheet.caption(name, _GAP, top)
+        sheet.image.paste(picture, (_GAP, top + _LINE))
+        top += _GAP + _LINE + picture.height
+    _write(sheet.image, path)
+
+
+class _Sheet:
+    """A white image with a title, and room below it for `width` x `height` pixels from `top` on."""
+
+    def __init__(self, width: int, height: int, title: str) -> None:
+        size = (max(width, _text_width(title)) + 2 * _GAP, 2 * _GAP + _LINE + height)
+        self.image = Image.new("RGB", size, "white")
+        self.top = 2 * _GAP + _LINE
+        self._draw = ImageDraw.Draw(self.image)
+        self._draw.text((_GAP, _GAP), title, fill="black", font=_font())
+
+    def caption(self, text: str, left: int, top: int) -> None:
+        self._draw.text((left, top), text, fill=(90, 90, 90), font=_font())
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_FONT_SIZE)
+
+
+def _text_width(text: str) -> int:
+    return int(_font().getlength(text))
 
 
 def _scale(images: Tensor) -> int:
-    """Whole factor that brings small images to a side of at least 64 pixels."""
+    """Return the whole factor that enlarges small images to a side of at least 64 pixels."""
     return max(1, -(-64 // images.shape[-1]))
+
+
+def _picture(image: Tensor) -> Image.Image:
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
 
 
 def _write(picture: Image.Image, path: Path) -> None:

@@ -1,0 +1,112 @@
+"""The evaluation that a person asks for: opens a run, a saved pipeline, a folder of images or an .npz batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+
+from rcg.config import Experiment
+from rcg.core.errors import UserError
+from rcg.encoding.representation import Representation
+from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.workspace import Workspace, open_run_representation
+from rcg.evaluation.evaluate import Evaluation
+from rcg.evaluation.extractors import MetricOptions
+from rcg.evaluation.references import SPLITS, SplitImages, choose_reference
+from rcg.evaluation.report import Origin
+from rcg.evaluation.samples import ImageSource, SamplingPlan, folder_images, npz_images, open_samples
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What a person may choose of an evaluation.
+
+    Attributes:
+        plan: how the samples of a run are generated.
+        metrics: with what they are compared.
+        experiment: whose data set `train` and `validation` mean, for files; None: that of the run.
+        generator: name of the generator's folder in a run that has several.
+        size: side in pixels to which pictures of a folder are cropped; None: that of the first one.
+        representations: file of tools/sample_rdm.py to condition on; None: the RDM generates representations.
+        memorization: whether the training set is searched for samples.
+    """
+
+    plan: SamplingPlan
+    metrics: MetricOptions
+    experiment: Experiment | None
+    generator: str | None
+    size: int | None
+    representations: Path | None
+    memorization: bool
+
+
+class _Subject(NamedTuple):
+    """What is evaluated, the experiment that it belongs to if known, and what opens its own encoder."""
+
+    samples: ImageSource
+    experiment: Experiment | None
+    origin: Origin | None = None
+    open_own: Callable[[], Representation] | None = None
+
+
+def is_run(run: RunFolder) -> bool:
+    """Whether a folder is that of a run, or of a saved pipeline."""
+    stages = [run.encoder, run.autoencoder, run.rdm, *run.generators()]
+    return any(stage.is_trained for stage in stages) or (run.path / "generator.safetensors").is_file()
+
+
+def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> Evaluation:
+    """Open everything that an evaluation needs.
+
+    Args:
+        subject: a run or a saved pipeline, or at this path a folder of images, or an .npz batch.
+        options: what a person chose.
+        accelerator: the processes, and the device.
+
+    Raises:
+        UserError: something that was asked for cannot be opened, or does not fit.
+    """
+    samples, experiment, origin, open_own = _open(subject, options, accelerator)
+    warnings, metrics = [], options.metrics
+    splits = None
+    try:
+        if experiment is not None:
+            splits = SplitImages.of(Workspace(experiment, accelerator).images)
+    except UserError as error:
+        if metrics.reference in SPLITS:
+            raise
+        warnings.append(f"memorization is not evaluated: {error}")
+    reference = choose_reference(metrics.reference, splits, samples.size)
+    extractors, missing = metrics.open_extractors(open_own, samples.size, accelerator)
+    searched = splits if options.memorization else None
+    return Evaluation(samples, origin, extractors, reference, searched, metrics.resamples, [*warnings, *missing])
+
+
+def _open(subject: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> _Subject:
+    path = subject.path
+    if not path.exists():
+        raise UserError(f"there is no {path}: a folder of a run, a folder of images or an .npz file is expected")
+    if is_run(subject):
+        return _open_run(subject, options, accelerator)
+    samples = folder_images(path, options.size) if path.is_dir() else npz_images(path)
+    return _Subject(samples, options.experiment)
+
+
+def _open_run(run: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> _Subject:
+    samples = open_samples(run, options.generator, options.plan, options.representations, accelerator.device)
+    pipeline = samples.pipeline
+    generator = options.generator or pipeline.config.folder_name
+    experiment = options.experiment
+    if experiment is None:
+        saved = run.stage_folder(generator).experiment()
+        experiment = saved and saved.model_copy(update={"run": run.path})
+
+    def open_own() -> Representation:
+        space = pipeline.generator.cond if samples.is_conditioned_on_z else None
+        return open_run_representation(run, generator, space, pipeline.parts.get("encoder"), accelerator)
+
+    return _Subject(samples, experiment, Origin(run.path, generator), open_own)
