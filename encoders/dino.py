@@ -1,12 +1,11 @@
-"""DINO: a ViT trained by self-distillation (Caron et al., ICCV 2021), from the files of its authors."""
+"""DINO: a ViT trained by self-distillation (Caron et al., ICCV 2021), from its authors' files."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from rcg.encoders._published import StudentTeacher, StudentTeacherConfig
-
 from rcg.core.registry import ENCODERS
+from rcg.encoders._published import StudentTeacher, StudentTeacherConfig
 
 
 class DINOConfig(StudentTeacherConfig):

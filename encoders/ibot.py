@@ -1,12 +1,11 @@
-"""iBOT: self-distillation with masked patches (Zhou et al., ICLR 2022), from the files of its authors."""
+"""iBOT: self-distillation with masked patches (Zhou et al., ICLR 2022), from its authors' files."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from rcg.encoders._published import StudentTeacher, StudentTeacherConfig
-
 from rcg.core.registry import ENCODERS
+from rcg.encoders._published import StudentTeacher, StudentTeacherConfig
 
 
 class IBOTConfig(StudentTeacherConfig):

@@ -1,4 +1,7 @@
-"""MoCo v3: a ViT or ResNet trunk with its projector (Chen, Xie, He, ICCV 2021), published or trained in the run."""
+"""MoCo v3: a ViT or ResNet trunk with its projector (Chen, Xie, He, ICCV 2021), published or trained in the run.
+
+The loss is in `rcg/training/tasks/encoder.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,36 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
-from rcg.encoders._published import VITS, PublishedEncoder, prefixed, vit
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from rcg.config import EncoderConfig
-from rcg.core import pretrained as weights
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
+from rcg.encoders._published import IMAGENET_SIZE, VITS, PublishedEncoder, only, vit
 
-MOCO_VITS = {**VITS, "vit_small": (384, 12, 12)}  # its small ViT has twice the usual number of heads
-RESNETS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-}
+MOCO_VITS = {**VITS, "vit_small": (384, 12, 12)}  # twice the usual number of heads
+RESNETS: dict[str, Any] = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
 SMALL = 64
-"""Inputs up to this side get fine patches, or a stem that keeps the resolution."""
+"""Largest side of the inputs that get fine patches, or a stem that does not downsample."""
 
 
 class MoCoV3Config(EncoderConfig):
-    """A MoCo v3 encoder; without `weights` it is trained in the run, at the size of its images."""
+    """A MoCo v3 encoder; without `weights` it is pre-trained in the run, at the size of its images."""
 
     name: str = "moco_v3"
     arch: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "resnet18", "resnet50"] = "vit_base"
     """Trunk; small, base and large are the published ones."""
     width: PositiveInt | None = None
-    """Channels of a ViT, or of a ResNet's first stage; none: of the arch."""
+    """Channels of a ViT, or of a ResNet's first stage; null: of the arch."""
     depth: PositiveInt | None = None
-    """Blocks of a ViT, or of each of a ResNet's stages; none: of the arch."""
+    """Blocks of a ViT, or of each of a ResNet's stages; null: of the arch."""
     heads: PositiveInt | None = None
-    """Attention heads of a ViT; none: of the arch."""
+    """Attention heads of a ViT; null: of the arch."""
     patch: PositiveInt | None = None
-    """Side of a ViT's patches; none: 16, on small images an eighth of the side."""
+    """Side of a ViT's patches; null: 16, on small images an eighth of the side."""
     input_size: PositiveInt | None = None
-    """Side that images are resized to; none: 224 with given weights, else that of the images."""
+    """Side that images are resized to; null: 224 with weights, else that of the images."""
     projector_hidden: PositiveInt = 4096
     """Hidden width of the projector."""
     projector_dim: PositiveInt = 256
@@ -50,32 +49,48 @@ class MoCoV3Config(EncoderConfig):
 
 @ENCODERS.register
 class MoCoV3(PublishedEncoder):
-    """Maps images to the projector's output, as RCG does, or to the trunk's class token or mean."""
+    """Maps images to the projector's output, as in RCG, or to the class token of its ViT or the mean of its ResNet."""
 
     Config = MoCoV3Config
     license = "cc-by-nc-4.0"
     origin = "give a file, or train it"
+    trainable = True
 
-    def __init__(self, config: MoCoV3Config, image_size: int | None = None, load: bool = True) -> None:
-        own = image_size if config.weights is None else None
-        side = config.input_size or own or 224
-        if config.arch in MOCO_VITS and config.train.augment.size not in (None, side):
+    def input_side(self, image_size: int) -> int:
+        """Return the side that images of `image_size` pixels are resized to."""
+        return self.config.input_size or (image_size if self.config.weights is None else IMAGENET_SIZE)
+
+    def build_trunk(self) -> Any:
+        """Build a ViT or ResNet."""
+        config = self.config
+        if config.arch not in MOCO_VITS:
+            return _resnet(config, self.side)
+        if config.train.augment.size not in (None, self.side):
             raise UserError(
                 f"encoder.train.augment.size is {config.train.augment.size}, but {config.arch} needs views of its own "
-                f"{side} px: leave it out, or choose encoder.arch=resnet18"
+                f"{self.side} px: leave it out, or choose encoder.arch=resnet18"
             )
-        trunk = _vit(config, side) if config.arch in MOCO_VITS else _resnet(config, side)
-        head = _projector(trunk.num_features, config.projector_hidden, config.projector_dim)
-        super().__init__(config, trunk, head, config.projector_dim, side)
-        self.fill(load)
+        patch = config.patch or (16 if self.side > SMALL else max(2, self.side // 8))
+        trunk = vit(config, MOCO_VITS, self.side, patch, weight_init="moco")
+        trunk.pos_embed.data.copy_(sincos_positions(self.side // patch, trunk.embed_dim))
+        trunk.pos_embed.requires_grad_(False)
+        # A frozen patch projection keeps the training of ViTs stable (Section 4.1 of the paper).
+        trunk.patch_embed.proj.requires_grad_(False)
+        return trunk
 
-    def rename(self, found: dict[str, Any]) -> dict[str, Tensor]:
-        """Take the base encoder, not its momentum copy, and mend the misnamed keys of the published ViT-L."""
-        tensors = weights.state_dict(found)
+    def build_head(self, width: int) -> nn.Module:
+        """Build the projector: three layers with batch normalization, the last one without affine parameters."""
+        hidden, out = self.config.projector_hidden, self.config.projector_dim
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden):
+            layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False))
+
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the base encoder, not its momentum copy; repair the misnamed keys of the published ViT-L."""
         if any(key.startswith("trunk.") for key in tensors):  # an encoder of a run
             return tensors
-        base = {k.removeprefix("base_encoder."): v for k, v in tensors.items() if k.startswith("base_encoder.")}
-        return prefixed({_repair(key): value for key, value in (base or tensors).items()})
+        return super().rename({_repair(key): value for key, value in only("base_encoder.", tensors).items()})
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
@@ -90,50 +105,23 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), patches])[None]
 
 
-def _vit(config: MoCoV3Config, side: int) -> Any:
-    patch = config.patch or (16 if side > SMALL else max(2, side // 8))
-    trunk = vit(config, MOCO_VITS, side, patch, weight_init="moco")
-    trunk.pos_embed.data.copy_(sincos_positions(side // patch, trunk.embed_dim))
-    trunk.pos_embed.requires_grad_(False)
-    # A frozen patch projection is what keeps the training of ViTs stable (Section 4.1 of the paper).
-    trunk.patch_embed.proj.requires_grad_(False)
-    return trunk
-
-
 def _resnet(config: MoCoV3Config, side: int) -> Any:
     block, layers = RESNETS[config.arch]
     width = config.width or 64
     if width % 2:
         raise UserError(f"encoder.width is {width}; the first stage of a ResNet needs an even number of channels")
-    layers = (config.depth,) * 4 if config.depth else layers
-    trunk: Any = ResNet(
-        block,
-        layers,
-        num_classes=0,
-        channels=(width, 2 * width, 4 * width, 8 * width),
-        stem_type="deep",
-        stem_width=width // 2,
-    )
-    # timm sizes the rest after its deep stem; the stem itself is ResNet's own, or one that keeps a small image's size.
-    small = side <= SMALL
-    trunk.conv1 = nn.Conv2d(3, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
-    if small:
+    if config.depth:
+        layers = (config.depth,) * 4
+    channels = (width, 2 * width, 4 * width, 8 * width)
+    trunk: Any = ResNet(block, layers, num_classes=0, channels=channels, stem_type="deep", stem_width=width // 2)
+    # timm sizes the other layers after its deep stem, which is replaced by ResNet's own, or by one that does not
+    # downsample small images.
+    if side <= SMALL:
+        trunk.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         trunk.maxpool = nn.Identity()
+    else:
+        trunk.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
     return trunk
-
-
-def _projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Three layers with batch normalization, the last one without affine parameters."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, out, bias=False),
-        nn.BatchNorm1d(out, affine=False),
-    )
 
 
 def _repair(key: str) -> str:

@@ -1,14 +1,14 @@
-"""SwAV: ResNet-50 trained by online clustering (Caron et al., NeurIPS 2020), from the files of its authors."""
+"""SwAV: ResNet-50 trained by online clustering (Caron et al., NeurIPS 2020), from its authors' files."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rcg.encoders._published import PublishedConfig, PublishedEncoder, prefixed, resnet50
+import timm
 from torch import Tensor, nn
 
-from rcg.core import pretrained as weights
 from rcg.core.registry import ENCODERS
+from rcg.encoders._published import PublishedConfig, PublishedEncoder
 
 
 class SwAVConfig(PublishedConfig):
@@ -23,16 +23,15 @@ class SwAV(PublishedEncoder):
 
     Config = SwAVConfig
     license = "cc-by-nc-4.0"
+    left_out = ("prototypes.",)  # not part of the projection
 
-    def __init__(self, config: SwAVConfig, image_size: int | None = None, load: bool = True) -> None:
+    def build(self) -> tuple[Any, nn.Module | None]:
+        """Build a ResNet with torchvision's names, and before it, if it is asked for, the projection."""
         head = None
-        if config.feature == "projector":
+        if self.config.feature == "projector":
             head = nn.Sequential(nn.Linear(2048, 2048), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 128))
-        super().__init__(config, resnet50(), head, 128, config.input_size)
-        self.fill(load)
+        return timm.create_model("resnet50", num_classes=0), head
 
-    def rename(self, found: dict[str, Any]) -> dict[str, Tensor]:
-        """Read a flat file; the prototypes are not part of the projection."""
-        tensors = weights.state_dict(found)
-        kept = {key: value for key, value in tensors.items() if not key.startswith("prototypes.")}
-        return prefixed({key.replace("projection_head.", "head."): value for key, value in kept.items()})
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a flat file under our names."""
+        return super().rename({key.replace("projection_head.", "head."): value for key, value in tensors.items()})

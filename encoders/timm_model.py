@@ -1,4 +1,4 @@
-"""Any network of timm as a frozen encoder, with the preprocessing of its own model card."""
+"""Any network of timm as a frozen encoder, with the preprocessing of its model card."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from rcg.encoders._presets import PRESETS
 from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from rcg.config import EncoderConfig
-from rcg.core import pretrained as weights
-from rcg.core.contracts import Listing
+from rcg.core import pretrained
+from rcg.core.contracts import CatalogEntry, Encoder
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import ENCODERS
+from rcg.encoders._presets import PRESETS
 
 Plain = bool | int | float | str
 
 
 class TimmModelConfig(EncoderConfig):
-    """A timm network; constants, size and interpolation are its card's unless given here."""
+    """A timm network; mean, std, size and interpolation are its card's unless given here."""
 
     name: str = "timm_model"
     preset: Annotated[str | None, Field(exclude=True)] = None
@@ -38,15 +38,15 @@ class TimmModelConfig(EncoderConfig):
     weights: str = "pretrained"
     """`pretrained`, a hub id (`hf-hub:owner/name`), a local .safetensors or .pth file, or `none`."""
     input_size: PositiveInt | None = None
-    """Side that images are resized to; none: the card's."""
+    """Side that images are resized to; null: the card's."""
     pooling: Literal["token", "avg", "map"] | None = None
-    """How features become one vector: class token, mean, attention pooling; none: the network's own way."""
+    """How features are pooled: class token, mean, attention pooling; null: the network's own way."""
     mean: tuple[float, float, float] | None = None
-    """Mean of each channel; none: the card's."""
+    """Mean of each channel; null: the card's."""
     std: tuple[float, float, float] | None = None
-    """Deviation of each channel; none: the card's."""
+    """Std of each channel; null: the card's."""
     feature: Literal["backbone"] = "backbone"
-    options: dict[str, Plain] = {}  # noqa: RUF012 - frozen with the model
+    options: dict[str, Plain] = {}
     """Further arguments of the network's constructor, such as pad_type: same."""
 
     @model_validator(mode="before")
@@ -61,7 +61,8 @@ class TimmModelConfig(EncoderConfig):
         if value.get("model", preset.model) != preset.model:
             raise ValueError(f"preset {name} is {preset.model}, but model is {value['model']}: give one of the two")
         settings = {"model": preset.model, "input_size": preset.input_size, "pooling": preset.pooling}
-        return {**{key: setting for key, setting in settings.items() if setting is not None}, **value}
+        chosen = {key: setting for key, setting in settings.items() if setting is not None}
+        return {**chosen, **value}
 
     @field_validator("model")
     @classmethod
@@ -72,35 +73,31 @@ class TimmModelConfig(EncoderConfig):
 
 
 @ENCODERS.register
-class TimmModel(nn.Module):
-    """Maps images `(B, 3, H, W)` in [0, 1] to timm's pooled features `(B, width)`.
-
-    Attributes:
-        width: D of the representation.
-        side: side of the square that the network sees.
-        grid: rows and columns of `tokens`, None where the network has none.
-        license: license of the published weights, as their card says.
-
-    Raises:
-        UserError: the weights cannot be had or do not fit, or the network has no such pooling.
-    """
+class TimmModel(Encoder):
+    """Maps images `(B, 3, H, W)` in [0, 1] to timm's pooled features `(B, width)`."""
 
     Config = TimmModelConfig
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: TimmModelConfig, image_size: int | None = None, load: bool = True) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: TimmModelConfig, image_size: int, load: bool = True) -> None:
+        """Build the network, and load its weights if asked.
+
+        Raises:
+            UserError: the weights are unavailable or do not fit, or the network does not take these settings.
+        """
+        super().__init__(config, image_size)
         self.network = _create(config, load)
         card = resolve_model_data_config(self.network)
-        self.side = config.input_size or card["input_size"][-1]
+        self.side: int = config.input_size or card["input_size"][-1]
         self.interpolation = InterpolationMode(card["interpolation"])
         self.register_buffer("mean", torch.tensor(config.mean or card["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std or card["std"]).view(3, 1, 1), persistent=False)
         if load and config.weights not in ("pretrained", "none") and not _on_hub(config.weights):
             self._load(config.weights)
-        self.license: str = self.network.pretrained_cfg.get("license") or ""
+        self.license = self.network.pretrained_cfg.get("license") or ""
+        # Tokens before the patches; timm's networks without such tokens lack the attribute.
+        self._prefix: int = getattr(self.network, "num_prefix_tokens", 0)
         self.network.eval()
         with torch.no_grad():
             features = self.network.forward_features(torch.zeros(1, 3, self.side, self.side, device=self.mean.device))
@@ -108,22 +105,22 @@ class TimmModel(nn.Module):
             self.grid = self._grid(features)
 
     @classmethod
-    def catalog(cls) -> Iterator[Listing]:
-        """List the presets; every other network of timm can be had by its name."""
+    def catalog(cls) -> Iterator[CatalogEntry]:
+        """List the presets; every other network of timm is available by its name."""
         for name, preset in PRESETS.items():
             card = timm.get_pretrained_cfg(preset.model)
             if card is None:
-                yield Listing(f"preset: {name}", preset.width, 0, preset.millions, "", "needs a newer timm")
+                yield CatalogEntry(f"preset: {name}", preset.width, 0, preset.millions, "", "needs a newer timm")
                 continue
             side = preset.input_size or card.input_size[-1]
-            here = "here" if _downloaded(card) else "to be downloaded"
-            yield Listing(f"preset: {name}", preset.width, side, preset.millions, card.license or "", here)
+            weights = "here" if _is_downloaded(card) else "to be downloaded"
+            yield CatalogEntry(f"preset: {name}", preset.width, side, preset.millions, card.license or "", weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the pooled features `(B, width)`."""
+        """Map images `(B, 3, H, W)` in [0, 1] to the pooled features `(B, width)`."""
         return self._pool(self.network.forward_features(self._prepare(image)))
 
-    def tokens(self, image: Tensor) -> Tensor:
+    def patch_features(self, image: Tensor) -> Tensor:
         """Return features on `grid`, row by row, `(B, N, D')`, without prefix tokens.
 
         Raises:
@@ -136,14 +133,8 @@ class TimmModel(nn.Module):
             return features[:, self._prefix :]
         return features.flatten(1, 2) if self._channels_last(features) else features.flatten(2).transpose(1, 2)
 
-    @property
-    def _prefix(self) -> int:
-        """Number of tokens before the patches."""
-        return getattr(self.network, "num_prefix_tokens", 0)
-
     def _pool(self, features: Tensor) -> Tensor:
-        pooled: Tensor = self.network.forward_head(features, pre_logits=True)
-        return pooled.flatten(1)
+        return self.network.forward_head(features, pre_logits=True).flatten(1)
 
     def _channels_last(self, features: Tensor) -> bool:
         return features.shape[-1] == self.network.num_features != features.shape[1]
@@ -152,11 +143,9 @@ class TimmModel(nn.Module):
         if features.ndim == 4:
             rows, columns = features.shape[1:3] if self._channels_last(features) else features.shape[2:]
             return rows, columns
-        if features.ndim == 3:
-            count = features.shape[1] - self._prefix
-            side = math.isqrt(count)  # inputs are square
-            return (side, side) if side * side == count > 0 else None
-        return None
+        count = features.shape[1] - self._prefix if features.ndim == 3 else 0
+        side = math.isqrt(count)  # inputs are square
+        return (side, side) if side * side == count > 0 else None
 
     def _prepare(self, image: Tensor) -> Tensor:
         if image.shape[-2:] != (self.side, self.side):
@@ -164,11 +153,11 @@ class TimmModel(nn.Module):
         return (image - self.mean) / self.std
 
     def _load(self, path: str) -> None:
-        tensors = weights.state_dict(weights.read(path))
-        known = self.network.state_dict()
-        # The classifier is not part of an encoder: a file may hold it or not.
-        extra = [key for key in tensors if key not in known and key.split(".")[0] in ("head", "fc", "classifier")]
-        weights.fit(self.network, {key: value for key, value in tensors.items() if key not in extra}, path)
+        tensors = pretrained.state_dict(pretrained.read(path))
+        expected = self.network.state_dict()
+        # A file may hold a classifier, which is not part of an encoder.
+        extra = [key for key in tensors if key not in expected and key.split(".")[0] in ("head", "fc", "classifier")]
+        pretrained.fit(self.network, {key: value for key, value in tensors.items() if key not in extra}, path)
 
 
 def _create(config: TimmModelConfig, load: bool) -> Any:
@@ -177,20 +166,20 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
     arguments: dict[str, Any] = {"num_classes": 0, **config.options}
     if config.pooling:
         arguments["global_pool"] = config.pooling
-    pretrained = load and (config.weights == "pretrained" or _on_hub(config.weights))
+    download = load and (config.weights == "pretrained" or _on_hub(config.weights))
+    # Networks that take inputs of any size have no such argument.
     attempts: list[dict[str, Any]] = [{"img_size": config.input_size}, {}] if config.input_size else [{}]
-    for sized in attempts:
+    for size in attempts:
         try:
-            network: Any = timm.create_model(name, pretrained=pretrained, **arguments, **sized)
+            network: Any = timm.create_model(name, pretrained=download, **arguments, **size)
             break
-        except TypeError as error:
-            if not (sized and "img_size" in str(error)):
+        except (TypeError, AssertionError, ValueError) as error:
+            takes_any_size = isinstance(error, TypeError) and "img_size" in str(error)
+            if not (size and takes_any_size):
                 raise UserError(f"encoder.model {name} does not take these settings ({error})") from None
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"encoder.model {name} does not take these settings ({error})") from None
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"the weights of {name} could not be had ({str(error).splitlines()[0]}): "
+                f"the weights of {name} are unavailable ({str(error).splitlines()[0]}): "
                 f"download them elsewhere and give their path as encoder.weights"
             ) from None
     if arguments["num_classes"]:
@@ -202,14 +191,14 @@ def _on_hub(place: str) -> bool:
     return place.startswith("hf-hub:") and not Path(place).exists()
 
 
-def _downloaded(card: Any) -> bool:
-    """Whether the weights that a card names lie in the caches of the hub or of torch."""
+def _is_downloaded(card: Any) -> bool:
+    """Whether the weights that a card names are in the cache of the hub or of torch."""
     if card.hf_hub_id:
         files = (card.hf_hub_filename, "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
         return any(isinstance(try_to_load_from_cache(card.hf_hub_id, name), str) for name in files if name)
     return bool(card.url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(card.url).name).is_file()
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    """Name the nearest of many: all of them would fill a screen."""
-    return nearest(name, difflib.get_close_matches(name, known, n=5))
+def _close(name: str, names: Iterable[str]) -> str:
+    """Return a hint with the nearest of many names: all of them would fill a screen."""
+    return nearest(name, difflib.get_close_matches(name, names, n=5))

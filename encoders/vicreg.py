@@ -1,14 +1,14 @@
-"""VICReg: ResNet-50 trained without negatives (Bardes, Ponce, LeCun, ICLR 2022), from the files of its authors."""
+"""VICReg: ResNet-50 trained without negatives (Bardes, Ponce, LeCun, ICLR 2022), from its authors' files."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from rcg.encoders._published import PublishedConfig, PublishedEncoder, prefixed, resnet50
+import timm
 from torch import Tensor
 
-from rcg.core import pretrained as weights
 from rcg.core.registry import ENCODERS
+from rcg.encoders._published import PublishedConfig, PublishedEncoder, only
 
 
 class VICRegConfig(PublishedConfig):
@@ -20,18 +20,16 @@ class VICRegConfig(PublishedConfig):
 
 @ENCODERS.register
 class VICReg(PublishedEncoder):
-    """Maps images to the mean of the last map, 2048 wide."""
+    """Maps images to the mean of the last map (2048)."""
 
     Config = VICRegConfig
     license = "mit"
+    left_out = ("fc.",)
 
-    def __init__(self, config: VICRegConfig, image_size: int | None = None, load: bool = True) -> None:
-        super().__init__(config, resnet50(), None, 0, config.input_size)
-        self.fill(load)
+    def build_trunk(self) -> Any:
+        """Build a ResNet with torchvision's names."""
+        return timm.create_model("resnet50", num_classes=0)
 
-    def rename(self, found: dict[str, Any]) -> dict[str, Tensor]:
-        """Read the backbone's file, or the backbone out of a full checkpoint."""
-        tensors = weights.state_dict(found)
-        backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-        bare = {key: value for key, value in (backbone or tensors).items() if not key.startswith("fc.")}
-        return prefixed(bare)
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the backbone's file, or the backbone of a full checkpoint, under our names."""
+        return super().rename(only("backbone.", tensors))

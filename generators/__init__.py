@@ -1,1 +1,1 @@
-"""Pixel generators: networks that paint an image from a representation, a label, or nothing; one file each."""
+"""Pixel generators: networks that generate an image from a representation, a label, or nothing; one file each."""

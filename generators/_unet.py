@@ -1,4 +1,4 @@
-"""What the U-Nets of ADM and LDM share: residual blocks, resampling, and the walk down and up with its skips.
+"""The U-Net of ADM and LDM: residual blocks, resampling, and the way down and up with its skip connections.
 
 Activations are channels-last in memory: convolutions are faster that way, and attention reads them without a copy.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import Fraction, GeneratorConfig
-from rcg.core.contracts import Space
+from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.nn import Dropout, checkpointed
 
@@ -29,18 +29,19 @@ class UNetConfig(GeneratorConfig):
     width: PositiveInt = 128
     """Channels at full resolution."""
     multipliers: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
-    """Channels of each level, as multiples of `width`; the side is halved from one to the next. None: as published."""
+    """Channels of each level, as multiples of `width`; each level halves the side of the one before. Null: as
+    published."""
     blocks: PositiveInt = 2
-    """Residual blocks of a level on the way down; on the way up there is one more."""
+    """Residual blocks of a level on the way down; the way up has one more."""
     groups: PositiveInt = Field(None, validate_default=True)
-    """Groups of channels that are normalized together; none: 32 as published, in narrow networks fewer, so that four
-    channels share a group. Alone, a channel would lose the image's colors."""
+    """Groups of channels that are normalized together; null: 32 as published, in narrow networks fewer, so that four
+    channels share a group: with a group for each channel the image's colors would be lost."""
     attention: tuple[PositiveInt, ...] = (32, 16, 8)
     """Sides of the feature maps whose positions attend to each other."""
     head_width: PositiveInt = 64
     """Channels of an attention head."""
     heads: PositiveInt | None = None
-    """Attention heads everywhere; none: as many as `head_width` gives."""
+    """Attention heads everywhere; null: as many as `head_width` gives."""
     dropout: Fraction = 0.0
     """Share of activations dropped in residual blocks."""
 
@@ -51,22 +52,29 @@ class UNetConfig(GeneratorConfig):
         return math.gcd(width, max(1, min(32, width // 4))) if groups is None else groups
 
 
-class Condition(NamedTuple):
-    """What every layer is told."""
+class LayerCondition(NamedTuple):
+    """The condition of every layer."""
 
     time: Tensor
-    """The embedding of the time and all that is added to it, activated, `(B, E)`."""
+    """Embedding of the time, plus all that is added to it, activated, `(B, E)`."""
     cond: Tensor | None = None
-    """What else is known: an activated style `(B, S)`, or tokens `(B, M, D)`."""
+    """A condition apart from the time: an activated style `(B, S)`, or tokens `(B, M, D)`."""
 
 
-class Parts(NamedTuple):
-    """How the layers of a U-Net are made, from channels in (and out)."""
+class LayerFactory(NamedTuple):
+    """Builds the layers of a U-Net from their channels: in and out of a residual block, those of any other layer."""
 
     residual: Callable[[int, int], nn.Module]
     attention: Callable[[int], nn.Module]
     down: Callable[[int], nn.Module]
     up: Callable[[int], nn.Module]
+
+    def cell(self, inputs: int, outputs: int, attends: bool) -> Cell:
+        """Build a residual block, followed by attention if asked for."""
+        cell = Cell([self.residual(inputs, outputs)])
+        if attends:
+            cell.append(self.attention(outputs))
+        return cell
 
 
 class GroupNorm(nn.GroupNorm):
@@ -81,13 +89,13 @@ class Residual(nn.Module):
     """`skip(x) + conv(modulated(conv(x)))`, with a zero-initialized last convolution.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: input channels.
+        outputs: output channels.
         groups: groups of channels that are normalized together; divides both.
         time: width of the time embedding.
         scale_shift: the time scales and shifts the second norm (Dhariwal and Nichol, 2021), or is added before it.
         style: width of a style that scales once more (Diffusion Autoencoders, Preechakul et al., 2022, eq. 7).
-        resample: `down` and `up` change the side by a factor of two.
+        resample: layer that changes the side by a factor of two; null: the side stays.
         dropout: share of activations dropped.
     """
 
@@ -100,11 +108,11 @@ class Residual(nn.Module):
         *,
         scale_shift: bool,
         style: int | None = None,
-        resample: str = "none",
+        resample: nn.Module | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.scale_shift, self.resample = scale_shift, RESAMPLE[resample]
+        self.scale_shift, self.resample = scale_shift, resample or nn.Identity()
         self.norm_in = GroupNorm(groups, inputs)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time, 2 * outputs if scale_shift else outputs)
@@ -114,7 +122,7 @@ class Residual(nn.Module):
         self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
         """Map `(B, inputs, h, w)` to `(B, outputs, h', w')`."""
         h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
         h = self._modulate(h, self.time(c.time)[:, :, None, None])
@@ -136,7 +144,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.stride = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
         """Map `(B, C, h, w)` to `(B, C, h / 2, w / 2)`."""
         return self.stride(x)
 
@@ -148,15 +156,15 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
         """Map `(B, C, h, w)` to `(B, C, 2 h, 2 w)`."""
-        return self.conv(_double(x))
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Cell(nn.ModuleList):
-    """Layers one after the other, each told the condition."""
+    """Layers in sequence, each given the condition."""
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
         """Map `(B, C, h, w)`."""
         for layer in self:
             x = layer(x, c)
@@ -164,49 +172,81 @@ class Cell(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """`(B, C, h, w)` -> `(B, heads, C, h, w)`, whatever its layers are.
+    """`(B, inputs * C, h, w)` -> `(B, outputs, C, h, w)`, whatever its layers are.
 
     Attributes:
-        bottleneck: the cell at the smallest side, whose output no skip goes around (the h-space of Kwon et al., 2023).
+        bottleneck: the cell at the smallest side, which no skip connection bypasses (the h-space of Kwon et al., 2023).
 
     Raises:
         UserError: the side cannot be halved as often as there are levels, or groups do not divide the width.
     """
 
-    def __init__(self, config: UNetConfig, multipliers: tuple[int, ...], data: Space, heads: int, parts: Parts) -> None:
+    def __init__(
+        self, config: UNetConfig, multipliers: tuple[int, ...], interface: Interface, layers: LayerFactory
+    ) -> None:
         super().__init__()
-        channels, side, _ = data.shape
-        if side % 2 ** (len(multipliers) - 1):
+        channels, side, _ = interface.data.shape
+        levels = len(multipliers)
+        if side % 2 ** (levels - 1):
             raise UserError(
-                f"generator.multipliers has {len(multipliers)} levels, but a side of {side} cannot be halved that often"
+                f"generator.multipliers has {levels} levels, but a side of {side} cannot be halved that often"
             )
         if config.width % config.groups:
             raise UserError(f"generator.groups is {config.groups}, which does not divide the width {config.width}")
-        self.heads, self.grad_checkpointing = heads, config.grad_checkpointing
-        self.input = nn.Conv2d(config.inputs * channels, config.width, 3, padding=1)
+        self.outputs, self.grad_checkpointing = interface.outputs, config.grad_checkpointing
         widths = [config.width * multiplier for multiplier in multipliers]
-        sides = [side // 2**level for level in range(len(multipliers))]
-        attends = [side in config.attention for side in sides]
-        self.down, kept = _down(config, widths, attends, parts)
-        deepest = widths[-1]
-        middle = [parts.residual(deepest, deepest), parts.attention(deepest), parts.residual(deepest, deepest)]
-        self.bottleneck = Cell(middle)
-        self.up = _up(config, widths, attends, parts, kept)
+        attends = [side // 2**level in config.attention for level in range(levels)]
+        self.input = nn.Conv2d(interface.inputs * channels, config.width, 3, padding=1)
+        # The way down; every cell's output is a skip connection.
+        self.down, skips = nn.ModuleList(), [config.width]
+        for level, width in enumerate(widths):
+            for _ in range(config.blocks):
+                self.down.append(layers.cell(skips[-1], width, attends[level]))
+                skips.append(width)
+            if level < levels - 1:
+                self.down.append(Cell([layers.down(width)]))
+                skips.append(width)
+        # The bottleneck.
+        width = widths[-1]
+        self.bottleneck = layers.cell(width, width, attends=True)
+        self.bottleneck.append(layers.residual(width, width))
+        # The way up, which uses up the skip connections from the end.
+        self.up = nn.ModuleList()
+        for level in reversed(range(levels)):
+            for block in range(config.blocks + 1):
+                cell = layers.cell(width + skips.pop(), widths[level], attends[level])
+                width = widths[level]
+                if level and block == config.blocks:
+                    cell.append(layers.up(width))
+                self.up.append(cell)
+        # The output.
         self.norm = GroupNorm(config.groups, widths[0])
-        self.output = zero(nn.Conv2d(widths[0], heads * channels, 3, padding=1))
+        self.output = zero(nn.Conv2d(widths[0], interface.outputs * channels, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
-        """Map `(B, C, h, w)` to `(B, heads, C, h, w)`."""
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
+        """Map `(B, inputs * C, h, w)` to `(B, outputs, C, h, w)`."""
         h = self.input(x.contiguous(memory_format=torch.channels_last))
-        kept = [h]
+        skips = [h]
         for cell in self.down:
             h = checkpointed(cell, h, c, enabled=self.grad_checkpointing)
-            kept.append(h)
+            skips.append(h)
         h = checkpointed(self.bottleneck, h, c, enabled=self.grad_checkpointing)
         for cell in self.up:
-            h = checkpointed(cell, torch.cat([h, kept.pop()], dim=1), c, enabled=self.grad_checkpointing)
-        return self.output(F.silu(self.norm(h))).unflatten(1, (self.heads, -1))
+            h = checkpointed(cell, torch.cat([h, skips.pop()], dim=1), c, enabled=self.grad_checkpointing)
+        return self.output(F.silu(self.norm(h))).unflatten(1, (self.outputs, -1))
+
+
+class UNetDenoiser(Denoiser):
+    """A denoiser whose network is `unet`."""
+
+    capabilities = frozenset({"self_condition", "grad_checkpointing", "h_space"})
+    unet: UNet
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The module whose output `(B, C, h, w)` is the h-space."""
+        return self.unet.bottleneck
 
 
 def time_embedding(width: int) -> nn.Sequential:
@@ -214,11 +254,11 @@ def time_embedding(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
-def heads_for(channels: int, config: UNetConfig) -> int:
-    """Return how many heads share `channels`: those asked for, or as many as are about `head_width` wide.
+def head_count(channels: int, config: UNetConfig) -> int:
+    """Return the number of attention heads for `channels`: as configured, or as many as are about `head_width` wide.
 
     Raises:
-        UserError: they do not share them evenly.
+        UserError: they do not divide the channels.
     """
     heads = config.heads or max(1, channels // config.head_width)
     if channels % heads:
@@ -227,12 +267,12 @@ def heads_for(channels: int, config: UNetConfig) -> int:
     return heads
 
 
-def tokens_of(x: Tensor) -> Tensor:
+def to_tokens(x: Tensor) -> Tensor:
     """Turn a map `(B, C, h, w)` into tokens `(B, h w, C)`."""
     return x.flatten(2).transpose(1, 2)
 
 
-def map_of(tokens: Tensor, like: Tensor) -> Tensor:
+def to_map(tokens: Tensor, like: Tensor) -> Tensor:
     """Turn tokens `(B, h w, C)` into a map with the sides of `like`, `(B, C, h, w)`."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
@@ -242,46 +282,3 @@ def zero(layer: M) -> M:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def _down(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts) -> tuple[nn.ModuleList, list[int]]:
-    """Build the way down; return the channels of all that is kept for the way up, too."""
-    cells, kept = nn.ModuleList(), [config.width]
-    for level, width in enumerate(widths):
-        for _ in range(config.blocks):
-            layers = [parts.residual(kept[-1], width)]
-            cells.append(Cell([*layers, parts.attention(width)] if attends[level] else layers))
-            kept.append(width)
-        if level < len(widths) - 1:
-            cells.append(Cell([parts.down(width)]))
-            kept.append(width)
-    return cells, kept
-
-
-def _up(config: UNetConfig, widths: list[int], attends: list[bool], parts: Parts, kept: list[int]) -> nn.ModuleList:
-    cells, channels = nn.ModuleList(), widths[-1]
-    for level in reversed(range(len(widths))):
-        for block in range(config.blocks + 1):
-            layers = [parts.residual(channels + kept.pop(), widths[level])]
-            channels = widths[level]
-            if attends[level]:
-                layers.append(parts.attention(channels))
-            if level and block == config.blocks:
-                layers.append(parts.up(channels))
-            cells.append(Cell(layers))
-    return cells
-
-
-def _halve(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 2)
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def _keep(x: Tensor) -> Tensor:
-    return x
-
-
-RESAMPLE: dict[str, Callable[[Tensor], Tensor]] = {"none": _keep, "down": _halve, "up": _double}

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import PositiveInt, SerializeAsAny
-from rcg.generators._unet import (
-    Condition,
-    GroupNorm,
-    Parts,
-    Residual,
-    UNet,
-    UNetConfig,
-    heads_for,
-    map_of,
-    time_embedding,
-    tokens_of,
-    zero,
-)
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
-from rcg.core.contracts import Space
-from rcg.core.registry import GENERATORS, PROCESSES, SAMPLERS
+from rcg.core.contracts import Interface, Space
+from rcg.core.registry import GENERATORS
+from rcg.generators import _unet
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 
 PUBLISHED = {
@@ -37,21 +24,24 @@ PUBLISHED = {
 """Multipliers from a side on: those of ADM, at 32 px of Improved DDPM, below with fewer levels."""
 
 
-class ADMConfig(UNetConfig):
-    """The ADM U-Net; at 256 px it was published with a width of 256."""
+class ADMConfig(_unet.UNetConfig):
+    """The ADM U-Net; at 256 px it was published with a width of 256.
+
+    As published it predicts eps and its variance on the linear schedule, and is sampled by ddpm with clipping (there
+    with 250 steps).
+    """
+
+    defaults = {
+        "process": {"name": "gaussian", "variance": "learned_range"},
+        "sampler": {"name": "ddpm", "steps": 50, "clip": True},
+    }
 
     name: str = "adm"
     time_width: PositiveInt | None = None
-    """Width of the sinusoids of the time; none: `width`."""
+    """Width of the sinusoidal embedding of the time; null: `width`."""
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
-    process: Annotated[
-        SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", variance="learned_range")
-    ] = unsaid()
-    """How data is corrupted and what the network predicts; as published: eps and its variance, linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddpm", steps=50, clip=True)] = unsaid()
-    """How samples are drawn; as published: ddpm with clipping (there with 250 steps)."""
 
 
 class SelfAttention(nn.Module):
@@ -59,18 +49,18 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int, heads: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels)
+        self.norm = _unet.GroupNorm(groups, channels)
         self.attention = Attention(channels, heads)
-        zero(self.attention.proj)
+        _unet.zero(self.attention.proj)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: _unet.LayerCondition) -> Tensor:
         """Map `(B, C, h, w)`."""
-        return x + map_of(self.attention(tokens_of(self.norm(x))), x)
+        return x + _unet.to_map(self.attention(_unet.to_tokens(self.norm(x))), x)
 
 
 @GENERATORS.register
-class ADM(nn.Module):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, heads, C, h, w)`.
+class ADM(_unet.UNetDenoiser):
+    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
     Raises:
         UserError: the side cannot be halved as often as there are levels, or the heads do not divide the channels.
@@ -78,45 +68,43 @@ class ADM(nn.Module):
 
     Config = ADMConfig
 
-    def __init__(self, config: ADMConfig, data: Space, cond: Space | None, heads: int) -> None:
-        super().__init__()
-        self.width, self.grad_checkpointing = config.time_width or config.width, config.grad_checkpointing
+    def __init__(self, config: ADMConfig, interface: Interface) -> None:
+        super().__init__(config, interface)
+        self.time_width = config.time_width or config.width
         self.styled = config.condition_path == "style"
-        embedding = 4 * self.width
-        self.time = time_embedding(self.width)
-        self.cond, style = _condition(cond, embedding, self.styled)
-        multipliers = config.multipliers or next(m for side, m in PUBLISHED.items() if data.shape[1] >= side)
-        self.unet = UNet(config, multipliers, data, heads, _parts(config, embedding, style))
-
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The module whose output `(B, C, h, w)` is the h-space, for hooks that edit it."""
-        return self.unet.bottleneck
+        embedding = 4 * self.time_width
+        self.time = _unet.time_embedding(self.time_width)
+        self.cond, style = _embed_condition(interface.cond, embedding, self.styled)
+        side = interface.data.shape[1]
+        multipliers = config.multipliers or next(m for smallest, m in PUBLISHED.items() if side >= smallest)
+        self.unet = _unet.UNet(config, multipliers, interface, _layers(config, embedding, style))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, heads, C, h, w)`."""
-        time = self.time(timestep_embedding(t, self.width))
-        known = None if self.cond is None or cond is None else self.cond(cond)
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        time = self.time(timestep_embedding(t, self.time_width))
+        if self.cond is None or cond is None:
+            return self.unet(x, _unet.LayerCondition(F.silu(time)))
+        embedded = self.cond(cond)
         if self.styled:
-            return self.unet(x, Condition(F.silu(time), None if known is None else F.silu(known)))
-        return self.unet(x, Condition(F.silu(time if known is None else time + known)))
+            return self.unet(x, _unet.LayerCondition(F.silu(time), F.silu(embedded)))
+        return self.unet(x, _unet.LayerCondition(F.silu(time + embedded)))
 
 
-def _condition(cond: Space | None, embedding: int, styled: bool) -> tuple[nn.Module | None, int | None]:
-    """Return the embedding of a condition, and its width where it is a style."""
+def _embed_condition(cond: Space | None, embedding: int, styled: bool) -> tuple[nn.Module | None, int | None]:
+    """Build the embedding of a condition; return it with its width where it is a style."""
     if cond is None:
         return None, None
     if styled and cond.vocab is None:  # a vector is a style as it is, as in Diffusion Autoencoders
         return nn.Identity(), cond.shape[0]
     embed = ConditionEmbedding(cond, embedding)
     if cond.vocab is None:
-        zero(embed.embed)  # as in RCG, a new network does not listen to the representation
+        _unet.zero(embed.embed)  # as in RCG, a new network ignores the representation
     return embed, embedding if styled else None
 
 
-def _parts(config: ADMConfig, embedding: int, style: int | None) -> Parts:
-    def residual(inputs: int, outputs: int, resample: str = "none") -> Residual:
-        return Residual(
+def _layers(config: ADMConfig, embedding: int, style: int | None) -> _unet.LayerFactory:
+    def residual(inputs: int, outputs: int, resample: nn.Module | None = None) -> _unet.Residual:
+        return _unet.Residual(
             inputs,
             outputs,
             config.groups,
@@ -127,9 +115,9 @@ def _parts(config: ADMConfig, embedding: int, style: int | None) -> Parts:
             dropout=config.dropout,
         )
 
-    return Parts(
+    return _unet.LayerFactory(
         residual,
-        attention=lambda channels: SelfAttention(channels, config.groups, heads_for(channels, config)),
-        down=lambda channels: residual(channels, channels, "down"),
-        up=lambda channels: residual(channels, channels, "up"),
+        attention=lambda channels: SelfAttention(channels, config.groups, _unet.head_count(channels, config)),
+        down=lambda channels: residual(channels, channels, nn.AvgPool2d(2)),
+        up=lambda channels: residual(channels, channels, nn.Upsample(scale_factor=2)),
     )

@@ -10,13 +10,15 @@ from pydantic import NonNegativeInt, PositiveInt
 from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
-from rcg.config import AlignConfig, GeneratorConfig
-from rcg.core.contracts import Space
+from rcg.config import GeneratorConfig
+from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.nn import Attention, ConditionEmbedding, checkpointed, rotary_positions, sincos_positions, timestep_embedding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
+TIME_WIDTH = 256
+"""Width of the sinusoidal embedding of the time."""
 
 
 class DiTConfig(GeneratorConfig):
@@ -36,15 +38,13 @@ class DiTConfig(GeneratorConfig):
     gelu: Literal["tanh", "exact"] = "tanh"
     """The GELU: DiT's approximation, or RCG's exact one."""
     norm: Literal["layer", "rms"] = "layer"
-    """What is modulated by the condition: layer norm, or root mean square norm (Zhang and Sennrich, 2019)."""
+    """Norm that the condition modulates: layer norm, or root mean square norm (Zhang and Sennrich, 2019)."""
     qk_norm: bool = False
     """Normalize queries and keys: stable training in low precision."""
     rotary: bool = False
-    """Turn queries and keys with their position, besides the positions that are added to the tokens."""
+    """Rotate queries and keys by their position, besides the positions that are added to the tokens."""
     context_tokens: NonNegativeInt = 0
     """Tokens made from the condition that the patches can attend to, besides modulation."""
-    align: AlignConfig | None = None
-    """Representation alignment in training; none: without."""
 
 
 class Block(nn.Module):
@@ -70,68 +70,66 @@ class Block(nn.Module):
 
 
 @GENERATORS.register
-class DiT(nn.Module):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, heads, C, h, w)`.
+class DiT(Denoiser):
+    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
     Attributes:
         width: channels of a token.
+        features: in training with `align`, the tokens of the patches after `align.depth` blocks, `(B, N, width)`.
 
     Raises:
         UserError: the data are tokens, the patch does not divide the side, the heads do not divide the width, or an
-            option needs what is not there.
+            option needs a condition or a block that does not exist.
     """
 
     Config = DiTConfig
+    capabilities = frozenset({"self_condition", "grad_checkpointing", "align"})
     positions: Tensor
     rotation: Tensor | None
 
-    def __init__(self, config: DiTConfig, data: Space, cond: Space | None, heads: int) -> None:
-        super().__init__()
-        if data.vocab is not None:
-            raise UserError(f"dit paints with real numbers, but {data.id} gives tokens: choose the autoencoder pixels")
-        channels, side, _ = data.shape
-        _check(config, side, cond)
-        self.patch, self.grid, self.heads, self.width = config.patch, side // config.patch, heads, config.width
+    def __init__(self, config: DiTConfig, interface: Interface) -> None:
+        super().__init__(config, interface)
+        _check(config, interface)
+        channels, side, _ = interface.data.shape
+        width, cond = config.width, interface.cond
+        self.width, self.outputs = width, interface.outputs
+        self.patch, self.grid = config.patch, side // config.patch
         self.prefix, self.grad_checkpointing = config.context_tokens, config.grad_checkpointing
         self.align_depth = config.align.depth if config.align else None
-        self.patches = nn.Linear(config.inputs * channels * config.patch**2, config.width)
-        self.register_buffer("positions", sincos_positions(self.grid, config.width), persistent=False)
-        rotation = rotary_positions(self.grid, config.width // config.heads, self.prefix) if config.rotary else None
+        # Tokens and their positions.
+        self.patches = nn.Linear(interface.inputs * channels * self.patch**2, width)
+        self.register_buffer("positions", sincos_positions(self.grid, width), persistent=False)
+        rotation = rotary_positions(self.grid, width // config.heads, self.prefix) if config.rotary else None
         self.register_buffer("rotation", rotation, persistent=False)
-        self.time = nn.Sequential(nn.Linear(256, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
-        self.cond = ConditionEmbedding(cond, config.width) if cond else None
-        self.context = ConditionEmbedding(cond, self.prefix * config.width) if cond and self.prefix else None
+        # Time and condition.
+        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+        self.cond = ConditionEmbedding(cond, width) if cond else None
+        self.context = ConditionEmbedding(cond, self.prefix * width) if cond and self.prefix else None
+        # Blocks and output.
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
-        self.output = nn.Linear(config.width, heads * channels * config.patch**2)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.output = nn.Linear(width, self.outputs * channels * self.patch**2)
         self._initialize()
 
-    def forward(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, inner: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Map noisy `x` `(B, C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, heads, C, h, w)`.
-
-        With `inner`, the patches' tokens `(B, N, width)` after `align.depth` blocks come with it.
-        """
-        tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
-        h = self.patches(tokens) + self.positions  # (B, N, width)
-        c = self.time(timestep_embedding(t, 256))
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        h = self.patches(patches) + self.positions  # (B, N, width)
+        c = self.time(timestep_embedding(t, TIME_WIDTH))
         if self.cond is not None and cond is not None:
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
-        seen = h
         for depth, block in enumerate(self.blocks, 1):
             h = checkpointed(block, h, c, self.rotation, enabled=self.grad_checkpointing)
-            if depth == self.align_depth:
-                seen = h
+            if self.training and depth == self.align_depth:
+                self.features = h[:, self.prefix :]
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
         h = self.output(self.norm(h[:, self.prefix :]) * (1 + scale) + shift)
-        output = rearrange(
-            h, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.heads
+        return rearrange(
+            h, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.outputs
         )
-        return (output, seen[:, self.prefix :]) if inner else output
 
     def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
@@ -139,8 +137,8 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        linear: Any = self.time
-        for embedding in (linear[0], linear[2]):
+        time: Any = self.time
+        for embedding in (time[0], time[2]):
             nn.init.normal_(embedding.weight, std=0.02)
         blocks: Any = self.blocks
         for zero in (*(block.modulation[1] for block in blocks), self.modulation[1], self.output):
@@ -154,17 +152,21 @@ def _norm(config: DiTConfig) -> nn.Module:
     return nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
 
 
-def _check(config: DiTConfig, side: int, cond: Space | None) -> None:
+def _check(config: DiTConfig, interface: Interface) -> None:
+    data, head_width = interface.data, config.width // config.heads
+    if data.vocab is not None:
+        raise UserError(f"dit generates real numbers, but {data.id} gives tokens: choose the autoencoder pixels")
+    side = data.shape[1]
     if side % config.patch:
         raise UserError(f"generator.patch is {config.patch}, which does not divide the side {side} of its input")
     if config.width % config.heads or config.width % 4:
         raise UserError(f"generator.width is {config.width}; it must be a multiple of 4 and of heads {config.heads}")
-    if config.rotary and config.width // config.heads % 4:
+    if config.rotary and head_width % 4:
         raise UserError(
-            f"generator.rotary needs heads whose width is a multiple of 4, not {config.width // config.heads}: "
-            f"choose another generator.heads"
+            f"generator.rotary needs heads whose width is a multiple of 4, not {head_width}: choose another "
+            f"generator.heads"
         )
-    if config.context_tokens and cond is None:
+    if config.context_tokens and interface.cond is None:
         raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
     if config.align and config.align.depth > config.depth:
         raise UserError(

@@ -1,40 +1,31 @@
-"""The U-Net of latent diffusion: a spatial transformer listens to the condition (Rombach et al., CVPR 2022)."""
+"""The U-Net of latent diffusion: spatial transformers attend to the condition (Rombach et al., CVPR 2022)."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import PositiveInt, SerializeAsAny
-from rcg.generators._unet import (
-    Condition,
-    Downsample,
-    GroupNorm,
-    Parts,
-    Residual,
-    UNet,
-    UNetConfig,
-    Upsample,
-    heads_for,
-    map_of,
-    time_embedding,
-    tokens_of,
-    zero,
-)
+from pydantic import PositiveInt
 from timm.layers import GluMlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import ProcessConfig, SamplerConfig, component, unsaid
-from rcg.core.contracts import Space
-from rcg.core.registry import GENERATORS, PROCESSES, SAMPLERS
+from rcg.core.contracts import Interface, Space
+from rcg.core.registry import GENERATORS
+from rcg.generators import _unet
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 
 LABEL_WIDTH = 512
 """Channels of the token of a class."""
 
 
-class LDMConfig(UNetConfig):
-    """The LDM U-Net; LDM-8 was published with a width of 256 and heads of 32 channels."""
+class LDMConfig(_unet.UNetConfig):
+    """The LDM U-Net; LDM-8 was published with a width of 256 and heads of 32 channels.
+
+    As published it predicts eps on the schedule sqrt_linear, and is sampled by ddim at eta 1 (there with 200 steps).
+    """
+
+    defaults = {
+        "process": {"name": "gaussian", "schedule": "sqrt_linear"},
+        "sampler": {"name": "ddim", "steps": 50, "eta": 1.0},
+    }
 
     name: str = "ldm"
     multipliers: tuple[PositiveInt, ...] | None = (1, 2, 4)
@@ -43,12 +34,6 @@ class LDMConfig(UNetConfig):
     """Blocks of a spatial transformer."""
     context_tokens: PositiveInt = 1
     """Tokens made from the condition; the one token of a representation is the representation itself."""
-    process: Annotated[SerializeAsAny[ProcessConfig], component(PROCESSES, name="gaussian", schedule="sqrt_linear")] = (
-        unsaid()
-    )
-    """How data is corrupted and what the network predicts; as published: eps, sqrt_linear."""
-    sampler: Annotated[SerializeAsAny[SamplerConfig], component(SAMPLERS, name="ddim", steps=50, eta=1.0)] = unsaid()
-    """How samples are drawn; as published: ddim at eta 1 (there with 200 steps)."""
 
 
 class Context(nn.Module):
@@ -56,17 +41,18 @@ class Context(nn.Module):
 
     def __init__(self, space: Space, tokens: int) -> None:
         super().__init__()
-        self.tokens, self.width = tokens, space.shape[0] if space.vocab is None else LABEL_WIDTH
-        alone = tokens == 1 and space.vocab is None
-        self.embed: nn.Module = nn.Identity() if alone else ConditionEmbedding(space, tokens * self.width)
+        self.token_count = tokens
+        self.width = space.shape[0] if space.vocab is None else LABEL_WIDTH
+        is_token = tokens == 1 and space.vocab is None
+        self.embed: nn.Module = nn.Identity() if is_token else ConditionEmbedding(space, tokens * self.width)
 
     def forward(self, cond: Tensor) -> Tensor:
         """Turn `(B, D)` vectors or `(B,)` labels into tokens."""
-        return self.embed(cond).unflatten(1, (self.tokens, self.width))
+        return self.embed(cond).unflatten(1, (self.token_count, self.width))
 
 
 class TransformerBlock(nn.Module):
-    """Tokens attend to each other, then to the context, then each passes a gated MLP."""
+    """Self-attention of tokens, cross-attention to the context, and a gated MLP."""
 
     def __init__(self, width: int, heads: int, context: int | None) -> None:
         super().__init__()
@@ -89,22 +75,22 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, groups: int, heads: int, depth: int, context: int | None) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.norm = _unet.GroupNorm(groups, channels, eps=1e-6)
         self.input = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context) for _ in range(depth))
-        self.output = zero(nn.Linear(channels, channels))
+        self.output = _unet.zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
+    def forward(self, x: Tensor, c: _unet.LayerCondition) -> Tensor:
         """Map `(B, C, h, w)`."""
-        h = self.input(tokens_of(self.norm(x)))
+        h = self.input(_unet.to_tokens(self.norm(x)))
         for block in self.blocks:
             h = block(h, c.cond)
-        return x + map_of(self.output(h), x)
+        return x + _unet.to_map(self.output(h), x)
 
 
 @GENERATORS.register
-class LDM(nn.Module):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, heads, C, h, w)`.
+class LDM(_unet.UNetDenoiser):
+    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
     Raises:
         UserError: the side cannot be halved as often as there are levels, or the heads do not divide the channels.
@@ -112,32 +98,29 @@ class LDM(nn.Module):
 
     Config = LDMConfig
 
-    def __init__(self, config: LDMConfig, data: Space, cond: Space | None, heads: int) -> None:
-        super().__init__()
-        self.width, self.grad_checkpointing = config.width, config.grad_checkpointing
-        self.time = time_embedding(config.width)
-        self.cond = Context(cond, config.context_tokens) if cond else None
-        parts = _parts(config, self.cond.width if self.cond else None)
-        self.unet = UNet(config, config.multipliers or (1, 2, 4), data, heads, parts)
-
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The module whose output `(B, C, h, w)` is the h-space, for hooks that edit it."""
-        return self.unet.bottleneck
+    def __init__(self, config: LDMConfig, interface: Interface) -> None:
+        super().__init__(config, interface)
+        self.time_width = config.width
+        self.time = _unet.time_embedding(config.width)
+        self.cond = Context(interface.cond, config.context_tokens) if interface.cond else None
+        layers = _layers(config, self.cond.width if self.cond else None)
+        self.unet = _unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, heads, C, h, w)`."""
-        time = F.silu(self.time(timestep_embedding(t, self.width)))
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        time = F.silu(self.time(timestep_embedding(t, self.time_width)))
         context = None if self.cond is None or cond is None else self.cond(cond)
-        return self.unet(x, Condition(time, context))
+        return self.unet(x, _unet.LayerCondition(time, context))
 
 
-def _parts(config: LDMConfig, context: int | None) -> Parts:
-    def residual(inputs: int, outputs: int) -> Residual:
-        return Residual(inputs, outputs, config.groups, 4 * config.width, scale_shift=False, dropout=config.dropout)
+def _layers(config: LDMConfig, context: int | None) -> _unet.LayerFactory:
+    def residual(inputs: int, outputs: int) -> _unet.Residual:
+        return _unet.Residual(
+            inputs, outputs, config.groups, 4 * config.width, scale_shift=False, dropout=config.dropout
+        )
 
     def attention(channels: int) -> SpatialTransformer:
-        heads = heads_for(channels, config)
+        heads = _unet.head_count(channels, config)
         return SpatialTransformer(channels, config.groups, heads, config.transformer_depth, context)
 
-    return Parts(residual, attention, Downsample, Upsample)
+    return _unet.LayerFactory(residual, attention, _unet.Downsample, _unet.Upsample)

@@ -1,1 +1,1 @@
-"""First stages: the spaces in which pixel generators work."""
+"""Autoencoders: maps between images and the space in which a generator works; one file each."""

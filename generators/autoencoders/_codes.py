@@ -1,4 +1,4 @@
-"""A convolutional autoencoder whose bottleneck is quantized: what discrete and continuous use of one have in common."""
+"""A convolutional autoencoder with a quantized bottleneck: the base of vqgan and vq."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from rcg.generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
-from rcg.generators.autoencoders._quantizers import FSQConfig, NearestConfig, quantizer
 from torch import Tensor
 
 from rcg.core.contracts import Reconstruction
+from rcg.generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
+from rcg.generators.autoencoders._quantizers import FSQConfig, NearestConfig, build_quantizer
 
 LINEAGES = {"maskgit": MASKGIT, "taming": TAMING}
 
 
-def _named(value: Any) -> Any:
-    return {"name": "nearest", **value} if isinstance(value, dict) else value
+def _with_name(section: Any) -> Any:
+    return {"name": "nearest", **section} if isinstance(section, dict) else section
 
 
-Bottleneck = Annotated[
-    NearestConfig | FSQConfig, Field(discriminator="name"), BeforeValidator(_named, json_schema_input_type=Any)
+QuantizerSection = Annotated[
+    NearestConfig | FSQConfig, Field(discriminator="name"), BeforeValidator(_with_name, json_schema_input_type=Any)
 ]
 
 
@@ -28,17 +28,17 @@ class QuantizedConfig(ConvConfig):
     """A quantized autoencoder."""
 
     lineage: Literal["maskgit", "taming"] = "maskgit"
-    """Whose network: MaskGIT's VQGAN, as MAGE uses it, or that of taming-transformers and latent diffusion."""
-    quantizer: Bottleneck = NearestConfig()
+    """The network: MaskGIT's VQGAN, as MAGE uses it, or that of taming-transformers and latent diffusion."""
+    quantizer: QuantizerSection = NearestConfig()
     """The bottleneck: `nearest`, a codebook, or `fsq`, which needs none."""
 
-    def stated(self, image_size: int) -> Self:
+    def resolve(self, image_size: int) -> Self:
         """Return the section with everything that follows the image size written out; see the base class."""
-        stated = super().stated(image_size)
+        resolved = super().resolve(image_size)
         if isinstance(self.quantizer, FSQConfig) or self.quantizer.codes is not None:
-            return stated
+            return resolved
         codes = 1024 if image_size >= 64 else 256 if image_size >= 32 else 64
-        return stated.model_copy(update={"quantizer": self.quantizer.model_copy(update={"codes": codes})})
+        return resolved.model_copy(update={"quantizer": self.quantizer.model_copy(update={"codes": codes})})
 
     @model_validator(mode="before")
     @classmethod
@@ -54,14 +54,19 @@ class QuantizedConfig(ConvConfig):
         return value
 
 
-class Quantized(ConvAutoencoder):
+class QuantizedAutoencoder(ConvAutoencoder):
     """A convolutional autoencoder with a quantizer."""
 
     config: QuantizedConfig
 
-    def __init__(self, config: Any, image_size: int) -> None:
+    def __init__(self, config: QuantizedConfig, image_size: int) -> None:
         super().__init__(config, image_size, LINEAGES[config.lineage])
-        self.quantize = quantizer(self.config.quantizer, self.config.channels)
+        self.quantize = build_quantizer(self.config.quantizer, self.config.channels)
+
+    @property
+    def vocab(self) -> int:
+        """Number of codes."""
+        return self.quantize.vocab
 
     def forward(self, image: Tensor) -> Reconstruction:
         """Reconstruct images `(B, 3, H, W)` in [0, 1] with gradients; in training mode the codebook follows."""
@@ -73,20 +78,20 @@ class Quantized(ConvAutoencoder):
         return Reconstruction(self.synthesize(latent), losses, codes.view(shape))
 
     def codes(self, z: Tensor) -> Tensor:
-        """Return the codes, int64 `(B, h, w)`, of what `analyze` returned."""
+        """Return the codes, int64 `(B, h, w)`, of an output `(B, C, h, w)` of `analyze`."""
         with torch.autocast(z.device.type, enabled=False):
             return self.quantize.codes(z.movedim(1, -1).flatten(0, -2)).view(len(z), *z.shape[2:])
 
-    def paint(self, codes: Tensor) -> Tensor:
-        """Map codes `(B, h, w)` to images `(B, 3, H, W)` in [0, 1]; what lies outside is cut off."""
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Map codes `(B, h, w)` to images `(B, 3, H, W)` in [0, 1]; values outside are clamped."""
         return self.synthesize(self.quantize.lookup(codes).movedim(-1, 1)).clamp(0, 1)
 
-    def rename(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file under our names."""
-        tensors = self.published(found)
-        codebook = tensors.get("quantize.codebook")
+        renamed = super().rename(tensors)
+        codebook = renamed.get("quantize.codebook")
         if codebook is not None:  # published files do not say how often a code was used
-            tensors["quantize.counts"] = torch.ones(len(codebook))
-            if self.config.quantizer.name == "nearest" and self.config.quantizer.update == "ema":
-                tensors["quantize.sums"] = codebook.clone()
-        return tensors
+            renamed["quantize.counts"] = torch.ones(len(codebook))
+            if isinstance(self.config.quantizer, NearestConfig) and self.config.quantizer.update == "ema":
+                renamed["quantize.sums"] = codebook.clone()
+        return renamed

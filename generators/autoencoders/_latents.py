@@ -1,4 +1,4 @@
-"""What continuous latents have in common: one shift and one scale that bring them to unit variance."""
+"""Continuous latents: one shift and one scale that bring them to unit variance, and draws from a posterior."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Standardizer(nn.Module):
-    """Standardizes latents by one mean and one deviation, measured on data when the autoencoder was trained."""
+    """Standardizes latents by one mean and one std, measured on data when the autoencoder was trained."""
 
     mean: Tensor  # ()
     std: Tensor  # ()
@@ -18,15 +18,24 @@ class Standardizer(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Standardize."""
+        """Standardize latents."""
         return (z - self.mean) / self.std
 
+    def posterior(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Standardize normals of means and stds `(B, C, h, w)`; return both, `(B, 2C, h, w)`."""
+        return torch.cat([self(mean), std / self.std], dim=1)
+
     def undo(self, latent: Tensor) -> Tensor:
-        """Return what was standardized."""
+        """Return latents before standardization."""
         return latent * self.std + self.mean
 
 
-def draw(posterior: Tensor) -> Tensor:
-    """Draw `(B, C, h, w)` from independent normals whose means and deviations are `(B, 2C, h, w)`."""
+def draw_latents(posterior: Tensor) -> Tensor:
+    """Draw `(B, C, h, w)` from independent normals of means and stds `(B, 2C, h, w)`."""
     mean, std = posterior.chunk(2, dim=1)
     return mean + std * torch.randn_like(mean)
+
+
+def published_scale(scale: float) -> dict[str, Tensor]:
+    """Return the state of a `standardize` that multiplies by `scale`, as published files do not hold it."""
+    return {"standardize.mean": torch.tensor(0.0), "standardize.std": torch.tensor(1 / scale)}

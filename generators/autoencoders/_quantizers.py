@@ -1,9 +1,9 @@
-"""Quantizers: a codebook searched by distance, and finite scalar quantization, which has none."""
+"""Quantizers: a codebook searched by distance, and finite scalar quantization, which needs no codebook."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import Config, Fraction
-from rcg.distributed.launch import first, gather
+from rcg.distributed.launch import from_first, gather
 
 CHUNK = 8192
 """Vectors compared with the whole codebook at a time."""
 
 
 class NearestConfig(Config):
-    """A codebook whose nearest entry stands for a vector (VQ-VAE, van den Oord et al., NeurIPS 2017)."""
+    """A codebook whose nearest entry replaces a vector (VQ-VAE, van den Oord et al., NeurIPS 2017)."""
 
     name: Literal["nearest"] = "nearest"
     codes: PositiveInt | None = None
-    """Entries of the codebook; none: 1024 as published, below 64 px 256, below 32 px 64, of which fewer images make a
-    language that can be learned."""
+    """Entries of the codebook; null: 1024 as published, below 64 px 256, below 32 px 64: a generator learns a smaller
+    vocabulary from fewer images."""
     update: Literal["ema", "gradient"] = "ema"
-    """How the codebook learns: as moving averages of the vectors assigned to its entries, or by gradients."""
+    """How the codebook learns: by moving averages of the vectors assigned to its entries, or by gradients."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """Decay of those averages, and of the count of how often an entry is used."""
+    """Decay of those averages, and of the use counts of entries."""
     commitment: PositiveFloat = 0.25
-    """Weight of the loss that draws the encoder's vectors to the codebook."""
+    """Weight of the loss that pulls the encoder's vectors to the codebook."""
     revive: Fraction = 0.03
     """Entries used less than this share of an even use are moved onto vectors of the batch; 0: never."""
 
@@ -48,8 +48,8 @@ class Nearest(nn.Module):
     The codebook starts on vectors of the first batch, all entries being dead then.
     """
 
-    counts: Tensor  # (K,) how often each entry is used, averaged over batches
-    sums: Tensor  # (K, C) sum of the vectors assigned to it, averaged likewise
+    counts: Tensor  # (K,) uses of each entry, averaged over batches
+    sums: Tensor  # (K, C) sum of the vectors assigned to each entry, averaged likewise
 
     def __init__(self, config: NearestConfig, channels: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Nearest(nn.Module):
         even = self.counts.mean()
         dead = (self.counts < self.config.revive * even) | (even == 0)
         order = torch.randperm(len(z), device=z.device).repeat(-(-self.vocab // len(z)))[: self.vocab]
-        fresh = first(z[order])
+        fresh = from_first(z[order])
         self.codebook.data.copy_(torch.where(dead[:, None], fresh, self.codebook))
         self.counts.copy_(torch.where(dead, even, self.counts))
         if self.config.update == "ema":
@@ -108,9 +108,9 @@ class Nearest(nn.Module):
         self.counts.lerp_(used, weight)
         if self.config.update == "ema":
             self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, z), weight)
-            known = self.counts > 0
+            used_before = self.counts > 0
             means = self.sums / self.counts.clamp(min=1e-12)[:, None]
-            self.codebook.copy_(torch.where(known[:, None], means, self.codebook))
+            self.codebook.copy_(torch.where(used_before[:, None], means, self.codebook))
 
 
 class FSQ(nn.Module):
@@ -139,7 +139,7 @@ class FSQ(nn.Module):
         return rounded / half, codes, {}
 
     def bound(self, z: Tensor) -> Tensor:
-        """Squash `z` so that rounding gives as many levels as there should be (Section 3.1); 0 stays 0.
+        """Squash `z` so that rounding gives the configured number of levels (Section 3.1); 0 stays 0.
 
         The range is a little wider than the outermost levels, so that these are reached at finite z.
         """
@@ -157,6 +157,6 @@ class FSQ(nn.Module):
         return (codes[..., None] // self.basis % self.levels - half) / half
 
 
-def quantizer(config: Any, channels: int) -> Nearest | FSQ:
+def build_quantizer(config: NearestConfig | FSQConfig, channels: int) -> Nearest | FSQ:
     """Build the quantizer of `config` for vectors of `channels`."""
-    return FSQ(config) if config.name == "fsq" else Nearest(config, channels)
+    return FSQ(config) if isinstance(config, FSQConfig) else Nearest(config, channels)

@@ -1,1 +1,1 @@
-"""Published checkpoints -> ours and back; one file for each kind."""
+"""Converters of published checkpoints to parts of a run and back; one file for each kind."""

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from rcg.core import checkpoint
-from rcg.core import pretrained as weights
+from rcg.core import checkpoint, pretrained
 from rcg.core.contracts import Space
 from rcg.core.registry import ENCODERS
-from rcg.encoding.representation import Representation, Transform, encoder_part
+from rcg.encoding.encoder import build_encoder, encoder_part
+from rcg.encoding.representation import Representation
+from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.transform import Transform
+from rcg.generators.published._files import Tensors, count, select
 
 PREFIX = "pretrained_encoder."
+SIDE = 256
+"""Side of the images that these checkpoints were trained on."""
+ARCHITECTURES = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}
+"""MoCo v3's published ViTs by their width."""
 
 
-def read(tensors: Mapping[str, Tensor], path: Path) -> Any:
+def read(tensors: Tensors, path: Path) -> Any:
     """Rebuild the MoCo v3 encoder that the checkpoint carries; None where it carries none."""
-    found = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
-    if "head.6.weight" not in found:
+    published = select(tensors, PREFIX)
+    if "head.6.weight" not in published:
         return None
-    width, _, _, patch = found["patch_embed.proj.weight"].shape
-    grid = round((found["pos_embed"].shape[1] - 1) ** 0.5)
-    sizes = {384: "vit_small", 768: "vit_base", 1024: "vit_large"}
-    network = ENCODERS.get("moco_v3")
-    config = network.Config(
-        arch=sizes.get(width, "vit_base"),
-        width=None if width in sizes else width,
-        depth=None if width in sizes else len({key.split(".")[1] for key in found if key.startswith("blocks.")}),
+    width, _, _, patch = published["patch_embed.proj.weight"].shape
+    grid = round((published["pos_embed"].shape[1] - 1) ** 0.5)
+    config = ENCODERS.get("moco_v3").Config(
+        arch=ARCHITECTURES.get(width, "vit_base"),
+        width=None if width in ARCHITECTURES else width,
+        depth=None if width in ARCHITECTURES else count(published, "blocks"),
         patch=patch,
         input_size=grid * patch,
-        projector_hidden=found["head.0.weight"].shape[0],
-        projector_dim=found["head.6.weight"].shape[0],
+        projector_hidden=published["head.0.weight"].shape[0],
+        projector_dim=published["head.6.weight"].shape[0],
     )
-    encoder = network(config, load=False)
-    weights.fit(encoder, encoder.rename(found), path)
+    encoder: Any = build_encoder(config, SIDE, load=False)
+    pretrained.fit(encoder, encoder.rename(published), path)
     return encoder
 
 
@@ -45,16 +49,16 @@ def space(encoder: Any, width: int, path: Path) -> Space:
     return Representation(encoder, Transform("per_sample")).space if encoder else Space((width,), id=f"of {path.name}")
 
 
-def save(encoder: Any, run: Path) -> Path:
-    """Write the encoder into `run`, and return where."""
-    path = run / "encoder" / checkpoint.FILE
-    checkpoint.save(path, encoder_part(encoder, 256, {"fingerprint": ""}))
-    return path
+def save(encoder: Any, run: RunFolder) -> list[Path]:
+    """Write the encoder into the run, if there is one, and return the files that were written."""
+    if encoder is None:
+        return []
+    checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, SIDE, fingerprint=""))
+    return [run.encoder.checkpoint]
 
 
-def original(run: Path) -> dict[str, Tensor]:
-    """Return the tensors of the encoder in `run` under their original names; none where there is no encoder."""
-    path = run / "encoder" / checkpoint.FILE
-    if not path.is_file():
+def original(run: RunFolder) -> dict[str, Tensor]:
+    """Return the tensors of the run's encoder under their original names; none where there is no encoder."""
+    if not run.encoder.is_trained:
         return {}
-    return {f"{PREFIX}{key.removeprefix('trunk.')}": value for key, value in checkpoint.load(path).tensors.items()}
+    return {f"{PREFIX}{key.removeprefix('trunk.')}": value for key, value in run.encoder.part().tensors.items()}

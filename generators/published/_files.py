@@ -1,7 +1,8 @@
-"""How converters read and write files: names, what is there already, and what only the original format needs."""
+"""Reading and writing for converters: original files, names of layers, and parts of a run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,147 +10,185 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rcg.core import checkpoint
-from rcg.core import pretrained as weights
+from rcg.core import checkpoint, pretrained
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError, nearest
-from rcg.diffusion.model import GenerativeModel
-from rcg.encoding.autoencoder import FOLDER, restore_autoencoder
+from rcg.diffusion.model import GenerativeModel, model_part
+from rcg.encoding.autoencoder import restore_autoencoder
+from rcg.encoding.run_folder import RunFolder, StageFolder
 
-KEPT = "original.safetensors"
-"""Beside a converted part: the live weights and unused tensors, which only the original format needs."""
+Tensors = Mapping[str, Tensor]
+Names = Mapping[str, str]
 LIVE = "live."
+"""Prefix of the live weights among the tensors that only the original format needs."""
 
 
 class Original(NamedTuple):
     """The tensors of an original training checkpoint of DiT or ADM, or of a file with one set of weights."""
 
     average: dict[str, Tensor]
-    live: dict[str, Tensor]  # empty where the file has one set of weights
-    args: Any  # what the training script was told, None where it is not said
+    live: dict[str, Tensor]
+    """Empty where the file has one set of weights."""
+    args: Any
+    """The arguments of the training script; None where the file does not hold them."""
+
+
+class Loaded(NamedTuple):
+    """A converted generator."""
+
+    part: Part
+    live: dict[str, Tensor]
+    """Live weights; empty where the original file had one set of weights."""
+    extra: dict[str, Tensor]
+    """Other tensors that only the original format needs."""
 
 
 def read_original(path: Path) -> Original:
     """Read `model` and `model_ema` (or `ema`) of a training checkpoint, or a plain state dict."""
-    found = weights.read(path)
-    average = found.get("model_ema", found.get("ema"))
+    content = pretrained.read(path)
+    average = content.get("model_ema", content.get("ema"))
     if isinstance(average, Mapping):
-        return Original(weights.state_dict(average), weights.state_dict({"model": found["model"]}), found.get("args"))
-    return Original(weights.state_dict(found), {}, found.get("args"))
+        live = pretrained.state_dict({"model": content["model"]})
+        return Original(pretrained.state_dict(average), live, content.get("args"))
+    return Original(pretrained.state_dict(content), {}, content.get("args"))
 
 
-def write_original(path: Path, average: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
-    """Write a training checkpoint, or without live weights a plain state dict."""
-    training = {"model": dict(live), "model_ema": dict(average), "optimizer": None, "epoch": 0, "scaler": None}
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a PyTorch file atomically."""
     with checkpoint.atomic(path) as temporary:
-        torch.save(training if live else dict(average), temporary)
+        torch.save(content, temporary)
 
 
-def swap(name: str, names: Mapping[str, str]) -> str:
-    """Exchange the layer that `name` starts with.
+def write_training(path: Path, model: Tensors, average: Tensors | None = None) -> None:
+    """Write a training checkpoint as the original scripts read it."""
+    model_ema = None if average is None else dict(average)
+    write(path, {"model": dict(model), "model_ema": model_ema, "optimizer": None, "epoch": 0, "scaler": None})
+
+
+def write_original(path: Path, average: Tensors, live: Tensors) -> None:
+    """Write a training checkpoint, or without live weights a plain state dict."""
+    if live:
+        write_training(path, live, average)
+    else:
+        write(path, dict(average))
+
+
+def swap(name: str, names: Names) -> str:
+    """Exchange the layer that `name` starts with; a `*` in the table `names` stands for a number.
 
     Raises:
         UserError: there is no such layer.
     """
-    layer = next((layer for layer in names if name.startswith(f"{layer}.")), None)
-    if layer is None:
-        raise UserError(f"the checkpoint's tensor {name} has no place in our network; {nearest(name, names)}")
-    return names[layer] + name.removeprefix(layer)
+    for before, after in names.items():
+        pattern = re.escape(before).replace(r"\*", r"(\d+)")
+        if match := re.match(rf"{pattern}(?=\.|$)", name):
+            return match.expand(after.replace("*", r"\1")) + name[match.end() :]
+    raise UserError(f"the checkpoint's tensor {name} has no place in our network; {nearest(name, names)}")
 
 
-def inverse(names: Mapping[str, str]) -> dict[str, str]:
-    """Turn a table of names around."""
-    return {mine: theirs for theirs, mine in names.items()}
+def inverse(names: Names) -> dict[str, str]:
+    """Return a table of names in the other direction."""
+    return {value: key for key, value in names.items()}
 
 
-def claim(folder: Path) -> None:
-    """Refuse a folder that is there already."""
-    if folder.exists():
-        raise UserError(f"{folder} is there already: choose another folder")
+def select(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def cond_space(run: Path, dim: int, path: Path) -> Space:
-    """Return the space of the representations that a generator was trained on: of the run's RDM, where there is one.
+def count(tensors: Tensors, prefix: str) -> int:
+    """Return the number of blocks of a list of them, whose name is `prefix`."""
+    return len({key.split(".")[0] for key in select(tensors, f"{prefix}.")})
+
+
+def cond_space(run: RunFolder, dim: int, path: Path) -> Space:
+    """Return the space of the representations that a generator was trained on: that of the run's RDM, if it fits.
 
     The original files do not say which encoder made them.
     """
-    rdm = run / "rdm" / checkpoint.FILE
-    if rdm.is_file():
-        space = Space.from_json(checkpoint.load(rdm).facts["data"])
-        if space.shape == (dim,):
+    if run.rdm.is_trained:
+        space = run.rdm.part(weights=False).facts.data
+        if space is not None and space.shape == (dim,):
             return space
     return Space((dim,), id=f"of {path.name}")
 
 
-def first_stage(run: Path, name: str, shape: tuple[int, ...], path: Path) -> tuple[Any, Space]:
+def find_autoencoder(run: RunFolder, name: str, shape: tuple[int, ...], path: Path) -> tuple[Any, Space]:
     """Return the section and the space of the autoencoder in whose latents of `shape` a generator was trained.
 
-    That is the one of the run, where there is one; the original files do not say which. Else it is called `name`.
+    The original files do not say which: it is that of the run, if it fits, else one called `name`.
     """
-    tokenizer = run / FOLDER / checkpoint.FILE
-    if tokenizer.is_file():
-        part = checkpoint.load(tokenizer)
-        found = restore_autoencoder(part, part.facts["image_size"])
-        if found.space.shape == shape:
-            return found.config, found.space
+    if run.autoencoder.is_trained:
+        autoencoder = restore_autoencoder(run.autoencoder.part())
+        if autoencoder.space.shape == shape:
+            return autoencoder.config, autoencoder.space
     return name, Space(shape, id=f"of {path.name}")
 
 
-def save_generator(
-    run: Path,
-    model: GenerativeModel,
-    tensors: Mapping[str, Tensor],
-    image_size: int,
-    kept: Mapping[str, Tensor],
-    path: Path,
-    **more: Any,
-) -> list[Path]:
-    """Write a generator with `tensors` from the file `path` into `run`, and what is `kept` for the way back.
+def load_extra(stage: StageFolder) -> dict[str, Tensor]:
+    """Return the tensors that only the original format needs; none where there are none."""
+    return checkpoint.load_tensors(stage.original)[0] if stage.original.is_file() else {}
 
-    What is said in `more` joins its facts.
+
+def save_model(
+    stage: StageFolder, kind: str, model: GenerativeModel, weights: Tensors, extra: Tensors, path: Path, **facts: Any
+) -> list[Path]:
+    """Write a model into a run, and return the files that were written.
+
+    Args:
+        stage: the folder of the model.
+        kind: `rdm` or `generator`.
+        model: the model.
+        weights: its weights, which were read from `path`; a null condition that they lack is zero.
+        extra: tensors that only the original format needs.
+        path: the original file.
+        facts: facts beside those that the model gives.
 
     Raises:
         UserError: the tensors do not fit the model, or the folder is there already.
     """
+    if stage.path.exists():
+        raise UserError(f"{stage.path} is there already: choose another folder")
+    if model.null is not None:
+        weights = {"null": torch.zeros_like(model.null), **weights}
+    pretrained.fit(model, weights, path)
+    labels = range(model.cond.vocab or 0) if model.cond is not None else ()
+    classes = tuple(str(label) for label in labels)
+    checkpoint.save(stage.checkpoint, model_part(kind, model, Facts(classes=classes, **facts)))
+    if not extra:
+        return [stage.checkpoint]
+    checkpoint.save_tensors(stage.original, extra, {})
+    return [stage.checkpoint, stage.original]
+
+
+def save_generator(
+    run: RunFolder, model: GenerativeModel, weights: Tensors, extra: Tensors, path: Path, **facts: Any
+) -> list[Path]:
+    """Write a generator into the folder that its name and condition give; see `save_model`."""
     config: Any = model.config
-    folder = run / config.arm
-    claim(folder)
-    weights.fit(model, tensors, path)
-    classes = range(model.cond.vocab) if model.cond is not None and model.cond.vocab else ()
-    facts = {
-        "data": model.data.to_json(),
-        "cond": None if model.cond is None else model.cond.to_json(),
-        "classes": [str(i) for i in classes],
-        "fingerprint": "",
-        "image_size": image_size,
-        **more,
-    }
-    written = [folder / checkpoint.FILE]
-    part = checkpoint.Part("generator", config.model_dump(mode="json"), facts, model.state_dict())
-    checkpoint.save(written[0], part)
-    if kept:
-        written.append(folder / KEPT)
-        checkpoint.save_tensors(written[1], kept, {})
-    return written
+    return save_model(run.stage_folder(config.folder_name), "generator", model, weights, extra, path, **facts)
 
 
-def load_generator(run: Path, name: str, foreign: Mapping[str, Any]) -> tuple[checkpoint.Part, dict[str, Tensor]]:
-    """Return the run's generator called `name` and what was kept beside it.
+def load_generator(run: RunFolder, name: str, foreign: Mapping[str, Any]) -> Loaded:
+    """Return the run's generator called `name`, and the tensors that only the original format needs.
 
     Args:
         run: the folder of a run.
-        name: which generator, under any condition.
+        name: which generator, conditioned on representations, classes or nothing.
         foreign: settings that the original code does not have, and the value at which they change nothing.
 
     Raises:
         UserError: there is none or more than one, or the original code could not load it.
     """
-    arms = [run / arm for arm in (name, f"{name}-class", f"{name}-none") if (run / arm / checkpoint.FILE).is_file()]
-    if len(arms) != 1:
-        raise UserError(f"{run} must hold one {name} (with any condition) to convert, and holds {len(arms)}")
-    part = checkpoint.load(arms[0] / checkpoint.FILE)
+    stages = [run.stage_folder(folder) for folder in (name, f"{name}-class", f"{name}-none")]
+    trained = [stage for stage in stages if stage.is_trained]
+    if len(trained) != 1:
+        raise UserError(f"{run.path} must hold one {name}  to convert, and holds {len(trained)}")
+    (stage,) = trained
+    part = stage.part()
     for key, neutral in foreign.items():
         if part.config[key] != neutral:
-            raise UserError(f"{arms[0]} has {key} {part.config[key]}, which the original code cannot load")
-    kept = arms[0] / KEPT
-    return part, checkpoint.load(kept).tensors if kept.is_file() else {}
+            raise UserError(f"{stage.path} has {key} {part.config[key]}, which the original code cannot load")
+    extra = load_extra(stage)
+    return Loaded(part, select(extra, LIVE), {key: value for key, value in extra.items() if not key.startswith(LIVE)})

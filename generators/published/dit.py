@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rcg.generators.published._files import (
-    LIVE,
-    claim,
-    cond_space,
-    first_stage,
-    inverse,
-    load_generator,
-    read_original,
-    save_generator,
-    swap,
-    write_original,
-)
 from torch import Tensor
 
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS, GENERATORS
 from rcg.diffusion.model import build
+from rcg.encoding.run_folder import RunFolder
+from rcg.generators.published import _files
+from rcg.generators.published._converter import Converter
+from rcg.generators.published._files import Tensors
 from rcg.nn import sincos_positions
 
-OUTSIDE = {
-    "x_embedder.proj": "patches",
-    "t_embedder.mlp": "time",
-    "final_layer.linear": "output",
-    "final_layer.adaLN_modulation": "modulation",
+POSITIONS, PATCHES, NULL = "pos_embed", "x_embedder.proj.weight", "fake_latent"
+NAMES = {
+    "x_embedder.proj": "network.patches",
+    "t_embedder.mlp": "network.time",
+    "blocks.*.attn": "network.blocks.*.attn",
+    "blocks.*.mlp": "network.blocks.*.mlp",
+    "blocks.*.adaLN_modulation": "network.blocks.*.modulation",
+    "final_layer.linear": "network.output",
+    "final_layer.adaLN_modulation": "network.modulation",
+    NULL: "null",
 }
-BLOCK = {"attn": "attn", "mlp": "mlp", "adaLN_modulation": "modulation"}
-"""The original names of layers, outside of the blocks and in them, and ours."""
+"""The original names of layers, and ours."""
 COND = {"representation": "rep_embedder", "class": "y_embedder.embedding_table"}
-POSITIONS = "pos_embed"
-NULL = "fake_latent"
+"""The original name of the embedding of each condition."""
+UNUSED = {"representation": (COND["class"],), "class": (COND["representation"], NULL)}
+"""Prefixes of the original tensors that are not used under each condition."""
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published widths; the weights do not tell."""
 FOREIGN = {
@@ -48,123 +44,101 @@ FOREIGN = {
     "context_tokens": 0,
     "self_condition": False,
 }
-"""Settings that the original code does not have, and where they change nothing."""
+"""Settings that the original code does not have, and the values at which they change nothing."""
 
 
 @CONVERTERS.register
-class DiT:
+class DiTConverter(Converter):
     """Reads and writes training checkpoints of RCG and plain state dicts of the original DiT."""
 
-    @staticmethod
-    def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/dit (or dit-class), and return what was written.
+    def read(self, path: Path, run: RunFolder) -> list[Path]:
+        """Turn an original checkpoint into the run's dit (or dit-class), and return the files that were written.
 
-        A representation is taken to be that of `run`/rdm, and latents those of `run`/autoencoder. The last row of a table
-        of classes is its null.
+        A representation is taken to be that of the run's RDM, and latents those of its autoencoder. The last row of a
+        table of classes is its null.
 
         Raises:
             UserError: the file is not a DiT's, or its tensors do not fit the network.
         """
-        original = read_original(path)
+        original = _files.read_original(path)
         tensors = original.average
-        if "x_embedder.proj.weight" not in tensors or POSITIONS not in tensors:
-            raise UserError(f"{path} is not a DiT checkpoint: it has no x_embedder.proj.weight with {POSITIONS}")
+        if PATCHES not in tensors or POSITIONS not in tensors:
+            raise UserError(f"{path} is not a DiT checkpoint: it has no {PATCHES} with {POSITIONS}")
+        # The neighbors.
         condition = condition_of(tensors)
-        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+        width, channels, patch, _ = tensors[PATCHES].shape
         side = patch * math.isqrt(tensors[POSITIONS].shape[1])
-        cond = Space((), vocab=len(tensors[f"{COND['class']}.weight"]) - 1, id="labels")
+        embedding = tensors.get(f"{COND[condition]}.weight")
+        if embedding is None:
+            raise UserError(
+                f"{path} has no embedding of a condition: neither {COND['class']} nor {COND['representation']}"
+            )
         if condition == "representation":
-            cond = cond_space(run, tensors["rep_embedder.weight"].shape[1], path)
-        autoencoder, data = first_stage(run, "kl", (channels, side, side), path)
-        learned = len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2
+            cond = _files.cond_space(run, embedding.shape[1], path)
+        else:
+            cond = Space((), vocab=len(embedding) - 1, id="labels")
+        autoencoder, data = _files.find_autoencoder(run, "kl", (channels, side, side), path)
+        # The network.
+        learns_variance = len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2
         network = GENERATORS.get("dit")
         config = network.Config(
             width=width,
-            depth=len({key.split(".")[1] for key in tensors if key.startswith("blocks.")}),
+            depth=_files.count(tensors, "blocks"),
             heads=HEADS.get(width, max(1, width // 64)),
             patch=patch,
             gelu="exact" if "rep_embedder.weight" in tensors else "tanh",
             condition=condition,
             condition_dropout=0.1 if condition == "class" or NULL in tensors else 0.0,
-            process={"name": "gaussian", "variance": "learned_range" if learned else "fixed_large"},
+            process={"name": "gaussian", "variance": "learned_range" if learns_variance else "fixed_large"},
             sampler={"name": "ddpm", "steps": 250, "spacing": "linspace"},
             guidance={"channels": 3},
             autoencoder=autoencoder,
         )
-        claim(run / config.arm)
         model = build(config, network, data, cond)
-        found = ours(tensors, condition)
-        if model.null is not None:
-            found.setdefault("null", torch.zeros_like(model.null))
-        kept = {key: value for key, value in tensors.items() if our_name(key, condition) is None and key != POSITIONS}
-        kept |= {LIVE + key: value for key, value in original.live.items()}
-        return save_generator(run, model, found, 8 * side, kept, path)
+        # The tensors that only the original format needs; the published autoencoders shrink images eightfold.
+        extra = {key: value for key, value in tensors.items() if key.startswith(UNUSED[condition])}
+        extra |= {_files.LIVE + key: value for key, value in original.live.items()}
+        return _files.save_generator(run, model, to_ours(tensors, condition), extra, path, image_size=8 * side)
 
-    @staticmethod
-    def write(run: Path, path: Path) -> None:
-        """Turn `run`/dit (or dit-class) into an original checkpoint: RCG's where the condition is a representation.
+    def write(self, run: RunFolder, path: Path) -> None:
+        """Turn the run's dit (or dit-class) into an original checkpoint: RCG's where a representation is the condition.
 
-        Without the live weights of a converted file the averaged ones stand in for them.
+        Without the live weights of a converted file the averaged ones replace them.
         """
-        part, kept = load_generator(run, "dit", FOREIGN)
-        if part.config["condition"] == "none":
-            raise UserError(f"{run}/dit-none has no condition, which the original code cannot load")
-        average = theirs(part.tensors, part.config["condition"], part.config["patch"], part.facts["data"]["shape"])
-        if part.config["condition_dropout"] == 0:
+        part, live, extra = _files.load_generator(run, "dit", FOREIGN)
+        config = part.config
+        if config["condition"] == "none":
+            raise UserError(f"{run.path}/dit-none has no condition, which the original code cannot load")
+        assert part.facts.data is not None
+        average = to_original(part.tensors, config["condition"], config["patch"], part.facts.data)
+        if config["condition_dropout"] == 0:
             average.pop(NULL, None)
-        average |= {key: value for key, value in kept.items() if not key.startswith(LIVE)}
-        live = {key.removeprefix(LIVE): value for key, value in kept.items() if key.startswith(LIVE)}
-        if part.config["condition"] == "representation":
-            average.setdefault(f"{COND['class']}.weight", torch.zeros(1, part.config["width"]))
+        average |= extra
+        if config["condition"] == "representation":
+            average.setdefault(f"{COND['class']}.weight", torch.zeros(1, config["width"]))
             live = live or average
-        write_original(path, average, live)
+        _files.write_original(path, average, live)
 
 
-def condition_of(tensors: Mapping[str, Tensor]) -> str:
+def condition_of(tensors: Tensors) -> str:
     """Return the condition of an original network: RCG's have both embeddings, and a table of one class unused."""
     table = tensors.get(f"{COND['class']}.weight")
     return "class" if table is not None and len(table) > 1 else "representation"
 
 
-def ours(tensors: Mapping[str, Tensor], condition: str) -> dict[str, Tensor]:
-    """Return original tensors under our names."""
-    found = {}
-    for key, value in tensors.items():
-        name = our_name(key, condition)
-        if name is not None:
-            found[name] = value.flatten(1) if key == "x_embedder.proj.weight" else value
-    return found
+def to_ours(tensors: Tensors, condition: str) -> dict[str, Tensor]:
+    """Return original tensors under our names, without fixed positions and unused tensors."""
+    names, unused = NAMES | {COND[condition]: "network.cond.embed"}, (POSITIONS, *UNUSED[condition])
+    renamed = {_files.swap(key, names): value for key, value in tensors.items() if not key.startswith(unused)}
+    renamed["network.patches.weight"] = tensors[PATCHES].flatten(1)
+    return renamed
 
 
-def theirs(tensors: Mapping[str, Tensor], condition: str, patch: int, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Return our tensors, of a model with data of `shape` `(C, h, w)`, under the original names."""
-    channels, side, _ = shape
-    found = {}
-    for key, value in tensors.items():
-        patches = key == "network.patches.weight"
-        found[their_name(key, condition)] = value.unflatten(1, (channels, patch, patch)) if patches else value
-    found[POSITIONS] = sincos_positions(side // patch, found["t_embedder.mlp.2.bias"].shape[0])[None]
-    return found
-
-
-def our_name(key: str, condition: str) -> str | None:
-    """Return our name of an original tensor, None where it has no place: fixed positions, and what is not used."""
-    if key == NULL:
-        return "null" if condition == "representation" else None
-    if key == POSITIONS or key.startswith(tuple(name for kind, name in COND.items() if kind != condition)):
-        return None
-    if key.startswith("blocks."):
-        _, index, inner = key.split(".", 2)
-        return f"network.blocks.{index}.{swap(inner, BLOCK)}"
-    return f"network.{swap(key, OUTSIDE | {COND[condition]: 'cond.embed'})}"
-
-
-def their_name(key: str, condition: str) -> str:
-    """Return the original name of a tensor of ours."""
-    if key == "null":
-        return NULL
-    name = key.removeprefix("network.")
-    if name.startswith("blocks."):
-        _, index, inner = name.split(".", 2)
-        return f"blocks.{index}.{swap(inner, inverse(BLOCK))}"
-    return swap(name, inverse(OUTSIDE | {COND[condition]: "cond.embed"}))
+def to_original(tensors: Tensors, condition: str, patch: int, data: Space) -> dict[str, Tensor]:
+    """Return our tensors, of a model of `data` `(C, h, w)`, under the original names."""
+    channels, side, _ = data.shape
+    names = _files.inverse(NAMES | {COND[condition]: "network.cond.embed"})
+    renamed = {_files.swap(key, names): value for key, value in tensors.items()}
+    renamed[PATCHES] = renamed[PATCHES].unflatten(1, (channels, patch, patch))
+    renamed[POSITIONS] = sincos_positions(side // patch, renamed["t_embedder.mlp.2.bias"].shape[0])[None]
+    return renamed

@@ -1,46 +1,48 @@
-"""The published MAGE checkpoints (RCG): told a representation, a class, or nothing; with their encoder and VQGAN."""
+"""MAGE checkpoints of RCG (`main_mage.py`) under every condition, with their encoder and VQGAN."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from rcg.generators.published import _autoencoder, _encoder
-from rcg.generators.published._files import KEPT, cond_space, inverse, load_generator, save_generator
 from torch import Tensor
 
-from rcg.core import checkpoint
-from rcg.core import pretrained as weights
-from rcg.core.contracts import Space
+from rcg.core import pretrained
+from rcg.core.contracts import Space, TrainableAutoencoder
 from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS, GENERATORS
 from rcg.diffusion.model import GenerativeModel, build
-from rcg.encoding.autoencoder import FOLDER
+from rcg.encoding.run_folder import RunFolder
+from rcg.generators.published import _autoencoder, _encoder, _files
+from rcg.generators.published._converter import Converter
+from rcg.generators.published._files import Tensors
+from rcg.generators.published._rcg import with_null_row
 
-NAMES = {
-    "token_emb.position_embeddings": "positions",
-    "token_emb.LayerNorm": "norm_in",
-    "latent_prior_proj": "cond.embed",
-    "blocks": "encoder",
-    "norm": "norm",
-    "decoder_embed": "bridge",
-    "decoder_blocks": "decoder",
-    "decoder_norm": "decoder_norm",
-    "mlm_layer.fc": "head.0",
-    "mlm_layer.ln": "head.2",
-}
-"""The original names of layers, and ours; what else both have, in another shape, `_ours` and `_theirs` take apart."""
 WORDS, BIAS, CLASSES, NULL = "token_emb.word_embeddings.weight", "mlm_layer.bias", "class_emb.weight", "fake_latent"
+PROJECTION, POSITIONS = "latent_prior_proj.weight", "token_emb.position_embeddings.weight"
 DECODER_POSITIONS, TOKENIZER = "decoder_pos_embed_learned", "vqgan."
-OURS = (*(f"{layer}." for layer in NAMES), DECODER_POSITIONS, CLASSES)
-"""The original tensors that are wholly ours; of the others something is kept for the way back."""
+NAMES = {
+    "token_emb.position_embeddings": "network.positions",
+    "token_emb.LayerNorm": "network.norm_in",
+    "latent_prior_proj": "network.cond.embed",
+    "blocks": "network.encoder",
+    "norm": "network.norm",
+    "decoder_embed": "network.bridge",
+    DECODER_POSITIONS: "network.decoder_positions",
+    "decoder_blocks": "network.decoder",
+    "decoder_norm": "network.decoder_norm",
+    "mlm_layer.fc": "network.head.0",
+    "mlm_layer.ln": "network.head.2",
+}
+"""The original names of layers, and ours; `_to_ours` and `_to_original` convert the tensors of another shape."""
+RENAMED = (*(f"{layer}." for layer in NAMES), DECODER_POSITIONS)
+"""Prefixes of the original tensors that only change their names; all others but `CLASSES` are stored for the way back.
+"""
 
 
 class Size(NamedTuple):
-    """What a checkpoint does not say of itself."""
+    """Settings that a checkpoint does not hold."""
 
     heads: int
     decoder_heads: int
@@ -48,78 +50,75 @@ class Size(NamedTuple):
 
 
 SIZES = {768: Size(12, 16, 6.0), 1024: Size(16, 16, 11.0), 1280: Size(16, 16, 11.0)}
-"""By width: base, large, and huge, whose temperature was never published and is that of large."""
+"""By width: base, large and huge; the temperature of huge was never published and is that of large."""
 
 
 @CONVERTERS.register
-class MAGE:
+class MAGEConverter(Converter):
     """Reads and writes the training checkpoints of `main_mage.py`."""
 
-    @staticmethod
-    def read(path: Path, run: Path) -> list[Path]:
-        """Turn an original checkpoint into `run`/mage (or mage-class, mage-none), `run`/encoder and `run`/autoencoder.
+    def read(self, path: Path, run: RunFolder) -> list[Path]:
+        """Turn an original checkpoint into the run's mage (or mage-class, mage-none), encoder and autoencoder.
 
-        Returns what was written.
+        Returns:
+            The files that were written.
 
         Raises:
             UserError: the file is not a MAGE's, its size was never published, or its tensors do not fit.
         """
-        tensors = weights.state_dict(weights.read(path))
+        tensors = pretrained.state_dict(pretrained.read(path))
         if WORDS not in tensors or BIAS not in tensors:
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
-        encoder, tokenizer = _encoder.read(tensors, path), _tokenizer(tensors, path)
+        encoder = _encoder.read(tensors, path)
+        tokenizer = _autoencoder.read(tensors, TOKENIZER, path, "vqgan")
         model = _build(tensors, encoder, tokenizer, run, path)
-        elsewhere = (*OURS, *([_encoder.PREFIX] if encoder else []), *([TOKENIZER] if tokenizer else []))
-        kept = {key: value for key, value in tensors.items() if not key.startswith(elsewhere)}
-        written = save_generator(run, model, _ours(tensors), 16 * model.data.shape[0], kept, path)
-        written += [_encoder.save(encoder, run)] if encoder else []
-        return written + (_autoencoder.save(tokenizer, run) if tokenizer else [])
+        elsewhere = (*RENAMED, CLASSES, *([_encoder.PREFIX] if encoder else []), *([TOKENIZER] if tokenizer else []))
+        extra = {key: value for key, value in tensors.items() if not key.startswith(elsewhere)}
+        image_size = 16 * model.data.shape[0]
+        written = _files.save_generator(run, model, _to_ours(tensors), extra, path, image_size=image_size)
+        return written + _encoder.save(encoder, run) + _autoencoder.save(tokenizer, run)
 
-    @staticmethod
-    def write(run: Path, path: Path) -> None:
-        """Turn a converted `run`/mage (or mage-class, mage-none), trained further or not, into an original checkpoint.
+    def write(self, run: RunFolder, path: Path) -> None:
+        """Turn a converted mage (or mage-class, mage-none), trained further or not, into an original checkpoint.
 
         Raises:
             UserError: there is no MAGE in `run`, or none that came from an original checkpoint.
         """
-        part, kept = load_generator(run, "mage", {"self_condition": False})
-        if WORDS not in kept:
-            raise UserError(f"{run} holds no {KEPT}: only what was converted from the original format can go back")
-        found = {**kept, **_theirs(part.tensors, kept), **_encoder.original(run)}
-        if (run / FOLDER / checkpoint.FILE).is_file():
-            found |= {TOKENIZER + key: value for key, value in _autoencoder.original(run).items()}
-        with checkpoint.atomic(path) as temporary:
-            torch.save({"model": found, "model_ema": None, "optimizer": None, "epoch": 0, "scaler": None}, temporary)
+        part, _, extra = _files.load_generator(run, "mage", {"self_condition": False})
+        if WORDS not in extra:
+            name = run.stage_folder("mage").original.name
+            raise UserError(f"{run.path} holds no {name}: only what was converted from the original format can go back")
+        content = extra | _to_original(part.tensors, extra)
+        _files.write_training(path, content | _encoder.original(run) | _autoencoder.original(run, TOKENIZER))
 
 
-def _tokenizer(tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """Rebuild the VQGAN that the checkpoint carries; None where it carries none."""
-    found = {key.removeprefix(TOKENIZER): value for key, value in tensors.items() if key.startswith(TOKENIZER)}
-    return _autoencoder.rebuild("vqgan", found, path) if found else None
-
-
-def _build(tensors: Mapping[str, Tensor], encoder: Any, tokenizer: Any, run: Path, path: Path) -> GenerativeModel:
+def _build(
+    tensors: Tensors, encoder: Any, tokenizer: TrainableAutoencoder | None, run: RunFolder, path: Path
+) -> GenerativeModel:
     """Build the network that the tensors belong to."""
     words, width = tensors[WORDS].shape
     size = SIZES.get(width)
     if size is None:
         raise UserError(f"{path} has a width of {width}, but published MAGEs have one of {', '.join(map(str, SIZES))}")
-    side = math.isqrt(len(tensors["token_emb.position_embeddings.weight"]) - 1)
+    # The neighbors.
+    side = math.isqrt(len(tensors[POSITIONS]) - 1)
+    condition = "none"
     cond: Space | None = None
     if CLASSES in tensors:
-        cond = Space((), vocab=len(tensors[CLASSES]), id="labels")
-    elif "latent_prior_proj.weight" in tensors:
-        dim = tensors["latent_prior_proj.weight"].shape[1]
-        cond = _encoder.space(encoder, dim, path) if encoder else cond_space(run, dim, path)
+        condition, cond = "class", Space((), vocab=len(tensors[CLASSES]), id="labels")
+    elif PROJECTION in tensors:
+        condition, dim = "representation", tensors[PROJECTION].shape[1]
+        cond = _encoder.space(encoder, dim, path) if encoder else _files.cond_space(run, dim, path)
+    # The network.
     config = {
         "width": width,
-        "depth": _count(tensors, "blocks."),
+        "depth": _files.count(tensors, "blocks"),
         "heads": size.heads,
-        "decoder_depth": _count(tensors, "decoder_blocks."),
+        "decoder_depth": _files.count(tensors, "decoder_blocks"),
         "decoder_heads": size.decoder_heads,
         "tie_embedding_grad": False,
         "min_encoder_tokens": 1.0,
-        "condition": "none" if cond is None else "class" if cond.vocab else "representation",
+        "condition": condition,
         "sampler": {"name": "maskgit", "choice_temperature": size.choice_temperature},
     }
     data = Space((side, side), vocab=_vocab(words), id=f"of {path.name}")
@@ -129,46 +128,35 @@ def _build(tensors: Mapping[str, Tensor], encoder: Any, tokenizer: Any, run: Pat
     return build(network.Config.model_validate(config), network, data, cond)
 
 
-def _ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_ours(tensors: Tensors) -> dict[str, Tensor]:
     """Return the tensors that our network has, under its names."""
-    found = {f"network.{name}": value for key, value in tensors.items() if (name := _our_name(key))}
+    renamed = {_files.swap(key, NAMES): value for key, value in tensors.items() if key.startswith(RENAMED)}
     table = tensors[WORDS]
     vocab = _vocab(len(table))
-    found["network.words.weight"] = table[_rows(vocab)]
-    found["network.bias"] = tensors[BIAS][0, 0, :vocab]
-    found["network.decoder_positions"] = tensors[DECODER_POSITIONS]
-    if CLASSES in tensors:  # ours has one more row, the null label, which these models never saw
-        found["network.cond.embed.weight"] = torch.cat([tensors[CLASSES], torch.zeros_like(tensors[CLASSES][:1])])
-    elif "latent_prior_proj.weight" in tensors:
-        found["null"] = tensors[NULL]
-    return found
+    renamed["network.words.weight"] = table[_rows(vocab)]
+    renamed["network.bias"] = tensors[BIAS][0, 0, :vocab]
+    if CLASSES in tensors:
+        renamed["network.cond.embed.weight"] = with_null_row(tensors[CLASSES])
+    elif PROJECTION in tensors:
+        renamed["null"] = tensors[NULL]
+    return renamed
 
 
-def _theirs(tensors: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return our tensors under the original names; `rest` has the rows of tables that we have not."""
-    names, found = inverse(NAMES), {}
-    for key, value in tensors.items():
-        name = key.removeprefix("network.")
-        layer = next((layer for layer in names if name.startswith(f"{layer}.")), None)
-        if layer and name != "cond.embed.weight":
-            found[names[layer] + name.removeprefix(layer)] = value
-    embed = tensors.get("network.cond.embed.weight")
-    if embed is not None and "null" in tensors:
-        found["latent_prior_proj.weight"], found[NULL] = embed, tensors["null"]
-    elif embed is not None:
-        found[CLASSES] = embed[:-1]
+def _to_original(tensors: Tensors, extra: Tensors) -> dict[str, Tensor]:
+    """Return our tensors under the original names; `extra` has the rows of tables that our network lacks."""
+    names = _files.inverse(NAMES) | {"null": NULL}
     vocab = len(tensors["network.bias"])
-    found[WORDS], found[BIAS] = rest[WORDS].clone(), rest[BIAS].clone()
-    found[WORDS][_rows(vocab)] = tensors["network.words.weight"]
-    found[BIAS][0, 0, :vocab] = tensors["network.bias"]
-    found[DECODER_POSITIONS] = tensors["network.decoder_positions"]
-    return found
-
-
-def _our_name(key: str) -> str | None:
-    """Return our name of an original tensor; None where there is none, or its shape is another."""
-    layer = next((layer for layer in NAMES if key.startswith(f"{layer}.")), None)
-    return None if layer is None else NAMES[layer] + key.removeprefix(layer)
+    renamed = {WORDS: extra[WORDS].clone(), BIAS: extra[BIAS].clone()}
+    for key, value in tensors.items():
+        if key == "network.words.weight":
+            renamed[WORDS][_rows(vocab)] = value
+        elif key == "network.bias":
+            renamed[BIAS][0, 0, :vocab] = value
+        elif key == "network.cond.embed.weight" and "null" not in tensors:  # a table of classes
+            renamed[CLASSES] = value[:-1]
+        else:
+            renamed[_files.swap(key, names)] = value
+    return renamed
 
 
 def _vocab(words: int) -> int:
@@ -177,9 +165,5 @@ def _vocab(words: int) -> int:
 
 
 def _rows(vocab: int) -> list[int]:
-    """Return where the original table has our K + 2 rows: the codes, the mask, and the empty slot (1100 of 1024)."""
+    """Return the places of our K + 2 rows in the original table: the codes, the mask, the empty slot (1100 of 1024)."""
     return [*range(vocab), vocab + 1000, vocab + 76]
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.split(".")[1] for key in tensors if key.startswith(prefix)})

@@ -1,6 +1,6 @@
-"""The names of layers in published autoencoders (taming-transformers, MaskGIT, diffusers), and ours.
+"""Names of layers in published autoencoders (taming-transformers, MaskGIT, diffusers), and ours.
 
-Ours are taming's, but that attention has one projection for query, key and value, and the codebook is a tensor.
+Ours are taming's, except that attention has one projection for query, key and value, and the codebook is a tensor.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 PREFIXES = ("first_stage_model.", "vqgan.")
-"""What whole generators put before the names of their autoencoder."""
+"""Prefixes of an autoencoder's names in the checkpoint of a whole generator."""
 GROUPS = 32
 """Groups of channels that published autoencoders normalize, whatever their width."""
-KNOWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
-"""Discriminators, perceptual networks and averages lie beside these in training checkpoints."""
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
+"""Prefixes of an autoencoder's own tensors; training checkpoints hold discriminators, averages and more as well."""
 
 
-def ours(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a published autoencoder, or of a checkpoint that holds one, under our names."""
-    tensors = _select(found)
+    tensors = _select(published)
     if any(".down_blocks." in key for key in tensors):
         tensors = _from_diffusers(tensors)
     renamed = {}
@@ -31,30 +31,30 @@ def ours(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if match := re.fullmatch(r"(.*)\.q\.(weight|bias)", key):
             parts = [tensors[f"{match[1]}.{part}.{match[2]}"] for part in "qkv"]
-            renamed[f"{match[1]}.attention.qkv.{match[2]}"] = torch.cat([_flat(part) for part in parts])
+            renamed[f"{match[1]}.attention.qkv.{match[2]}"] = torch.cat([_to_matrix(part) for part in parts])
         elif match := re.fullmatch(r"(.*)\.proj_out\.(weight|bias)", key):
-            renamed[f"{match[1]}.attention.proj.{match[2]}"] = _flat(value)
+            renamed[f"{match[1]}.attention.proj.{match[2]}"] = _to_matrix(value)
         else:
             renamed[key.replace("quantize.embedding.weight", "quantize.codebook")] = value
     return renamed
 
 
-def theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return our tensors under taming's names; what the published format does not hold is left out."""
-    found = {}
+def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our tensors under taming's names, without those that the published format does not hold."""
+    published = {}
     for key, value in tensors.items():
         if match := re.fullmatch(r"(.*)\.attention\.(qkv|proj)\.(weight|bias)", key):
             shaped = value[..., None, None] if match[3] == "weight" else value
             if match[2] == "proj":
-                found[f"{match[1]}.proj_out.{match[3]}"] = shaped
+                published[f"{match[1]}.proj_out.{match[3]}"] = shaped
             else:
                 for part, name in zip(shaped.chunk(3), "qkv", strict=True):
-                    found[f"{match[1]}.{name}.{match[3]}"] = part.contiguous()
+                    published[f"{match[1]}.{name}.{match[3]}"] = part.contiguous()
         elif key == "quantize.codebook":
-            found["quantize.embedding.weight"] = value
+            published["quantize.embedding.weight"] = value
         elif not key.startswith(("quantize.", "standardize.")):
-            found[key] = value
-    return found
+            published[key] = value
+    return published
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -73,17 +73,17 @@ def architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """Take a 1x1 convolution for the linear map that it is."""
+def _to_matrix(tensor: Tensor) -> Tensor:
+    """Turn the weight of a 1x1 convolution into that of a linear map."""
     return tensor.reshape(tensor.shape[:2])
 
 
-def _select(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out what does not belong to the autoencoder, and the prefix of a generator that holds it."""
+def _select(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the autoencoder alone, without the prefix of a generator that holds it."""
     for prefix in PREFIXES:
-        if any(key.startswith(f"{prefix}encoder.") for key in found):
-            found = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    return {key: value for key, value in found.items() if key.startswith(KNOWN)}
+        if any(key.startswith(f"{prefix}encoder.") for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: value for key, value in tensors.items() if key.startswith(PARTS)}
 
 
 def _from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,9 +99,7 @@ def _from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (r"\.conv_shortcut\.", ".nin_shortcut."),
         (r"\.conv_norm_out\.", ".norm_out."),
         (r"\.group_norm\.", ".norm."),
-        (r"\.(?:to_)?(q)(?:uery)?\.(?=weight|bias)", r".\1."),
-        (r"\.(?:to_)?(k)(?:ey)?\.(?=weight|bias)", r".\1."),
-        (r"\.(?:to_)?(v)(?:alue)?\.(?=weight|bias)", r".\1."),
+        (r"\.(?:to_)?([qkv])(?:uery|ey|alue)?\.(?=weight|bias)", r".\1."),
         (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out."),
     ]
     renamed = {}
