@@ -39,8 +39,8 @@ def weight(key, shape, kind):
 def state(name):
     """Return the state dict of a recorded model, with its fixed tables."""
     about, tensors = recorded(name)
-    found = {}
+    weights = {}
     for key, entry in about["state"].items():
         fixed = tensors.get(f"state/{key}", tensors.get(key))
-        found[key] = fixed if fixed is not None else weight(key, entry["shape"], entry["kind"])
-    return found
+        weights[key] = fixed if fixed is not None else weight(key, entry["shape"], entry["kind"])
+    return weights

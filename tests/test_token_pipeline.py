@@ -1,4 +1,4 @@
-"""A generator of tokens through the tools: trained, sampled, judged, and let complete images."""
+"""A generator of tokens through the tools: trained, sampled, evaluated, and completing images."""
 
 import json
 import shutil
@@ -10,37 +10,21 @@ import torch
 from PIL import Image
 
 from rcg.core import checkpoint
-from rcg.pipeline import Pipeline
-from tests.toy import tool, write
-from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
-
-GENERATOR = {
-    "name": "mage",
-    "width": 16,
-    "depth": 1,
-    "heads": 2,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-    "autoencoder": "toy_tokenizer",
-    "sampler": {"steps": 4},
-    "train": {"steps": 2, "batch_size": 16, "precision": "no", "tracker": "none"},
-}
+from rcg.encoding.run_folder import RunFolder
+from rcg.pipeline import Pipeline, SamplingOptions
+from tests.toy import MAGE, complaint, images, tool, train, write
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A toy experiment whose MAGE is told representations, with one beside it that is told classes."""
+def run(toy_run, toy_autoencoder, tmp_path_factory):
+    """The toy run's encoder with a MAGE of each condition: representations, classes, and none."""
     folder = tmp_path_factory.mktemp("tokens")
-    path = write(folder, generator=GENERATOR, data__limit=80, rdm__train__steps=2)
-    arms = [["train_pixel", *(f"generator.condition={c}" for c in other)] for other in ([], ["class"], ["none"])]
-    for stage, *more in (["train_encoder"], ["train_rdm"], *arms):
-        done = tool(stage, path, *more)
-        assert done.returncode == 0, done.stderr
+    shutil.copytree(toy_run / "run" / "encoder", folder / "run" / "encoder")
+    path = write(folder, generator=MAGE, data__limit=80, rdm__train__steps=2)
+    train("rdm", path)
+    for condition in ("representation", "class", "none"):
+        train("generator", path, f"generator.condition={condition}")
     return folder / "run"
-
-
-def images(folder):
-    return [np.asarray(Image.open(path)) for path in sorted((folder / "images").glob("*.png"))]
 
 
 @pytest.mark.parametrize("generator", ["mage", "mage-class", "mage-none"])
@@ -55,31 +39,31 @@ def test_the_same_seed_gives_the_same_images_whatever_the_batch_size(run, tmp_pa
     assert not np.array_equal(one[0], one[1])
 
 
-def test_evaluations_show_what_is_painted_beside_held_out_images(run):
+def test_evaluations_show_samples_beside_validation_images(run):
     pictures = sorted((run / "mage" / "samples").glob("*.png"))
     assert len(pictures) == 1
     shown = np.asarray(Image.open(pictures[0]))
-    cell = shown[2:66, 68:132]  # the second one: the first held-out image, painted
+    cell = shown[2:66, 68:132]  # the second one: a sample from the first validation image's representation
     assert {int(v) for v in np.unique(cell)} <= {0, 128, 255}  # the toy tokenizer's levels
     log = [json.loads(line) for line in (run / "mage" / "log.jsonl").read_text().splitlines()]
     assert 0 < log[-1]["validation_cross_entropy"] < 10
 
 
 def test_guidance_works_with_given_representations_in_any_number(run):
-    pipeline = Pipeline.from_run(run, "mage")
+    pipeline = Pipeline.load(run, "mage")
     z = torch.randn(3, pipeline.generator.cond.shape[0])
     for count in (1, 3):
-        drawn = pipeline.sample(range(count), guidance=3.0, z=z[:count])
-        assert drawn.images.shape == (count, 3, 16, 16)
-    assert torch.equal(drawn.z, z)
+        samples = pipeline.sample(range(count), SamplingOptions(guidance=3.0), z=z[:count])
+        assert samples.images.shape == (count, 3, 16, 16)
+    assert torch.equal(samples.z, z)
 
 
 def test_the_ramp_survives_another_scale(run, monkeypatch):
     asked = []
-    pipeline = Pipeline.from_run(run, "mage")
+    pipeline = Pipeline.load(run, "mage")
     sample = pipeline.generator.sample
-    monkeypatch.setattr(pipeline.generator, "sample", lambda *a, **k: asked.append(a[2]) or sample(*a, **k))
-    pipeline.sample([0], guidance=3.0)
+    monkeypatch.setattr(pipeline.generator, "sample", lambda *a, **k: asked.append(k["guidance"]) or sample(*a, **k))
+    pipeline.sample([0], SamplingOptions(guidance=3.0))
     assert (asked[0].scale, asked[0].ramp) == (3.0, "linear")
 
 
@@ -128,12 +112,12 @@ def test_an_encoder_that_changed_since_is_refused(run, picture, tmp_path, descri
     shutil.copytree(run, tmp_path / "run")
     if not described:
         (tmp_path / "run" / "mage" / "config.yaml").unlink()
-    part = checkpoint.load(tmp_path / "run" / "encoder" / checkpoint.FILE)
+    stage = RunFolder(tmp_path / "run").encoder
+    part = stage.part()
     moved = {key: value + 1 if value.is_floating_point() else value for key, value in part.tensors.items()}
-    checkpoint.save(tmp_path / "run" / "encoder" / checkpoint.FILE, replace(part, tensors=moved))
-    done = tool("inpaint", tmp_path / "run", "--generator", "mage", "--image", picture)
-    assert done.returncode == 2
-    assert ("train the generator again" if described else "is not the encoder of") in done.stderr
+    checkpoint.save(stage.checkpoint, replace(part, tensors=moved))
+    sentence = complaint(tool("inpaint", tmp_path / "run", "--generator", "mage", "--image", picture))
+    assert ("train the generator again" if described else "is not the one that mage was trained with") in sentence
 
 
 @pytest.mark.parametrize("generator", ["mage-class", "mage-none"])
@@ -144,7 +128,7 @@ def test_other_conditions_complete_images_too(run, picture, tmp_path, generator)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["--box", 0.5, 0, 0.5, 1], "rising shares of the side"),
         (["--uncrop", 2], "between 0 and 1, not to 2"),
@@ -152,15 +136,13 @@ def test_other_conditions_complete_images_too(run, picture, tmp_path, generator)
         (["--class", 3], "neither the generator nor the RDM was trained on classes"),
     ],
 )
-def test_mistakes_are_named(run, picture, tmp_path, arguments, said):
+def test_mistakes_are_named(run, picture, tmp_path, arguments, sentence):
     done = tool("inpaint", run, "--generator", "mage", "--image", picture, *arguments, "--out", tmp_path / "panel.png")
-    assert done.returncode == 2
-    assert said in done.stderr
+    assert sentence in complaint(done)
     assert not (tmp_path / "panel.png").exists()
 
 
 def test_a_file_that_is_no_picture_is_named(run, tmp_path):
     (tmp_path / "text.png").write_text("no")
-    done = tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png")
-    assert done.returncode == 2
-    assert f"{tmp_path / 'text.png'} is not a picture that can be read" in done.stderr
+    sentence = complaint(tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png"))
+    assert f"{tmp_path / 'text.png'} is not a picture that can be read" in sentence

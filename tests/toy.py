@@ -9,7 +9,14 @@ from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import yaml
+from PIL import Image
+
+from rcg import cli
+from rcg.config import Experiment, load_experiment
+from rcg.encoding.run_folder import Mode, StageFolder
+from rcg.training.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +52,18 @@ TOKENIZER = {
     "train": {"steps": 4, "batch_size": 8, "adversarial": 0, "precision": "no", "tracker": "none"},
 }
 """A section generator.autoencoder that is trained in seconds; without its quantizer it fits `kl` as well."""
+MAGE = {
+    "name": "mage",
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+    "autoencoder": "toy_tokenizer",
+    "sampler": {"steps": 4},
+    "train": {"steps": 2, "batch_size": 16, "precision": "no", "tracker": "none"},
+}
+"""A section generator of tokens, for the fixture `toy_autoencoder`."""
 
 
 def write(folder, **changes):
@@ -61,6 +80,32 @@ def write(folder, **changes):
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
+
+
+def train(stage, experiment, *overrides, mode=Mode.START) -> StageFolder:
+    """Train one stage of an experiment, or of a YAML file and overrides, in this process; return the stage's folder."""
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment, overrides)
+    cli.train_stage(STAGES[stage], experiment, mode)
+    return STAGES[stage].folder(experiment)
+
+
+def snapshot(folder):
+    """Return the content of every file under a folder by its path."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def images(folder):
+    """Return the pictures that tools/sample.py --save-images wrote into `folder`, in the order of their names."""
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted((folder / "images").glob("*.png"))]
+
+
+def complaint(done):
+    """Return the one sentence with which a tool refused to work, without a traceback and with exit code 2."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
 
 
 def tool(name, *arguments):

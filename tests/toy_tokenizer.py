@@ -1,30 +1,33 @@
-"""A tokenizer without weights: each patch of 4 x 4 pixels becomes its mean color, three levels for each channel."""
+"""A tokenizer without weights: each patch of 4 x 4 pixels becomes its mean color, three levels for each channel.
 
-import pytest
+The fixture `toy_autoencoder` registers it.
+"""
+
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from rcg.config import ComponentConfig
-from rcg.core.contracts import Space
-from rcg.core.registry import AUTOENCODERS
+from rcg.config import AutoencoderConfig
+from rcg.core.contracts import Autoencoder, Space
 
 PATCH, LEVELS = 4, 3
 
 
-class ToyTokenizerConfig(ComponentConfig):
+class ToyTokenizerConfig(AutoencoderConfig):
     name: str = "toy_tokenizer"
 
 
-class ToyTokenizer(nn.Module):
+class ToyTokenizer(Autoencoder):
     Config = ToyTokenizerConfig
 
     def __init__(self, config, image_size):
-        super().__init__()
-        side = image_size // PATCH
-        self.space = Space((side, side), vocab=LEVELS**3, id="toy_tokenizer")
+        super().__init__(config, image_size)
+        self.side = image_size // PATCH
 
-    def encode(self, image):
+    @property
+    def space(self):
+        return Space((self.side, self.side), vocab=LEVELS**3, id="toy_tokenizer")
+
+    def posterior(self, image):
         levels = (F.avg_pool2d(image, PATCH) * (LEVELS - 1)).round().long()  # (B, 3, h, w)
         return (levels * torch.tensor([LEVELS**2, LEVELS, 1]).view(3, 1, 1)).sum(1)
 
@@ -33,11 +36,3 @@ class ToyTokenizer(nn.Module):
         assert 0 <= latent.min() <= latent.max() < LEVELS**3
         levels = torch.stack([latent // LEVELS**2, latent // LEVELS % LEVELS, latent % LEVELS], dim=1)
         return F.interpolate(levels / (LEVELS - 1), scale_factor=PATCH)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def tokenizer_has_a_name():
-    """Let the tests of a module that imports this find the tokenizer by its name, and nobody else."""
-    AUTOENCODERS.register(ToyTokenizer)
-    yield
-    AUTOENCODERS._classes.pop("toy_tokenizer")

@@ -1,56 +1,129 @@
-"""YAML to frozen values: defaults, overrides, round trips."""
+"""YAML to frozen values: defaults, overrides, round trips, help."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from rcg import config
+from rcg.config import load_experiment
+from rcg.config.base import RENAMED
+from rcg.config.help import describe_config
 from rcg.core.errors import UserError
 from rcg.core.registry import Registry
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from tests.toy import ROOT, tool, write
 
+DIGITS = ROOT / "configs" / "digits.yaml"
+
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_experiment_is_valid_and_survives_a_round_trip(path, tmp_path):
-    experiment = config.load(path)
+    experiment = load_experiment(path)
     assert experiment.run.parent == Path("runs")
-    assert not list(experiment.doubts())
+    assert not list(experiment.warnings())
     assert max(map(len, path.read_text().splitlines())) <= 120
     (tmp_path / "again.yaml").write_text(experiment.to_yaml())
-    assert config.load(tmp_path / "again.yaml") == experiment
+    assert load_experiment(tmp_path / "again.yaml") == experiment
 
 
 def test_sizes_and_recipe_of_the_paper_are_the_defaults(tmp_path):
     (tmp_path / "paper.yaml").write_text("data: {name: imagenet}\nencoder: {name: moco_v3}\ngenerator: {name: dit}")
-    experiment = config.load(tmp_path / "paper.yaml")
-    rdm = experiment.rdm
+    experiment = load_experiment(tmp_path / "paper.yaml")
+    rdm, generator = experiment.rdm, experiment.generator
     assert (rdm.width, rdm.depth) == (1536, 12)
-    assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay, rdm.train.grad_clip) == (
-        5.12e-4,
-        512,
-        0.01,
-        None,
-    )
-    generator = experiment.generator
-    assert (generator.condition, generator.condition_dropout, generator.process.predict) == (
-        "representation",
-        0.1,
-        "eps",
-    )
+    assert (rdm.train.lr, rdm.train.batch_size, rdm.train.weight_decay) == (5.12e-4, 512, 0.01)
+    assert rdm.train.grad_clip is None
+    assert (generator.condition, generator.condition_dropout) == ("representation", 0.1)
+    assert generator.process.predict == "eps"
     assert experiment.normalize == "per_sample"
 
 
-def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
-    experiment = config.load(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=x0"])
+def test_a_part_of_a_section_leaves_the_other_defaults(tmp_path):
+    experiment = load_experiment(write(tmp_path), ["rdm.train.steps=7", "rdm.process.predict=x0"])
     assert (experiment.rdm.train.steps, experiment.rdm.train.lr) == (7, 5.12e-4)
     assert (experiment.rdm.process.predict, experiment.rdm.process.schedule) == ("x0", "cosine")
-    silent = ROOT / "configs" / "cifar10.yaml"  # says nothing of the RDM's sampler
-    assert config.load(silent, ["rdm.sampler.steps=60"]).rdm.sampler.name == "unipc"
-    assert config.load(silent, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
+    no_sampler = ROOT / "configs" / "cifar10.yaml"
+    assert load_experiment(no_sampler, ["rdm.sampler.steps=60"]).rdm.sampler.name == "unipc"
+    assert load_experiment(no_sampler, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
+
+
+def test_another_component_drops_the_settings_of_the_one_before(capsys):
+    plain = load_experiment(DIGITS)
+    assert plain.rdm.sampler.eta == 1
+    sampled = load_experiment(DIGITS, ["rdm.sampler.name=ddpm"])
+    assert sampled.rdm.sampler.name == "ddpm"
+    assert not hasattr(sampled.rdm.sampler, "eta")
+    assert (sampled.rdm.sampler.steps, sampled.rdm.sampler.temperature) == (250, 0.75)
+    assert capsys.readouterr().out == "rdm.sampler.name=ddpm: left out ddim's own settings (eta)\n"
+    flow = load_experiment(DIGITS, ["generator.process.name=flow"])
+    assert flow.generator.process.model_dump() == {
+        "name": "flow",
+        "loss": "l2",
+        "time": "logit_normal",
+        "time_mean": 0.0,
+        "time_std": 1.0,
+        "shift": 1.0,
+    }
+    line = "generator.process.name=flow: left out gaussian's own settings (schedule, predict)\n"
+    assert capsys.readouterr().out == line
+
+
+def test_another_generator_drops_what_belongs_to_the_one_before(capsys):
+    adm = load_experiment(DIGITS, ["generator.name=adm"]).generator
+    assert adm.condition_noise == 0.5
+    assert (adm.train.steps, adm.train.batch_size) == (1200, 128)
+    assert (adm.guidance.scale, adm.process.name, adm.sampler.steps) == (1.0, "gaussian", 50)
+    dropped = "width, depth, heads, patch, process, sampler, guidance"
+    assert capsys.readouterr().out == f"generator.name=adm: left out dit's own settings ({dropped})\n"
+
+
+def test_the_name_that_is_there_already_drops_nothing(capsys):
+    assert load_experiment(DIGITS, ["rdm.sampler.name=ddim"]) == load_experiment(DIGITS)
+    assert load_experiment(DIGITS, ["rdm.name=rep_mlp"]) == load_experiment(DIGITS)
+    assert capsys.readouterr().out == ""
+
+
+OLD = {
+    "normalise=per_sample": "normalise: unknown key; it is called 'normalize' now",
+    "rdm.train.ema=0.9": "rdm.train.ema: unknown key; it is called 'ema_decay' now",
+    "rdm.train.accumulate=2": "rdm.train.accumulate: unknown key; it is called 'grad_accum_steps' now",
+    "rdm.train.clip=1": "rdm.train.clip: unknown key; it is called 'grad_clip' now",
+    "generator.checkpoint=true": "generator.checkpoint: unknown key; it is called 'grad_checkpointing' now",
+    "data.workers=2": "data.workers: unknown key; it is called 'num_workers' now",
+    "generator={name: dit, autoencoder: {name: kl, train: {start: a.pt}}}": (
+        "generator.autoencoder.train.start: unknown key; it is called 'init_from' now"
+    ),
+    "generator={name: dit, autoencoder: {name: vq, quantiser: {codes: 4}}}": (
+        "generator.autoencoder.quantiser: unknown key; it is called 'quantizer' now"
+    ),
+    "generator={name: mage, sampling_room: 0.5}": (
+        "generator.sampling_room: unknown key; it is called 'min_encoder_tokens' now"
+    ),
+    "generator={name: mage, output_trains_words: false}": (
+        "generator.output_trains_words: unknown key; it is called 'tie_embedding_grad' now"
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), OLD.items())
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(override, sentence, tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(UserError) as refused:
+        load_experiment(path, [override])
+    assert str(refused.value) == f"{path}: {sentence}"
+
+
+def test_every_renamed_key_is_tested():
+    assert {re.search(r"called '(\w+)'", sentence)[1] for sentence in OLD.values()} == set(RENAMED.values())
+
+
+def test_a_new_name_is_only_offered_where_it_exists(tmp_path):
+    with pytest.raises(UserError, match=r"rdm\.clip: unknown key; known: "):
+        load_experiment(write(tmp_path), ["rdm.clip=1"])
 
 
 @pytest.mark.parametrize(
@@ -63,27 +136,28 @@ def test_a_part_of_a_section_keeps_the_other_defaults(tmp_path):
     ],
 )
 def test_an_error_of_the_noise_is_sigma_over_alpha_times_as_large_in_the_data(process, times):
-    walk = Gaussian(GaussianConfig(**process))
-    noisiest = walk.levels(1, "trailing")[0]
+    gaussian = Gaussian(GaussianConfig(**process))
+    noisiest = gaussian.levels(1, "trailing")[0]
     x, output = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    error = walk.solve(output, x, noisiest.alpha, noisiest.sigma).x0.abs().item()
+    error = gaussian.solve(output, x, noisiest.alpha, noisiest.sigma).x0.abs().item()
     assert GaussianConfig(**process).amplification == pytest.approx(error) == pytest.approx(times, rel=1e-3)
 
 
-def test_noise_as_the_prediction_where_all_but_noise_is_gone_raises_a_doubt(tmp_path):
-    (doubt,) = config.load(write(tmp_path), ["rdm.process.predict=eps"]).doubts()
-    assert doubt.startswith("rdm.process: at the noisiest level an error of the predicted noise is 2.03e+04 times")
-    assert "ddim with 4 steps" in doubt
-    assert "predict: v or x0" in doubt
+def test_predicting_noise_where_nothing_but_noise_is_left_gives_a_warning(tmp_path):
+    (warning,) = load_experiment(write(tmp_path), ["rdm.process.predict=eps"]).warnings()
+    assert warning.startswith("rdm.process: at the noisiest level an error of the predicted noise is 2.03e+04 times")
+    assert "ddim with 4 steps" in warning
+    assert "predict: v or x0" in warning
     eps = ["generator.process={predict: eps, schedule: cosine}"]
-    assert [text.split(":")[0] for text in config.load(write(tmp_path), eps).doubts()] == ["generator.process"]
+    warnings = load_experiment(write(tmp_path), eps).warnings()
+    assert [text.split(":")[0] for text in warnings] == ["generator.process"]
     clipped = [*eps, "generator.sampler.clip=true"]  # as the published ADM at 64 px
-    assert not list(config.load(write(tmp_path), clipped).doubts())
-    assert "mind: rdm.process" in tool("train_rdm", write(tmp_path), "rdm.process.predict=eps").stderr
+    assert not list(load_experiment(write(tmp_path), clipped).warnings())
+    assert "warning: rdm.process" in tool("train_rdm", write(tmp_path), "rdm.process.predict=eps").stderr
 
 
-def test_help_says_on_one_line_what_each_key_means_and_its_default():
-    lines = config.describe().splitlines()
+def test_help_describes_each_key_on_one_line_with_its_default():
+    lines = describe_config().splitlines()
     keys = [line for line in lines if line.startswith("  ")]
     assert len(keys) > 100
     assert all(re.fullmatch(r"  [a-z_]+ +[^ \[].*[.\]]", line) for line in keys)
@@ -94,22 +168,22 @@ def test_help_says_on_one_line_what_each_key_means_and_its_default():
 
 def test_values_are_frozen(tmp_path):
     with pytest.raises(ValidationError, match="frozen"):
-        config.load(write(tmp_path)).seed = 3
+        load_experiment(write(tmp_path)).seed = 3
 
 
 def test_the_run_is_named_after_its_file(tmp_path):
     path = write(tmp_path)
     path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("run:")))
-    assert config.load(path).run == Path("runs/toy")
+    assert load_experiment(path).run == Path("runs/toy")
 
 
 def test_import_strings_and_python_tags_are_not_understood(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text("data: !!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match="not a YAML file"):
-        config.load(path)
+        load_experiment(path)
     with pytest.raises(UserError, match="no encoder is called"):
-        config.load(write(tmp_path), ["encoder.name=os.path"])
+        load_experiment(write(tmp_path), ["encoder.name=os.path"])
 
 
 def test_a_registry_refuses_a_second_class_of_one_name():
@@ -119,10 +193,7 @@ def test_a_registry_refuses_a_second_class_of_one_name():
         registry.register(type("B", (), {"__module__": "elsewhere.thing"}))
 
 
-def test_looking_a_name_up_imports_that_file_only():
-    import subprocess
-    import sys
-
+def test_looking_up_a_name_imports_that_file_only():
     program = "import sys; from rcg.core.registry import ENCODERS; ENCODERS.names(); ENCODERS.get('moco_v3'); "
-    program += "assert 'encoders.timm_model' not in sys.modules"
+    program += "assert 'rcg.encoders.moco_v3' in sys.modules; assert 'rcg.encoders.timm_model' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -9,13 +9,13 @@ from rcg.core.errors import UserError
 
 
 def part():
-    return checkpoint.Part("rdm", {"name": "rep_mlp"}, {"step": 3}, {"w": torch.arange(6.0).view(2, 3)})
+    return checkpoint.Part("rdm", {"name": "rep_mlp"}, checkpoint.Facts(step=3), {"w": torch.arange(6.0).view(2, 3)})
 
 
 def test_a_part_comes_back_as_it_was(tmp_path):
     checkpoint.save(tmp_path / "a" / "model.safetensors", part())
     found = checkpoint.load(tmp_path / "a" / "model.safetensors")
-    assert (found.kind, found.config, found.facts) == ("rdm", {"name": "rep_mlp"}, {"step": 3})
+    assert (found.kind, found.config, found.facts) == ("rdm", {"name": "rep_mlp"}, checkpoint.Facts(step=3))
     assert torch.equal(found.tensors["w"], part().tensors["w"])
 
 

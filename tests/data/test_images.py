@@ -1,4 +1,4 @@
-"""Splits, reproducible views, and pairs of random views."""
+"""Splits and reproducible views."""
 
 import math
 from typing import Any
@@ -7,39 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rcg.config import AugmentConfig, DataConfig
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.datasets.digits import DigitsConfig
-from rcg.data.images import ContrastivePairs, Images, augmentation, load_images, resize
-
-STILL = AugmentConfig(crop=(1, 1), ratio=(1, 1), flip=False, jitter=0, gray=0, blur=0)
-
-
-class Noise:
-    """A source of color noise."""
-
-    in_memory = True
-    classes = ("even", "odd")
-    fingerprint = "0123456789abcdef"
-
-    def __init__(self, count: int = 6, height: int = 8, width: int = 8) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
-        self.labels: Tensor | None = torch.arange(count) % 2
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def load(self, index: int) -> Tensor:
-        return self.pixels[index]
-
-
-def config(**keys: Any) -> DataConfig:
-    return DataConfig(**{"name": "noise", "image_size": 8, **keys})
+from rcg.data.images import Images, load_images, resize
+from tests.data.noise import Noise, config
 
 
 @pytest.fixture
@@ -70,7 +44,7 @@ def test_labels_and_classes_are_those_of_the_chosen_images() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 13), (13, 8)])
-def test_without_random_crops_the_center_is_cut(height: int, width: int) -> None:
+def test_without_random_crops_the_center_is_cropped(height: int, width: int) -> None:
     source = Noise(height=height, width=width)
     top, left = (height - 8) // 2, (width - 8) // 2
     expected = source.pixels[0, :, top : top + 8, left : left + 8] / 255
@@ -126,9 +100,8 @@ def test_a_view_depends_on_the_image_and_not_on_its_position() -> None:
 
 def test_views_leave_the_global_generator_alone() -> None:
     images = Images(Noise(height=20, width=20), [0], config(crop="random"))
-    pairs = ContrastivePairs(images, AugmentConfig())
     before = torch.get_rng_state()
-    images[0, 3], pairs[0, 3]
+    images[0, 3]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -156,7 +129,7 @@ def test_the_fingerprint_follows_everything_that_changes_an_image() -> None:
         Images(other, [0, 1], config()),
     ]
     assert len({images.fingerprint for images in variants}) == len(variants)
-    assert Images(source, [0, 1], config(workers=3)).fingerprint == variants[0].fingerprint
+    assert Images(source, [0, 1], config(num_workers=3)).fingerprint == variants[0].fingerprint
 
 
 def test_the_split_is_disjoint_and_complete(digits: Any) -> None:
@@ -197,90 +170,6 @@ def test_digits_span_the_unit_interval_in_equal_channels(digits: Any) -> None:
     assert torch.equal(image[0], image[2])
     assert max(source.load(index).max().item() for index in range(20)) == 1
     assert len(source.fingerprint) == 16
-
-
-def test_pairs_are_two_different_views_of_the_images_own_size() -> None:
-    pair = ContrastivePairs(Images(Noise(height=40, width=30), [2, 1], config(image_size=16)), AugmentConfig())[1, 0]
-    assert pair["views"].shape == (2, 3, 16, 16)
-    assert pair["views"].dtype == torch.float32
-    assert not torch.equal(pair["views"][0], pair["views"][1])
-    assert (pair["label"].item(), pair["index"]) == (1, 1)
-
-
-def test_a_pair_depends_on_the_image_and_the_draw_alone() -> None:
-    source = Noise(height=20, width=20)
-    many, one = (ContrastivePairs(Images(source, chosen, config()), AugmentConfig()) for chosen in ([5, 3], [3]))
-    torch.manual_seed(1)
-    first = many[1, 7]["views"]
-    torch.manual_seed(2)
-    assert torch.equal(one[0, 7]["views"], first)
-    assert not torch.equal(one[0, 8]["views"], first)
-
-
-def test_pairs_never_reseed_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("reseeds every device"))
-    ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig())[0, 0]
-
-
-@pytest.mark.parametrize(
-    "augment",
-    [
-        AugmentConfig(),
-        AugmentConfig(rotate=30),
-        AugmentConfig(jitter=9),
-        AugmentConfig(gray=1),
-        AugmentConfig(blur=1),
-        AugmentConfig(erase=1),
-    ],
-)
-def test_views_stay_in_range_whatever_is_switched_on(augment: AugmentConfig) -> None:
-    pairs = ContrastivePairs(Images(Noise(height=20, width=20), range(6), config(image_size=16)), augment)
-    views = torch.stack([pairs[index % 6, index]["views"] for index in range(12)])
-    assert views.min() >= 0
-    assert views.max() <= 1
-    assert views.std() > 0.01
-
-
-@pytest.mark.parametrize("key", ["flip", "rotate", "jitter", "gray", "blur", "erase"])
-def test_each_transform_changes_views_when_switched_on_and_none_when_off(key: str) -> None:
-    images = Images(Noise(), [0], config())
-    active = AugmentConfig.model_validate({**STILL.model_dump(), key: {"flip": True, "rotate": 45}.get(key, 1)})
-    still, moved = (ContrastivePairs(images, augment) for augment in (STILL, active))
-    for view in still[0, 0]["views"]:
-        torch.testing.assert_close(view, images[0]["image"])
-    assert any(not torch.allclose(moved[0, draw]["views"], still[0, 0]["views"]) for draw in range(8))
-
-
-def test_small_crops_and_blur_are_for_large_images_unless_asked_for() -> None:
-    def described(size: int) -> str:
-        return str(augmentation(AugmentConfig(), size))
-
-    assert "scale=(0.2, 1.0)" in described(63)
-    assert "Blur" not in described(63)
-    assert "scale=(0.08, 1.0)" in described(64)
-    assert "Blur" in described(64)
-
-
-def test_gray_images_take_the_short_way_to_the_same_views() -> None:
-    gray = Noise(height=20, width=20).pixels[0, :1]
-    augment = augmentation(AugmentConfig(), 16)
-    for seed in range(10):
-        torch.manual_seed(seed)
-        short = augment(gray)
-        torch.manual_seed(seed)
-        torch.testing.assert_close(short.expand(3, -1, -1), augment(gray.expand(3, -1, -1)), atol=1e-3, rtol=0)
-
-
-def test_gray_sources_give_views_of_three_channels(digits: Any) -> None:
-    views = ContrastivePairs(load_images(digits()).train, AugmentConfig())[0, 0]["views"]
-    assert views.shape == (2, 3, 16, 16)
-    assert torch.equal(views[:, 0], views[:, 2])
-
-
-@pytest.mark.parametrize("key", ["crop", "ratio"])
-def test_a_falling_range_is_refused_by_its_key(key: str) -> None:
-    with pytest.raises(UserError, match=rf"augment\.{key} must rise"):
-        ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig.model_validate({key: (0.9, 0.5)}))
 
 
 class Ramp:

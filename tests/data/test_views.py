@@ -1,11 +1,11 @@
-"""Vectors are read row by row, wherever their shards lie."""
+"""Views are read row by row, wherever their shards are."""
 
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from rcg.data.views import Views
+from rcg.data.views import ShardedViews
 
 
 def shards(count=23, views=3, width=4, length=10):
@@ -15,7 +15,7 @@ def shards(count=23, views=3, width=4, length=10):
 
 def test_rows_of_shards_are_rows_of_the_whole():
     whole, parts = shards()
-    views = Views(parts)
+    views = ShardedViews(parts)
     assert (len(views), views.views) == (23, 3)
     positions, chosen = torch.randint(23, (50,)), torch.randint(3, (50,))
     assert torch.equal(views.rows(positions, chosen), whole[positions, chosen])
@@ -24,7 +24,7 @@ def test_rows_of_shards_are_rows_of_the_whole():
 
 def test_transforms_follow_each_other():
     whole, parts = shards()
-    views = Views(parts).map(lambda rows: rows[:, :2]).map(lambda rows: rows + 1)
+    views = ShardedViews(parts).map(lambda rows: rows[:, :2]).map(lambda rows: rows + 1)
     assert torch.equal(views.rows([3, 12], [0, 1]), whole[[3, 12], [0, 1], :2] + 1)
 
 
@@ -34,4 +34,4 @@ def test_a_file_is_mapped_and_not_copied(tmp_path):
     mapped = load_file(tmp_path / "a.safetensors")["rep"]
     lines = Path("/proc/self/maps").read_text()
     assert "a.safetensors" in lines
-    assert torch.equal(Views([mapped]).rows([5], [1])[0], whole[5, 1])
+    assert torch.equal(ShardedViews([mapped]).rows([5], [1])[0], whole[5, 1])

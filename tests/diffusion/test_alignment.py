@@ -2,31 +2,31 @@
 
 import pytest
 import torch
-from rcg.generators.dit import DiT, DiTConfig
 
 from rcg.config import AlignConfig
-from rcg.core import checkpoint
 from rcg.core.contracts import Space
-from rcg.diffusion.alignment import Alignment
+from rcg.core.errors import UserError
+from rcg.diffusion.alignment import AlignedModel, AlignmentHead
 from rcg.diffusion.model import build
-from tests.toy import tool, write
+from rcg.generators.dit import DiT, DiTConfig
+from tests.toy import tool, train, write
 
 
-def alignment(rows=2, columns=2, dim=5, width=5):
-    """An alignment whose projection is the identity."""
-    made = Alignment(AlignConfig(weight=0.5), width, Space((rows, columns, dim)))
+def head(rows=2, columns=2, dim=5, width=5):
+    """A head whose projection is the identity."""
+    made = AlignmentHead(AlignConfig(weight=0.5), width, Space((rows, columns, dim)))
     made.project = torch.nn.Identity()
     return made
 
 
 def test_the_loss_is_the_weighted_negative_cosine():
     patches = torch.randn(3, 4, 5)
-    loss = alignment()
+    loss = head()
     assert loss(7 * patches, patches).item() == pytest.approx(-0.5)
     assert loss(-patches, patches).item() == pytest.approx(0.5)
-    inner = torch.randn(3, 4, 5)
-    angles = [a @ b / a.norm() / b.norm() for a, b in zip(inner.flatten(0, 1), patches.flatten(0, 1))]
-    assert loss(inner, patches).item() == pytest.approx(-0.5 * torch.stack(angles).mean().item(), abs=1e-6)
+    hidden = torch.randn(3, 4, 5)
+    angles = [a @ b / a.norm() / b.norm() for a, b in zip(hidden.flatten(0, 1), patches.flatten(0, 1))]
+    assert loss(hidden, patches).item() == pytest.approx(-0.5 * torch.stack(angles).mean().item(), abs=1e-6)
 
 
 def test_a_grid_that_differs_is_resampled_in_its_place():
@@ -34,7 +34,7 @@ def test_a_grid_that_differs_is_resampled_in_its_place():
     patches = torch.zeros(1, 4, 4, 2)
     patches[..., 0] = torch.arange(4.0)
     patches[:, :2, :2, 1] = 1
-    small = alignment(4, 4, 2, 2)._resample(patches.flatten(1, 2), 2).view(2, 2, 2)
+    small = head(4, 4, 2, 2)._resample(patches.flatten(1, 2), 2).view(2, 2, 2)
     assert small[0, 0, 0] < small[0, 1, 0]
     assert torch.allclose(small[0, :, 0], small[1, :, 0])
     assert small[..., 1].argmax() == 0
@@ -44,8 +44,12 @@ def test_a_grid_that_differs_is_resampled_in_its_place():
 def model(**config):
     torch.manual_seed(0)
     config = DiTConfig(width=16, depth=3, heads=2, patch=4, condition="none", **config)
-    patches = Space((4, 4, 6)) if config.align else None
-    return build(config, DiT, Space((3, 16, 16)), None, patches)
+    return build(config, DiT, Space((3, 16, 16)), None)
+
+
+def aligned(**config):
+    m = model(align={"depth": 2, "hidden": 8}, **config)
+    return AlignedModel(m, AlignmentHead(m.config.align, m.network.width, Space((4, 4, 6))))
 
 
 def test_the_tokens_compared_are_those_after_the_chosen_block():
@@ -54,47 +58,45 @@ def test_the_tokens_compared_are_those_after_the_chosen_block():
         torch.nn.init.normal_(p, std=0.2)
     seen = []
     m.network.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
-    output, inner = m.network(torch.randn(2, 3, 16, 16), torch.tensor([1, 5]), inner=True)
-    assert torch.equal(inner, seen[0])
+    output = m.network(torch.randn(2, 3, 16, 16), torch.tensor([1, 5]))
+    assert torch.equal(m.network.features, seen[0])
     assert output.shape == (2, 1, 3, 16, 16)
 
 
 def test_alignment_adds_a_loss_and_leaves_the_others_alone():
-    m, x, patches = model(align={"depth": 2, "hidden": 8}), torch.randn(2, 3, 16, 16), torch.randn(2, 16, 6)
+    m, x, patches = aligned(), torch.randn(2, 3, 16, 16), torch.randn(2, 16, 6)
     torch.manual_seed(1)
     with_it = m(x, None, patches)
     torch.manual_seed(1)
-    without = m(x, None)
+    without = m.model(x, None)
     assert set(with_it) - set(without) == {"align"}
     assert with_it["mse"] == without["mse"]
     with_it["align"].backward()
-    assert all(p.grad is not None for p in m.alignment.parameters())
-    assert m.network.patches.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in m.head.parameters())
+    assert m.model.network.patches.weight.grad.abs().sum() > 0
 
 
-def test_a_generator_is_aligned_through_the_tools_and_keeps_no_trace(tmp_path):
+def test_a_generator_is_aligned_through_the_tools_and_leaves_no_trace_in_its_checkpoint(tmp_path):
     encoder = {"name": "moco_v3", "arch": "vit_small", "width": 24, "depth": 1, "patch": 8, "weights": "none"}
     encoder |= {"projector_hidden": 16, "projector_dim": 8}
-    train = {"steps": 5, "batch_size": 4, "log_every": 5, "precision": "no", "tracker": "none"}
-    path = write(tmp_path, encoder=encoder, generator__condition="none", generator__train=train)
-    trained = tool("train_pixel", path, "generator.align={depth: 1, hidden: 8}")
-    assert trained.returncode == 0, trained.stderr
-    assert '"align": ' in (tmp_path / "run" / "dit-none" / "log.jsonl").read_text()
-    part = checkpoint.load(tmp_path / "run" / "dit-none" / checkpoint.FILE)
-    assert not [key for key in part.tensors if "align" in key]
+    settings = {"steps": 5, "batch_size": 4, "log_every": 5, "precision": "no", "tracker": "none"}
+    path = write(tmp_path, encoder=encoder, generator__condition="none", generator__train=settings)
+    stage = train("generator", path, "generator.align={depth: 1, hidden: 8}")
+    assert '"align": ' in stage.log.read_text()
+    assert not [key for key in stage.part().tensors if "align" in key or "head" in key]
     sampled = tool("sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "out")
     assert sampled.returncode == 0, sampled.stderr
 
 
 def test_an_encoder_without_patches_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("encoders._published.PublishedEncoder.grid", None)
+    monkeypatch.setattr("rcg.encoders._published._grid", lambda trunk, side: None)
     path = write(tmp_path, encoder__weights="none", generator__align={"depth": 1}, generator__condition="none")
-    refused = tool("train_pixel", path)
-    assert refused.returncode == 2
-    assert "generator.align needs an encoder with patch tokens, and moco_v3 has none" in refused.stderr
+    with pytest.raises(UserError, match=r"generator\.align needs an encoder with patch tokens, and moco_v3 has none"):
+        train("generator", path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tokens_compared_are_those_of_the_pass_with_gradients():
-    m = model(align={"depth": 2, "hidden": 8}, self_condition=True)
+    m = aligned(self_condition=True)
     m(torch.randn(4, 3, 16, 16), None, torch.randn(4, 16, 6))["align"].backward()
-    assert m.network.patches.weight.grad.abs().sum() > 0
+    assert m.model.network.patches.weight.grad.abs().sum() > 0

@@ -1,40 +1,40 @@
-"""Steering by a probe against a closed form."""
+"""Classifier guidance by a linear probe, against a closed form."""
 
 import pytest
 import torch
 
 from rcg.core.contracts import Space
-from rcg.diffusion.guidance import Probe, Steered
+from rcg.diffusion.guidance import ClassifierGuided
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
-from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
-from tests.diffusion.samplers.test_samplers import Common
+from rcg.diffusion.samplers.ddim import DDIM
+from rcg.metrics.probe import LinearProbe
+from tests.ideal import BatchNoise
 
 
-def test_steered_gaussian_data_has_the_mean_of_the_posterior():
+def test_guided_gaussian_data_has_the_mean_of_the_posterior():
     # Data N(0, 1) and p(y = 1 | x) = sigmoid(a x): the posterior's mean is E[x sigmoid(a x)] / E[sigmoid(a x)].
     process, a = Gaussian(GaussianConfig(schedule="linear", predict="x0")), 0.8
     grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     weight = torch.exp(-(grid**2) / 2) * torch.sigmoid(a * grid)
     expected = float((grid * weight).sum() / weight.sum())
-    probe = Probe(torch.tensor([[0.0], [a]]), torch.zeros(2))
+    probe = LinearProbe(torch.tensor([[0.0], [a]]), torch.zeros(2))
     count = 20_000
 
     def net(x, t, cond):
         return (process.alpha[t][:, None] * x)[:, None]
 
-    steered = Steered(process, probe, torch.ones(count, dtype=torch.long), scale=1.0)
-    x = DDIM(DDIMConfig(steps=200, eta=1.0))(steered, net, Space((1,)), None, Common(count))
+    guided = ClassifierGuided(process, probe, torch.ones(count, dtype=torch.long), scale=1.0)
+    x = DDIM(steps=200, eta=1.0)(guided, net, Space((1,)), None, BatchNoise(count))
     assert x.mean().item() == pytest.approx(expected, rel=0.1)
-    still = Steered(process, probe, torch.ones(count, dtype=torch.long), scale=0.0)
-    assert DDIM(DDIMConfig(steps=50))(still, net, Space((1,)), None, Common(count)).mean().item() == pytest.approx(
-        0, abs=0.03
-    )
+    unguided = ClassifierGuided(process, probe, torch.ones(count, dtype=torch.long), scale=0.0)
+    x = DDIM(steps=50)(unguided, net, Space((1,)), None, BatchNoise(count))
+    assert x.mean().item() == pytest.approx(0, abs=0.03)
 
 
 def test_a_probe_learns_linear_classes():
     torch.manual_seed(0)
     labels = torch.arange(300) % 3
     z = 3 * torch.eye(3)[labels] + 0.3 * torch.randn(300, 3)
-    probe = Probe.fit(z, labels)
+    probe = LinearProbe.fit(z, labels)
     assert (probe.log_probability(z).argmax(1) == labels).all()
     torch.testing.assert_close(probe.log_probability(z).exp().sum(1), torch.ones(300))

@@ -5,18 +5,21 @@ import torch
 
 from rcg.core.contracts import MASK, Space
 from rcg.core.errors import UserError
-from rcg.core.rng import Streams
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.inpainting import box, hide, inpaint, known_tokens, shrink
-from tests.diffusion.test_model import model as dit
-from tests.generators.test_mage import model
-from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig, tokenizer_has_a_name  # noqa: F401
+from rcg.diffusion.samplers.maskgit import MaskGIT
+from tests.models import dit, mage
+from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig
+
+pytestmark = pytest.mark.usefixtures("toy_autoencoder")
 
 TOKENIZER = ToyTokenizer(ToyTokenizerConfig(), 16)
+STEPS = {"sampler": MaskGIT(steps=3)}
 IMAGE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def mage():
-    return model(Space((5,)), data=TOKENIZER.space).eval()
+def generator():
+    return mage(Space((5,)), data=TOKENIZER.space).eval()
 
 
 def holes(*boxes):
@@ -33,17 +36,17 @@ def test_a_token_is_masked_when_its_square_touches_the_hole():
 class Wide(ToyTokenizer):
     """A tokenizer whose receptive field reaches into the next square."""
 
-    def encode(self, image):
-        return super().encode(image.roll(4, -1))
+    def posterior(self, image):
+        return super().posterior(image.roll(4, -1))
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, Wide(ToyTokenizerConfig(), 16)])
-def test_what_is_in_the_hole_has_no_influence(tokenizer):
-    m, hole = mage(), holes((0.1, 0.2, 0.75, 0.5)).expand(3, -1, -1)
+def test_the_content_of_the_hole_has_no_influence(tokenizer):
+    m, hole = generator(), holes((0.1, 0.2, 0.75, 0.5)).expand(3, -1, -1)
     other = torch.where(hole[:, None], 1.0, IMAGE)
     z = torch.randn(3, 5)
     with torch.no_grad():
-        one, two = (inpaint(m, tokenizer, x, hole, z, Streams(0, range(3), "t"), steps=3) for x in (IMAGE, other))
+        one, two = (inpaint(m, tokenizer, x, hole, z, SampleNoise(0, range(3), "t"), **STEPS) for x in (IMAGE, other))
     assert torch.equal(one, two)
     assert torch.equal(known_tokens(tokenizer, IMAGE, hole), known_tokens(tokenizer, other, hole))
     assert torch.equal(hide(IMAGE, hole), hide(other, hole))
@@ -53,11 +56,13 @@ def test_pixels_outside_of_the_hole_are_as_they_were_and_each_image_has_a_hole_o
     hole = holes((0.25, 0.25, 0.75, 0.75), (0, 0, 1, 1), (0, 0, 0.25, 0.25))
     hole[2] = False
     with torch.no_grad():
-        painted = inpaint(mage(), TOKENIZER, IMAGE, hole, torch.randn(3, 5), Streams(0, range(3), "t"), steps=3)
+        results = inpaint(
+            generator(), TOKENIZER, IMAGE, hole, torch.randn(3, 5), SampleNoise(0, range(3), "t"), **STEPS
+        )
     known = ~hole[:, None].expand_as(IMAGE)
-    assert torch.equal(painted[known], IMAGE[known])
-    levels = painted[1] * (LEVELS - 1)
-    torch.testing.assert_close(levels, levels.round())  # this one was painted everywhere
+    assert torch.equal(results[known], IMAGE[known])
+    levels = results[1] * (LEVELS - 1)
+    torch.testing.assert_close(levels, levels.round())  # this one was generated everywhere
 
 
 def test_a_hole_is_hidden_behind_the_mean_of_the_rest():
@@ -76,7 +81,7 @@ def test_uncropping_keeps_the_shrunken_image_in_the_middle():
 
 
 @pytest.mark.parametrize("edges", [(0.5, 0, 0.5, 1), (0.6, 0, 0.4, 1), (-0.2, 0, 1, 1), (0, 0, 1, 1.3)])
-def test_boxes_that_are_none_are_refused(edges):
+def test_impossible_boxes_are_refused(edges):
     with pytest.raises(UserError, match="rising shares of the side"):
         box(16, *edges)
 
@@ -88,5 +93,5 @@ def test_shares_that_leave_nothing_are_refused(share):
 
 
 def test_a_generator_without_tokens_is_refused():
-    with pytest.raises(UserError, match="dit cannot paint parts of an image"):
-        inpaint(dit(), TOKENIZER, IMAGE, holes((0, 0, 1, 1)), None, Streams(0, range(3), "t"))
+    with pytest.raises(UserError, match="dit cannot generate parts of an image"):
+        inpaint(dit(), TOKENIZER, IMAGE, holes((0, 0, 1, 1)), None, SampleNoise(0, range(3), "t"))

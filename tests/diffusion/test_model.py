@@ -2,28 +2,21 @@
 
 import pytest
 import torch
-from rcg.generators.dit import DiT, DiTConfig
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
-from rcg.core.rng import Scaled, Streams, fold
-from rcg.diffusion.model import Guided, build
+from rcg.core.rng import SampleNoise, ScaledNoise, fold_seed
+from rcg.diffusion.guidance import Guided
+from rcg.diffusion.model import build
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.processes.masked import Masked, MaskedConfig
-
-
-def model(cond=None, **config):
-    torch.manual_seed(0)
-    condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
-    built = build(DiTConfig(width=16, depth=1, heads=2, patch=4, **condition | config), DiT, Space((3, 8, 8)), cond)
-    for p in built.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    return built
+from rcg.generators.dit import DiT, DiTConfig
+from tests.models import dit
 
 
 def plus(x, t, cond):
-    """A network that answers with its condition."""
+    """A network whose output is its condition."""
     return (0 * x + cond)[:, None]
 
 
@@ -49,8 +42,8 @@ def test_autoguidance_extrapolates_from_a_weaker_network_without_any_condition()
 def test_guidance_acts_inside_its_interval_only(t, inside):
     config = GuidanceConfig(scale=2.0, interval=(0.2, 0.6))
     guided = Guided(plus, torch.zeros(1, 1), config, horizon=1000)
-    answer = guided(torch.zeros(1, 1), torch.tensor([t]), torch.ones(1, 1))
-    assert answer.item() == (2 if inside else 1)
+    output = guided(torch.zeros(1, 1), torch.tensor([t]), torch.ones(1, 1))
+    assert output.item() == (2 if inside else 1)
 
 
 @pytest.mark.parametrize(
@@ -69,33 +62,34 @@ def test_a_ramp_grows_to_the_whole_scale_at_the_last_step(ramp, shares, sampler)
         process, levels = Masked(MaskedConfig()), Masked(MaskedConfig()).levels(4)
     config = GuidanceConfig(scale=3.0, ramp=ramp)
     guided = Guided(plus, torch.zeros(1, 1), config, process.horizon, steps=4)
-    found = [guided(torch.zeros(1, 1), torch.tensor([level.t]), torch.ones(1, 1)).item() for level in levels[:-1]]
+    scales = [guided(torch.zeros(1, 1), torch.tensor([level.t]), torch.ones(1, 1)).item() for level in levels[:-1]]
     # The first of a thousand levels is not quite all noise.
-    assert found == pytest.approx([1 + 2 * share for share in shares], abs=4e-3 if sampler == "ddim" else 1e-6)
+    assert scales == pytest.approx([1 + 2 * share for share in shares], abs=4e-3 if sampler == "ddim" else 1e-6)
 
 
-def test_a_ramp_is_asked_for_by_name_and_knows_the_number_of_steps(monkeypatch):
-    m, seen = model(Space((4,))), []
+def test_a_ramp_depends_on_the_number_of_steps(monkeypatch):
+    m, seen = dit(Space((4,))), []
     scale = Guided.scale
     monkeypatch.setattr(Guided, "scale", lambda self, time: seen.append(scale(self, time)) or seen[-1])
-    m.sample(torch.randn(2, 4), Streams(0, range(2), "t"), GuidanceConfig(scale=5.0, ramp="linear"), steps=2)
+    guidance, sampler = GuidanceConfig(scale=5.0, ramp="linear"), m.config.sampler.with_steps(2)
+    m.sample(torch.randn(2, 4), SampleNoise(0, range(2), "t"), guidance=guidance, sampler=sampler)
     assert seen == pytest.approx([3, 5], abs=0.01)
 
 
 def test_a_scale_of_one_is_the_conditional_model_alone():
-    m = model(Space((4,)))
-    cond = torch.randn(3, 4)
-    plain = m.sample(cond, Streams(0, range(3), "t"), GuidanceConfig(scale=1.0), steps=3)
+    m = dit(Space((4,)))
+    cond, sampler = torch.randn(3, 4), m.config.sampler.with_steps(3)
+    plain = m.sample(cond, SampleNoise(0, range(3), "t"), guidance=GuidanceConfig(scale=1.0), sampler=sampler)
     calls = []
     m.network.register_forward_hook(lambda *_: calls.append(1))
-    again = m.sample(cond, Streams(0, range(3), "t"), steps=3)
+    again = m.sample(cond, SampleNoise(0, range(3), "t"), sampler=sampler)
     assert torch.equal(plain, again)
     assert len(calls) == 3
 
 
 @pytest.mark.parametrize("cond", [Space((4,)), Space((), vocab=5)])
 def test_dropped_conditions_become_the_null_and_the_null_is_learned(cond, monkeypatch):
-    m = model(cond)
+    m = dit(cond)
     given = torch.randn(3, 4) if cond.vocab is None else torch.tensor([0, 1, 4])
     monkeypatch.setattr(m, "dropped", lambda c: torch.tensor([False, True, False]))
     replaced = m._drop(given)
@@ -109,25 +103,26 @@ def test_dropped_conditions_become_the_null_and_the_null_is_learned(cond, monkey
 
 
 def test_conditions_are_dropped_at_the_configured_rate():
-    m = model(Space((4,)), condition_dropout=0.25)
+    m = dit(Space((4,)), condition_dropout=0.25)
     torch.manual_seed(0)
     assert m.dropped(torch.zeros(20_000, 4)).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 def test_representations_are_noised_in_training_and_never_in_sampling():
-    m = model(Space((4,)), condition_dropout=0.0, condition_noise=0.5)
+    m = dit(Space((4,)), condition_dropout=0.0, condition_noise=0.5)
     given, seen = torch.ones(4000, 4), []
     m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     torch.manual_seed(0)
     m(torch.randn(4000, 3, 8, 8), given)
     assert seen[0].mean().item() == pytest.approx(1, abs=0.02)
     assert seen[0].std().item() == pytest.approx(0.5, abs=0.02)
-    m.sample(given[:2], Streams(0, range(2), "t"), GuidanceConfig(scale=1.0), steps=1)
+    sampler = m.config.sampler.with_steps(1)
+    m.sample(given[:2], SampleNoise(0, range(2), "t"), guidance=GuidanceConfig(scale=1.0), sampler=sampler)
     assert torch.equal(seen[1], given[:2])
 
 
 def test_labels_are_never_noised():
-    m = model(Space((), vocab=5), condition_dropout=0.0, condition_noise=0.5)
+    m = dit(Space((), vocab=5), condition_dropout=0.0, condition_noise=0.5)
     seen = []
     m.network.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     m(torch.randn(2, 3, 8, 8), torch.tensor([1, 3]))
@@ -135,18 +130,18 @@ def test_labels_are_never_noised():
 
 
 def test_temperature_scales_all_noise():
-    plain = model(sampler={"name": "ddim", "steps": 1})
-    warm = model(sampler={"name": "ddim", "steps": 1, "temperature": 0.5})
+    plain = dit(sampler={"name": "ddim", "steps": 1})
+    warm = dit(sampler={"name": "ddim", "steps": 1, "temperature": 0.5})
     started = []
     for m in (plain, warm):
         m.network.register_forward_pre_hook(lambda module, args: started.append(args[0]))
-        m.sample(None, Streams(0, range(2), "t"))
+        m.sample(None, SampleNoise(0, range(2), "t"))
     torch.testing.assert_close(started[1], 0.5 * started[0])
 
 
 def test_tokens_to_keep_are_refused_where_there_are_no_tokens():
     with pytest.raises(UserError, match="dit cannot keep parts of an image: use a generator of tokens"):
-        model().sample(None, Streams(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
+        dit().sample(None, SampleNoise(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
 
 
 def test_a_condition_that_the_neighbors_do_not_offer_is_refused():
@@ -156,12 +151,12 @@ def test_a_condition_that_the_neighbors_do_not_offer_is_refused():
 
 def test_streams_depend_on_seed_index_and_use_alone():
     def draw(seed, indices, use):
-        return Streams(seed, indices, use).normal((3,))
+        return SampleNoise(seed, indices, use).normal((3,))
 
     assert torch.equal(draw(0, [5, 6], "a")[1], draw(0, [6], "a")[0])
 
     def uniform(indices):
-        return Scaled(Streams(0, indices, "a"), 0.5).uniform((3,))
+        return ScaledNoise(SampleNoise(0, indices, "a"), 0.5).uniform((3,))
 
     assert torch.equal(uniform([5, 6])[1], uniform([6])[0])
     assert 0.5 < uniform(range(100)).max() < 1
@@ -170,9 +165,9 @@ def test_streams_depend_on_seed_index_and_use_alone():
 
 
 def test_folding_is_stable_across_versions():
-    assert fold(0, "step", 3) == fold(0, "step", 3)
-    assert len({fold(a, b) for a in range(20) for b in range(20)}) == 400
-    assert all(0 <= fold(a, "x") < 2**63 for a in range(50))
+    assert fold_seed(0, "step", 3) == fold_seed(0, "step", 3)
+    assert len({fold_seed(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= fold_seed(a, "x") < 2**63 for a in range(50))
 
 
 def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
@@ -188,6 +183,6 @@ def test_guidance_leaves_the_variance_and_the_channels_beyond_alone():
 
 
 def test_without_condition_dropout_every_trained_parameter_is_reached():
-    m = model(Space((4,)), condition_dropout=0.0)
+    m = dit(Space((4,)), condition_dropout=0.0)
     m(torch.randn(3, 3, 8, 8), torch.randn(3, 4))["mse"].backward()
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)

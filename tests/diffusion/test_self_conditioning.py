@@ -1,4 +1,4 @@
-"""What a self-conditioned network sees, in training and on the walk from noise to data."""
+"""The estimates that a self-conditioned network sees, in training and in sampling."""
 
 from itertools import pairwise
 
@@ -7,17 +7,16 @@ import torch
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
-from rcg.core.rng import Streams
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import build
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.processes.masked import Masked, MaskedConfig
-from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
-from rcg.diffusion.samplers.maskgit import MaskGIT, MaskGITConfig
+from rcg.diffusion.samplers.ddim import DDIM
+from rcg.diffusion.samplers.maskgit import MaskGIT
 from rcg.diffusion.self_conditioning import SelfConditioned, beside
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
-from tests.diffusion.samplers.test_samplers import Common
-from tests.generators.test_mage import model as mage
-from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+from tests.ideal import BatchNoise
+from tests.models import mage
 
 
 class Recorder:
@@ -37,14 +36,14 @@ def process():
     return Gaussian(GaussianConfig(predict="x0"))
 
 
-def test_a_walk_shows_the_network_its_last_estimate(process):
+def test_sampling_shows_the_network_its_last_estimate(process):
     net, seen = Recorder(), []
-    walk = SelfConditioned(process)
-    predict = walk.predict
-    walk.predict = lambda *args: (
+    wrapped = SelfConditioned(process)
+    predict = wrapped.predict
+    wrapped.predict = lambda *args: (
         seen.append(predict(*args).x0) or process.predict(lambda x, t, c: x[:, None], *args[1:])
     )
-    DDIM(DDIMConfig(steps=4))(walk, net, Space((3,)), None, Common(5))
+    DDIM(steps=4)(wrapped, net, Space((3,)), None, BatchNoise(5))
     assert torch.equal(net.shown[0], torch.zeros(5, 3))
     for shown, estimate in zip(net.shown[1:], seen, strict=False):
         assert torch.equal(shown, estimate)
@@ -67,7 +66,7 @@ def test_a_batch_of_one_is_trained_without_an_estimate(process):
     assert [tuple(shown.shape) for shown in net.shown] == [(1, 3)]
 
 
-def test_guidance_and_two_walks_do_not_mix_up_their_estimates():
+def test_guidance_and_two_samplings_do_not_mix_up_their_estimates():
     torch.manual_seed(0)
     config = RepMLPConfig(
         width=16, depth=1, condition="class", self_condition=True, sampler={"name": "heun", "steps": 3}
@@ -76,8 +75,8 @@ def test_guidance_and_two_walks_do_not_mix_up_their_estimates():
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     guided = {"guidance": config.guidance.model_copy(update={"scale": 2.0})}
-    both = model.sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), **guided)
-    alone = model.sample(torch.tensor([1]), Streams(0, [1], "t"), **guided)
+    both = model.sample(torch.tensor([0, 1]), SampleNoise(0, range(2), "t"), **guided)
+    alone = model.sample(torch.tensor([1]), SampleNoise(0, [1], "t"), **guided)
     torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -95,11 +94,11 @@ class Guesser:
         return logits
 
 
-def test_a_walk_of_tokens_shows_the_network_its_last_guess():
+def test_sampling_of_tokens_shows_the_network_its_last_guess():
     net, known = Guesser(), torch.full((3, 2, 2), MASK)
     known[:, 0, 0] = 0
-    walk = SelfConditioned(Masked(MaskedConfig()))
-    MaskGIT(MaskGITConfig(steps=3))(walk, net, Space((2, 2), vocab=5), None, Streams(0, range(3), "t"), known)
+    wrapped = SelfConditioned(Masked(MaskedConfig()))
+    MaskGIT(steps=3)(wrapped, net, Space((2, 2), vocab=5), None, SampleNoise(0, range(3), "t"), known)
     assert (net.shown[0][1] == MASK).all()
     for number, ((before, _), (_, guess)) in enumerate(pairwise(net.shown), 1):
         assert torch.equal(guess, torch.where(before == MASK, number, before))
@@ -115,17 +114,18 @@ def test_training_on_tokens_shows_half_of_the_batch_a_guess():
     assert (guess[2:] == MASK).all()
 
 
-def test_mage_hears_its_last_guess_once_it_has_learned_to():
+def test_mage_uses_its_last_guess_once_it_has_learned_to(toy_autoencoder):
     m = mage(Space((), vocab=3), self_condition=True, dropout=0.0)
     x = torch.full((2, 4, 4), MASK)
     guesses = torch.stack([beside(x, torch.full_like(x, symbol)) for symbol in (MASK, 1, 2)])
-    silent = [m.eval().network(given, torch.zeros(2)) for given in guesses]
-    assert torch.equal(silent[0], silent[1])
+    unchanged = [m.eval().network(given, torch.zeros(2)) for given in guesses]
+    assert torch.equal(unchanged[0], unchanged[1])
     torch.nn.init.normal_(m.network.guess.weight)
-    loud = [m.network(given, torch.zeros(2)) for given in guesses]
-    assert not torch.allclose(loud[0], loud[1])
-    assert not torch.allclose(loud[1], loud[2])
+    changed = [m.network(given, torch.zeros(2)) for given in guesses]
+    assert not torch.allclose(changed[0], changed[1])
+    assert not torch.allclose(changed[1], changed[2])
     m.train()(torch.randint(12, (4, 4, 4)), torch.tensor([0, 1, 2, 0]))["cross_entropy"].backward()
     assert m.network.guess.weight.grad.abs().sum() > 0
-    drawn = m.eval().sample(torch.tensor([0, 1]), Streams(0, range(2), "t"), GuidanceConfig(scale=2.0), steps=3)
-    assert drawn.shape == (2, 4, 4)
+    noise, sampler = SampleNoise(0, range(2), "t"), m.config.sampler.with_steps(3)
+    sample = m.eval().sample(torch.tensor([0, 1]), noise, guidance=GuidanceConfig(scale=2.0), sampler=sampler)
+    assert sample.shape == (2, 4, 4)

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
-from rcg.encoding.representation import Representation, Transform
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
 
 TINY_VIT = {"width": 16, "depth": 1, "heads": 2, "patch": 8, "input_size": 32, "weights": "none"}
 SMALL = {
@@ -19,6 +20,7 @@ SMALL = {
 
 @pytest.fixture(params=ENCODERS.names())
 def encoder(request):
+    torch.manual_seed(0)  # with some seeds the tiny networks map images to a constant
     network = ENCODERS.get(request.param)
     return network(network.Config(**SMALL.get(request.param, {})), image_size=32)
 
@@ -43,10 +45,10 @@ def test_it_maps_images_of_any_size_to_vectors_that_do_not_depend_on_the_batch(e
 def test_its_patch_features_lie_on_its_grid(encoder):
     if encoder.grid is None:
         with pytest.raises(UserError, match="no features on a grid"):
-            encoder.tokens(torch.rand(2, 3, 24, 24))
+            encoder.patch_features(torch.rand(2, 3, 24, 24))
     else:
         rows, columns = encoder.grid
-        assert encoder.eval().tokens(torch.rand(2, 3, 24, 24)).shape[:2] == (2, rows * columns)
+        assert encoder.eval().patch_features(torch.rand(2, 3, 24, 24)).shape[:2] == (2, rows * columns)
 
 
 def test_it_stays_frozen_inside_a_training_module(encoder):
@@ -57,6 +59,9 @@ def test_it_stays_frozen_inside_a_training_module(encoder):
 def test_its_identity_follows_weights_and_settings(encoder):
     first = Representation(encoder, Transform("none")).encoder_id
     assert Representation(encoder, Transform("per_sample")).encoder_id == first
+    weights = next(iter(encoder.parameters()), None)
+    if weights is None:
+        pytest.skip("an encoder without weights")
     with torch.no_grad():
-        next(iter(encoder.parameters())).add_(1)
+        weights.add_(1)
     assert Representation(encoder, Transform("none")).encoder_id != first

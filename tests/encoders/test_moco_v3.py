@@ -5,20 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
 from safetensors.torch import save_file
 
 from rcg.core.errors import UserError
-from rcg.encoding.representation import Representation, Transform
+from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
 from tests.parity import DATA, recorded, state
 
 TINY = {"arch": "vit_small", "width": 32, "depth": 2, "heads": 4, "patch": 14, "input_size": 56}
 TINY |= {"projector_hidden": 48, "projector_dim": 16}
+SIZE = 64
 SHARED = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
 
 
 def tiny(path, feature="projector"):
-    return MoCoV3(MoCoV3Config(**TINY, weights=str(path), feature=feature)).eval()
+    return MoCoV3(MoCoV3Config(**TINY, weights=str(path), feature=feature), SIZE).eval()
 
 
 def published(folder):
@@ -82,7 +84,7 @@ def test_a_file_with_the_keys_of_the_full_model_fills_every_tensor(arch, tmp_pat
                 key = f"module.base_encoder.blocks.{ours}.{kind}"
                 content[key.replace(ours, published)] = content.pop(key)
     torch.save({"state_dict": content}, tmp_path / "full.pth.tar")
-    encoder = MoCoV3(MoCoV3Config(arch=f"vit_{arch}", weights=str(tmp_path / "full.pth.tar")))
+    encoder = MoCoV3(MoCoV3Config(arch=f"vit_{arch}", weights=str(tmp_path / "full.pth.tar")), SIZE)
     for key, value in encoder.state_dict().items():
         assert key.endswith("num_batches_tracked") or (value == 2).all(), key
 
@@ -90,9 +92,9 @@ def test_a_file_with_the_keys_of_the_full_model_fills_every_tensor(arch, tmp_pat
 def test_a_file_of_another_architecture_says_what_does_not_fit(tmp_path):
     path = published(tmp_path)
     with pytest.raises(UserError, match=r"vit-tiny-300ep.pth.tar does not fit MoCoV3: it lacks trunk.blocks.2"):
-        MoCoV3(MoCoV3Config(**TINY | {"depth": 3}, weights=str(path)))
+        MoCoV3(MoCoV3Config(**TINY | {"depth": 3}, weights=str(path)), SIZE)
     with pytest.raises(UserError, match=r"differs: head.0.weight is \(48, 32\) instead of \(50, 32\)"):
-        MoCoV3(MoCoV3Config(**TINY | {"projector_hidden": 50}, weights=str(path)))
+        MoCoV3(MoCoV3Config(**TINY | {"projector_hidden": 50}, weights=str(path)), SIZE)
 
 
 def test_missing_truncated_and_pickled_files_are_refused(tmp_path):

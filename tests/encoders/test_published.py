@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from rcg.core.errors import UserError
 from rcg.encoders.data2vec import Data2Vec, Data2VecConfig
 from rcg.encoders.deit import DeiT, DeiTConfig
 from rcg.encoders.dino import DINO, DINOConfig
@@ -11,12 +14,11 @@ from rcg.encoders.ibot import IBOT, IBOTConfig
 from rcg.encoders.msn import MSN, MSNConfig
 from rcg.encoders.swav import SwAV, SwAVConfig
 from rcg.encoders.vicreg import VICReg, VICRegConfig
-from torch import nn
-
-from rcg.core.errors import UserError
-from rcg.encoding.representation import Representation, Transform
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
 from tests.parity import recorded, state
 
+SIZE = 32
 KEYS = Path(__file__).parents[2].parent / "shared" / "parity" / "keys"
 TINY = {"width": 32, "depth": 2, "heads": 4, "patch": 14, "input_size": 56}
 HEAD = {"projector_hidden": 48, "projector_dim": 16}
@@ -47,8 +49,8 @@ def distilled(name):
 def test_teacher_and_head_equal_the_published_ones(name, network, config, tmp_path):
     _, tensors = recorded(f"{name}_vit_tiny")
     path = save(tmp_path, distilled(name))
-    token = network(config(**TINY, weights=path))
-    head = network(config(**TINY, **HEAD, weights=path, feature="projector"))
+    token = network(config(**TINY, weights=path), SIZE)
+    head = network(config(**TINY, **HEAD, weights=path, feature="projector"), SIZE)
     torch.testing.assert_close(as_recorded(token, tensors), tensors["out/cls_feature"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(as_recorded(head, tensors), tensors["out/proj"], atol=1e-5, rtol=1e-5)
 
@@ -56,16 +58,16 @@ def test_teacher_and_head_equal_the_published_ones(name, network, config, tmp_pa
 def test_a_file_with_the_backbone_alone_serves_the_token_and_says_that_it_has_no_head(tmp_path):
     bare = {key: value for key, value in state("ibot_vit_tiny").items() if not key.startswith("head.")}
     path = save(tmp_path, {"state_dict": bare})
-    assert IBOT(IBOTConfig(**TINY, weights=path)).eval()(torch.rand(1, 3, 56, 56)).shape == (1, 32)
+    assert IBOT(IBOTConfig(**TINY, weights=path), SIZE).eval()(torch.rand(1, 3, 56, 56)).shape == (1, 32)
     with pytest.raises(UserError, match=r"holds no projection head: set encoder.feature=backbone"):
-        IBOT(IBOTConfig(**TINY, **HEAD, weights=path, feature="projector"))
+        IBOT(IBOTConfig(**TINY, **HEAD, weights=path, feature="projector"), SIZE)
 
 
 def test_deit_token_logits_and_representation_equal_the_published_ones(tmp_path):
     _, tensors = recorded("deit_vit_tiny")
     path = save(tmp_path, {"model": state("deit_vit_tiny")})
-    token = DeiT(DeiTConfig(**TINY, weights=path))
-    logits = DeiT(DeiTConfig(**TINY, classes=10, weights=path, feature="projector"))
+    token = DeiT(DeiTConfig(**TINY, weights=path), SIZE)
+    logits = DeiT(DeiTConfig(**TINY, classes=10, weights=path, feature="projector"), SIZE)
     torch.testing.assert_close(as_recorded(token, tensors), tensors["out/cls_feature"], atol=1e-5, rtol=1e-5)
     expected = tensors["out/logits"]
     torch.testing.assert_close(as_recorded(logits, tensors), expected, atol=1e-5, rtol=1e-5)
@@ -91,11 +93,11 @@ def test_files_with_the_keys_of_the_full_models_load(name, network, config, tmp_
             key, shape, _ = line.split("\t")
             listed[key] = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
     with torch.device("meta"):
-        assert shapes(network(config(weights="none", feature="projector"))) == listed
+        assert shapes(network(config(weights="none", feature="projector"), SIZE)) == listed
     tensors = {key: torch.zeros(1).expand(shape) for key, shape in listed.items()}  # one number on the disk
     teacher = {(key if key.startswith("head.") else f"backbone.{key}"): value for key, value in tensors.items()}
     path = save(tmp_path, {"model": tensors} if name == "deit" else {"teacher": teacher})
-    encoder = network(config(weights=path, feature="projector"))
+    encoder = network(config(weights=path, feature="projector"), SIZE)
     assert not any(tensor.any() for tensor in encoder.state_dict().values())
 
 
@@ -109,9 +111,12 @@ def marked(module):
 
 def layouts():
     torch.manual_seed(0)
-    swav, vicreg = SwAV(SwAVConfig(weights="none", feature="projector")), VICReg(VICRegConfig(weights="none"))
-    msn = MSN(MSNConfig(**TINY, weights="none"))
-    data2vec = Data2Vec(Data2VecConfig(**TINY, weights="none"))
+    swav, vicreg = (
+        SwAV(SwAVConfig(weights="none", feature="projector"), SIZE),
+        VICReg(VICRegConfig(weights="none"), SIZE),
+    )
+    msn = MSN(MSNConfig(**TINY, weights="none"), SIZE)
+    data2vec = Data2Vec(Data2VecConfig(**TINY, weights="none"), SIZE)
     flat = {
         f"module.{k.replace('trunk.', '').replace('head.', 'projection_head.')}": v for k, v in marked(swav).items()
     }
@@ -131,23 +136,23 @@ def layouts():
 def test_every_layout_fills_every_tensor(case, tmp_path):
     original, content = list(layouts())[case]
     path = save(tmp_path, content)
-    loaded = type(original)(original.config.model_copy(update={"weights": path}))
+    loaded = type(original)(original.config.model_copy(update={"weights": path}), SIZE)
     for key, value in original.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(loaded.state_dict()[key], value), key
 
 
 def test_a_file_of_another_kind_says_what_it_looks_like(tmp_path):
-    resnet = save(tmp_path, VICReg(VICRegConfig(weights="none")).trunk.state_dict())
+    resnet = save(tmp_path, VICReg(VICRegConfig(weights="none"), SIZE).trunk.state_dict())
     with pytest.raises(UserError, match=r"does not fit DINO: it lacks trunk.cls_token.*looks like a ResNet-50 of"):
-        DINO(DINOConfig(weights=resnet))
+        DINO(DINOConfig(weights=resnet), SIZE)
     small = save(tmp_path, {"model": state("deit_vit_tiny")})
     with pytest.raises(UserError, match="looks like a ViT of width 32 with 2 blocks and patches of 14 px"):
-        DeiT(DeiTConfig(weights=small))
+        DeiT(DeiTConfig(weights=small), SIZE)
 
 
 def test_the_mean_of_patches_represents_where_the_class_token_was_not_trained():
-    encoder = Data2Vec(Data2VecConfig(**TINY, weights="none")).eval()
+    encoder = Data2Vec(Data2VecConfig(**TINY, weights="none"), SIZE).eval()
     image = torch.rand(2, 3, 56, 56)
-    assert encoder.tokens(image).shape == (2, 16, 32)
-    torch.testing.assert_close(encoder(image), encoder.tokens(image).mean(1))
+    assert encoder.patch_features(image).shape == (2, 16, 32)
+    torch.testing.assert_close(encoder(image), encoder.patch_features(image).mean(1))

@@ -4,14 +4,14 @@ import pytest
 import timm
 import torch
 from pydantic import ValidationError
-from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 from safetensors.torch import save_file
 
 from rcg.core.errors import UserError
+from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 
 
 def encoder(model="resnet10t", **config):
-    return TimmModel(TimmModelConfig(model=model, **{"weights": "none", **config})).eval()
+    return TimmModel(TimmModelConfig(model=model, **{"weights": "none", **config}), 32).eval()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "wrapped.pth"])
@@ -50,7 +50,7 @@ def test_every_pooling_gives_one_vector_and_a_grid_without_prefix_tokens(model, 
     network = encoder(model, pooling=pooling, options=options, input_size=64)
     image = torch.rand(2, 3, 40, 50)
     assert network(image).shape == (2, network.width)
-    tokens = network.tokens(image)
+    tokens = network.patch_features(image)
     side = 4 if model.startswith("vit") else 2
     assert tokens.shape[:2] == (2, side * side)
 
@@ -97,5 +97,5 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
-    with pytest.raises(UserError, match=r"could not be had \(no network\): download them elsewhere"):
+    with pytest.raises(UserError, match=r"are unavailable \(no network\): download them elsewhere"):
         encoder(weights="pretrained")

@@ -1,32 +1,39 @@
-"""Representations are computed once, shard by shard, and served to nobody else."""
+"""Representations and latents are computed once, shard by shard, and served to nobody else."""
 
 import pytest
 import torch
-from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
 
+from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import load_images
-from rcg.distributed import launch as parallel
+from rcg.distributed.launch import launch
+from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
 from rcg.encoding import cache
-from rcg.encoding.representation import Representation, Transform
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
+from tests.toy_tokenizer import ToyTokenizer, ToyTokenizerConfig
 
 CONFIG = {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6}
 
 
-@pytest.fixture
-def encoder():
-    torch.manual_seed(0)
+def representation(seed=0):
+    torch.manual_seed(seed)
     return Representation(MoCoV3(MoCoV3Config(**CONFIG), 16), Transform("per_sample"))
 
 
 @pytest.fixture
+def encoder():
+    return representation()
+
+
+@pytest.fixture
 def images():
-    return load_images(DigitsConfig(limit=60, crop="random", flip=True))[0]
+    return load_images(DigitsConfig(limit=60, crop="random", flip=True)).train
 
 
 def compute(images, encoder, folder, views=2):
-    return cache.representations(images, encoder, views, folder, parallel.start(), "train")
+    return cache.representation_cache(images, encoder, views, folder, "train").fill(encoder.encode, launch())
 
 
 def everything(views):
@@ -46,11 +53,12 @@ def test_the_second_time_nothing_is_encoded(images, encoder, tmp_path, monkeypat
     first = everything(compute(images, encoder, tmp_path))
     monkeypatch.setattr(encoder, "encode", lambda image: pytest.fail("encoded again"))
     assert torch.equal(everything(compute(images, encoder, tmp_path)), first)
-    assert "from" in capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    assert f"representations of train images: 54 images x 2 views from {folder}" in capsys.readouterr().out
 
 
 def test_a_killed_run_loses_only_the_shards_it_had_not_written(images, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "SHARD_SIZE", 16)
     whole = everything(compute(images, encoder, tmp_path))
     (folder,) = tmp_path.iterdir()
     shards = sorted(folder.iterdir())
@@ -64,17 +72,34 @@ def test_a_killed_run_loses_only_the_shards_it_had_not_written(images, encoder, 
 
 def test_another_encoder_and_other_images_get_caches_of_their_own(images, encoder, tmp_path):
     compute(images, encoder, tmp_path)
-    torch.manual_seed(1)
-    compute(images, Representation(MoCoV3(MoCoV3Config(**CONFIG), 16), Transform("per_sample")), tmp_path)
-    compute(load_images(DigitsConfig(limit=50))[0], encoder, tmp_path)
+    compute(images, representation(seed=1), tmp_path)
+    compute(load_images(DigitsConfig(limit=50)).train, encoder, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_shard_that_belongs_elsewhere_is_refused(images, encoder, tmp_path):
     compute(images, encoder, tmp_path)
-    (mine,) = tmp_path.glob("*/shard-*")
-    compute(load_images(DigitsConfig(limit=50))[0], encoder, tmp_path / "other")
-    (foreign,) = (tmp_path / "other").glob("*/shard-*")
-    mine.write_bytes(foreign.read_bytes())
-    with pytest.raises(UserError, match="caches other images or another network"):
+    (own,) = tmp_path.glob("*/*.safetensors")
+    compute(load_images(DigitsConfig(limit=50)).train, encoder, tmp_path / "other")
+    (foreign,) = (tmp_path / "other").glob("*/*.safetensors")
+    own.write_bytes(foreign.read_bytes())
+    with pytest.raises(UserError, match="holds tensors of other images or of another network"):
         compute(images, encoder, tmp_path)
+
+
+def test_tokens_are_stored_in_two_bytes_where_they_fit():
+    class Tokens(ToyTokenizer):
+        vocab = 1024
+
+        @property
+        def space(self):
+            return Space((4, 4), vocab=self.vocab)
+
+        def posterior(self, image):
+            return torch.full((2, 4, 4), 1023)
+
+    packed = cache.pack(Tokens(ToyTokenizerConfig(), 16), torch.zeros(2, 3, 8, 8))
+    assert packed.dtype == torch.int16
+    assert torch.equal(cache.unpack(packed), torch.full((2, 4, 4), 1023))
+    Tokens.vocab = 2**15
+    assert cache.pack(Tokens(ToyTokenizerConfig(), 16), torch.zeros(2, 3, 8, 8)).dtype == torch.int32

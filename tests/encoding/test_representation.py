@@ -5,7 +5,7 @@ import torch
 
 from rcg.config import ProjectionConfig
 from rcg.core.errors import UserError
-from rcg.encoding.representation import Transform
+from rcg.encoding.transform import Transform
 
 
 def data(count=2000, width=6):
@@ -47,7 +47,7 @@ def test_whitening_gives_unit_variances_before_the_normalizer():
     torch.testing.assert_close(z.T.cov(), torch.eye(4), atol=1e-3, rtol=0)
 
 
-def test_what_was_learned_is_state_and_identity():
+def test_the_fit_is_state_and_identity():
     first, again = fitted("per_dataset", ProjectionConfig(width=3)), fitted("per_dataset", ProjectionConfig(width=3))
     assert first.id == again.id != fitted("per_dataset", ProjectionConfig(width=4)).id
     loaded = Transform("per_dataset", ProjectionConfig(width=3))

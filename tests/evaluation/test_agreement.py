@@ -1,4 +1,4 @@
-"""Figures agree with torch-fidelity, called directly on the same images."""
+"""Scores agree with torch-fidelity, called directly on the same images."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,15 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from rcg.core.errors import UserError
-from rcg.evaluation.evaluate import given_reference, published
-from rcg.evaluation.features import View, extract, inception_view
-from rcg.evaluation.samples import of_batch, of_folder
-from rcg.evaluation.scores import Reference, Resampling, compared
+from rcg.evaluation.extractors import FeatureExtractor, inception_extractor
+from rcg.evaluation.features import extract
+from rcg.evaluation.references import published_statistics, read_reference
+from rcg.evaluation.samples import folder_images, npz_images
+from rcg.evaluation.scores import Bootstrap, ReferenceFeatures, compare_features
 from rcg.metrics.inception import LOGITS
 from rcg.visual.grids import save_image
 
-LUCK = Resampling(4, 0, torch.device("cpu"))
+BOOTSTRAP = Bootstrap(4, 0, torch.device("cpu"))
 
 
 class Tiny(FeatureExtractorBase):
@@ -52,31 +53,32 @@ def images(count, seed, shade):
     return (255 * (smooth * shade).clamp(0, 1)).to(torch.uint8)
 
 
-def folder(path, *drawn):
+def folder(path, *arguments):
     path.mkdir()
-    found = images(*drawn)
+    found = images(*arguments)
     for i, image in enumerate(found):
         save_image(image / 255, path / f"{i:04d}.png")
     return found
 
 
-def tiny_view():
+def tiny_extractor():
     network = Tiny("tiny", ["2048", LOGITS])
-    return View(
+    return FeatureExtractor(
         "tiny",
         {"tap": "2048"},
         lambda batch: dict(zip(("2048", LOGITS), network(batch.images))),
         ("2048", LOGITS),
         "FID",
+        is_inception=True,
     )
 
 
-def figures(view, samples, reference, cache, warnings=None):
+def compute_scores(extractor, samples, reference, cache, warnings=None):
     accelerator = Accelerator(cpu=True)
-    seen = extract(samples, [view], cache, accelerator, "samples")
-    real = extract(reference, [view], cache, accelerator, "reference")
-    found = compared(view, seen[view.name], Reference(real), LUCK, [] if warnings is None else warnings)
-    return {figure.name: figure for figure in found}
+    features = extract(samples, [extractor], cache, accelerator, "samples")[extractor.name]
+    real = ReferenceFeatures(extract(reference, [extractor], cache, accelerator, "reference"))
+    scores = compare_features(extractor, features, real, BOOTSTRAP, [] if warnings is None else warnings)
+    return {score.name: score for score in scores}
 
 
 def agree(found, theirs):
@@ -89,13 +91,13 @@ def agree(found, theirs):
     }
     for ours, name in pairs.items():
         assert found[ours].value == pytest.approx(theirs[name], rel=1e-6), ours
-    assert found["IS"].spread.deviation == pytest.approx(theirs["inception_score_std"], rel=1e-6)
-    assert found["KID"].spread.deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+    assert found["IS"].std.std == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    assert found["KID"].std.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
 
 
-def test_all_figures_are_those_of_torch_fidelity(tmp_path, monkeypatch):
-    monkeypatch.setattr("rcg.evaluation.features.SHARD", 32)
-    monkeypatch.setattr("rcg.evaluation.features.FITTED", 50)
+def test_all_scores_are_those_of_torch_fidelity(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcg.evaluation.features.SHARD_SIZE", 32)
+    monkeypatch.setattr("rcg.evaluation.features.FIT_ROWS", 50)
     register_feature_extractor("tiny", Tiny)
     folder(tmp_path / "a", 90, 0, 1.0)
     folder(tmp_path / "b", 110, 1, 0.8)
@@ -112,16 +114,18 @@ def test_all_figures_are_those_of_torch_fidelity(tmp_path, monkeypatch):
         kid_subset_size=45,
         verbose=False,
     )
-    found = figures(tiny_view(), of_folder(tmp_path / "a", None), of_folder(tmp_path / "b", None), tmp_path / "cache")
+    found = compute_scores(
+        tiny_extractor(), folder_images(tmp_path / "a", None), folder_images(tmp_path / "b", None), tmp_path / "cache"
+    )
     assert 0.1 < theirs["precision"] < 1
     agree(found, theirs)
-    spread = found["FID"].spread
-    assert spread.deviation > 0
-    assert found["FID"].value < spread.mean < 2 * found["FID"].value  # a resample repeats images
+    std = found["FID"].std
+    assert std.std > 0
+    assert found["FID"].value < std.mean < 2 * found["FID"].value  # a resample repeats images
 
 
 @pytest.mark.slow
-def test_inception_figures_are_those_of_torch_fidelity(tmp_path):
+def test_inception_scores_are_those_of_torch_fidelity(tmp_path):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:  # random weights, so that nothing is downloaded
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
@@ -145,17 +149,19 @@ def test_inception_figures_are_those_of_torch_fidelity(tmp_path):
         kid_subset_size=12,
         verbose=False,
     )
-    view = inception_view(tmp_path / "inception.pth", "64", torch.device("cpu"))
+    extractor = inception_extractor(tmp_path / "inception.pth", "64", torch.device("cpu"))
     warnings = []
-    found = figures(view, *(of_folder(tmp_path / name, None) for name in "ab"), tmp_path / "cache", warnings)
+    found = compute_scores(
+        extractor, *(folder_images(tmp_path / name, None) for name in "ab"), tmp_path / "cache", warnings
+    )
     assert "FID-64 is no FID" in warnings[0]
     assert found["FID-64"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)  # singular: theirs
     assert found["KID-64"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
     assert found["precision"].value == theirs["precision"]
-    deep = inception_view(tmp_path / "inception.pth", "2048", torch.device("cpu"))
-    assert deep.outputs == ("2048", LOGITS, "spatial")
-    batch = next(iter(of_folder(tmp_path / "a", None).batches(range(2))))
-    assert {name: tuple(x.shape) for name, x in deep.see(batch).items()} == {
+    deep = inception_extractor(tmp_path / "inception.pth", "2048", torch.device("cpu"))
+    assert deep.taps == ("2048", LOGITS, "spatial")
+    batch = next(iter(folder_images(tmp_path / "a", None).batches(range(2))))
+    assert {name: tuple(x.shape) for name, x in deep.compute(batch).items()} == {
         "2048": (2, 2048),
         LOGITS: (2, 1008),
         "spatial": (2, 2023),
@@ -163,36 +169,39 @@ def test_inception_figures_are_those_of_torch_fidelity(tmp_path):
 
 
 def test_a_set_is_at_no_distance_from_itself(tmp_path):
-    drawn = folder(tmp_path / "a", 60, 0, 1.0)
-    np.savez(tmp_path / "a.npz", arr_0=drawn.permute(0, 2, 3, 1).numpy())
-    found = figures(tiny_view(), of_folder(tmp_path / "a", None), of_batch(tmp_path / "a.npz"), tmp_path / "cache")
+    original = folder(tmp_path / "a", 60, 0, 1.0)
+    np.savez(tmp_path / "a.npz", arr_0=original.permute(0, 2, 3, 1).numpy())
+    found = compute_scores(
+        tiny_extractor(), folder_images(tmp_path / "a", None), npz_images(tmp_path / "a.npz"), tmp_path / "cache"
+    )
     assert found["FID"].value == pytest.approx(0, abs=1e-10)
     assert found["precision"].value == found["recall"].value == found["coverage"].value == 1
 
 
 def test_batches_and_folders_hold_the_same_bytes(tmp_path):
-    drawn = folder(tmp_path / "a", 5, 0, 1.0)
+    original = folder(tmp_path / "a", 5, 0, 1.0)
     for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "a.npz", arr_0=drawn.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(5))
-        source = of_batch(tmp_path / "a.npz")
+        save(tmp_path / "a.npz", arr_0=original.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(5))
+        source = npz_images(tmp_path / "a.npz")
         assert (len(source), source.size) == (5, 16)
-        assert torch.equal(next(source.batches([3, 0, 4])).images, drawn[[3, 0, 4]])
-    assert torch.equal(next(of_folder(tmp_path / "a", None).batches(range(5))).images, drawn)
+        assert torch.equal(next(source.batches([3, 0, 4])).images, original[[3, 0, 4]])
+    assert torch.equal(next(folder_images(tmp_path / "a", None).batches(range(5))).images, original)
 
 
 def test_published_statistics_stand_for_their_images(tmp_path):
-    view = tiny_view()
+    extractor = tiny_extractor()
     folder(tmp_path / "a", 60, 0, 1.0)
     real = folder(tmp_path / "b", 70, 1, 0.8)
     features = Tiny("tiny", ["2048"])(real)[0].double()
     np.savez(tmp_path / "b.npz", mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
-    source, statistics = given_reference(tmp_path / "b.npz", 16)
-    assert source is None
-    samples = of_folder(tmp_path / "a", None)
-    seen = extract(samples, [view], tmp_path / "cache", Accelerator(cpu=True), "samples")
+    reference = read_reference(tmp_path / "b.npz", 16)
+    assert reference.images is None
+    samples = folder_images(tmp_path / "a", None)
+    seen = extract(samples, [extractor], tmp_path / "cache", Accelerator(cpu=True), "samples")
     warnings = []
-    found = {f.name: f for f in compared(view, seen["tiny"], Reference({}, statistics), LUCK, warnings)}
-    expected = figures(view, samples, of_folder(tmp_path / "b", None), tmp_path / "cache")
+    published = ReferenceFeatures({}, reference.statistics)
+    found = {score.name: score for score in compare_features(extractor, seen["tiny"], published, BOOTSTRAP, warnings)}
+    expected = compute_scores(extractor, samples, folder_images(tmp_path / "b", None), tmp_path / "cache")
     assert found["FID"].value == pytest.approx(expected["FID"].value, rel=1e-6)
     assert set(found) == {"FID", "IS"}
     assert "no KID, precision or recall" in warnings[0]
@@ -201,20 +210,28 @@ def test_published_statistics_stand_for_their_images(tmp_path):
 def test_statistics_of_another_layer_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", mu=np.zeros(4), sigma=np.eye(4))
     folder(tmp_path / "a", 20, 0, 1.0)
-    seen = extract(of_folder(tmp_path / "a", None), [tiny_view()], tmp_path / "cache", Accelerator(cpu=True), "samples")
-    reference = Reference({}, published(tmp_path / "other.npz"))
+    seen = extract(
+        folder_images(tmp_path / "a", None), [tiny_extractor()], tmp_path / "cache", Accelerator(cpu=True), "samples"
+    )
+    reference = ReferenceFeatures({}, published_statistics(tmp_path / "other.npz"))
     with pytest.raises(UserError, match="statistics are of 4 features, but FID compares 12"):
-        list(compared(tiny_view(), seen["tiny"], reference, LUCK, []))
+        list(compare_features(tiny_extractor(), seen["tiny"], reference, BOOTSTRAP, []))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(4), sigma=np.eye(5))
     with pytest.raises(UserError, match=r"odd.npz: mu \(4,\) and sigma \(5, 5\) are not the mean"):
-        published(tmp_path / "odd.npz")
+        published_statistics(tmp_path / "odd.npz")
 
 
 def test_too_few_images_are_said_to_be_so(tmp_path):
     folder(tmp_path / "a", 10, 0, 1.0)
     folder(tmp_path / "b", 30, 1, 0.8)
     warnings = []
-    figures(tiny_view(), of_folder(tmp_path / "a", None), of_folder(tmp_path / "b", None), tmp_path / "c", warnings)
+    compute_scores(
+        tiny_extractor(),
+        folder_images(tmp_path / "a", None),
+        folder_images(tmp_path / "b", None),
+        tmp_path / "c",
+        warnings,
+    )
     assert len(warnings) == 1
     assert "FID: 10 samples are too few for 12 features" in warnings[0]
 
@@ -230,29 +247,31 @@ def test_too_few_images_are_said_to_be_so(tmp_path):
 def test_a_batch_of_the_wrong_shape_is_refused(tmp_path, array, said):
     np.savez(tmp_path / "odd.npz", arr_0=array)
     with pytest.raises(UserError, match=said):
-        of_batch(tmp_path / "odd.npz")
+        npz_images(tmp_path / "odd.npz")
 
 
 def test_a_file_that_is_no_batch_is_refused(tmp_path):
     np.savez(tmp_path / "odd.npz", other=np.zeros(3))
     with pytest.raises(UserError, match="holds no arr_0"):
-        of_batch(tmp_path / "odd.npz")
+        npz_images(tmp_path / "odd.npz")
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(UserError, match=r"text.npz is not an .npz file that can be read"):
-        of_batch(tmp_path / "text.npz")
+        npz_images(tmp_path / "text.npz")
 
 
 def test_a_folder_with_a_broken_file_is_refused(tmp_path):
     folder(tmp_path / "a", 3, 0, 1.0)
     (tmp_path / "a" / "0001.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1 unreadable picture, 0001.png .*an evaluation counts every picture"):
-        of_folder(tmp_path / "a", None)
+        folder_images(tmp_path / "a", None)
 
 
-def test_some_features_are_drawn_from_all_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("rcg.evaluation.features.SHARD", 8)
+def test_some_features_are_sampled_from_all_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcg.evaluation.features.SHARD_SIZE", 8)
     folder(tmp_path / "a", 30, 0, 1.0)
-    seen = extract(of_folder(tmp_path / "a", None), [tiny_view()], tmp_path / "c", Accelerator(cpu=True), "samples")
+    seen = extract(
+        folder_images(tmp_path / "a", None), [tiny_extractor()], tmp_path / "c", Accelerator(cpu=True), "samples"
+    )
     every, some = seen["tiny"].read("2048"), seen["tiny"].read("2048", 20)
     positions = [int((every == row).all(1).nonzero()) for row in some]
     assert len(positions) == 20

@@ -1,14 +1,15 @@
-"""What every registered autoencoder promises."""
+"""The contract of every registered autoencoder."""
 
 import pytest
 import torch
-from rcg.generators.autoencoders._latents import draw
 
-from rcg.core.contracts import Reconstruction
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import Reconstruction, TrainableAutoencoder
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
-from rcg.encoding import cache
-from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, frozen, has_weights, restore_autoencoder
+from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, restore_autoencoder
+from rcg.encoding.cache import pack, unpack
+from rcg.generators.autoencoders._latents import draw_latents
 
 CONV = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": [2]}
 NETWORK = {
@@ -28,7 +29,7 @@ SMALL = {
 def autoencoder(request):
     torch.manual_seed(0)
     schema = AUTOENCODERS.get(request.param).Config
-    return frozen(build_autoencoder(schema(**SMALL.get(request.param, {})), 16))
+    return build_autoencoder(schema(**SMALL.get(request.param, {})), 16).freeze()
 
 
 def test_it_maps_images_into_its_space_and_back(autoencoder):
@@ -38,40 +39,40 @@ def test_it_maps_images_into_its_space_and_back(autoencoder):
     if autoencoder.space.vocab is not None:
         assert latent.dtype == torch.int64
         assert 0 <= latent.min() <= latent.max() < autoencoder.space.vocab
-    painted = autoencoder.decode(latent)
-    assert painted.shape == image.shape
-    assert 0 <= painted.min() <= painted.max() <= 1
-    torch.testing.assert_close(autoencoder.decode(latent[1:2]), painted[1:2], atol=1e-5, rtol=1e-4)
+    decoded = autoencoder.decode(latent)
+    assert decoded.shape == image.shape
+    assert 0 <= decoded.min() <= decoded.max() <= 1
+    torch.testing.assert_close(autoencoder.decode(latent[1:2]), decoded[1:2], atol=1e-5, rtol=1e-4)
 
 
-def test_its_latents_are_drawn_from_what_a_cache_keeps(autoencoder):
-    if not has_weights(autoencoder):
-        pytest.skip("there is nothing to keep")
+def test_its_latents_are_drawn_from_a_cached_posterior(autoencoder):
+    if not autoencoder.has_weights:
+        pytest.skip("there is nothing to cache")
     image = torch.rand(3, 3, 16, 16)
-    kept = cache.widen(cache.keep(autoencoder, image))
+    posterior = unpack(pack(autoencoder, image))
     torch.manual_seed(1)
-    drawn = autoencoder.draw(kept)
+    drawn = autoencoder.draw(posterior)
     torch.manual_seed(1)
     torch.testing.assert_close(drawn, autoencoder.encode(image), atol=5e-3, rtol=2e-3)
 
 
 def test_its_space_names_its_weights_and_survives_a_file(autoencoder):
-    if not has_weights(autoencoder):
+    if not autoencoder.has_weights:
         pytest.skip("there is nothing to identify")
-    part = autoencoder_part(autoencoder, {})
-    assert restore_autoencoder(part, 16).space == autoencoder.space
+    part = autoencoder_part(autoencoder, Facts(image_size=16))
+    assert restore_autoencoder(part).space == autoencoder.space
     changed = {name: value + 1 if value.is_floating_point() else value for name, value in part.tensors.items()}
-    other = restore_autoencoder(type(part)(part.kind, part.config, part.facts, changed), 16)
+    other = restore_autoencoder(Part(part.kind, part.config, part.facts, changed))
     assert other.space.shape == autoencoder.space.shape
     assert other.space.id != autoencoder.space.id
 
 
 def test_its_decoder_is_no_part_of_its_space(autoencoder):
-    if not has_weights(autoencoder):
+    if not autoencoder.has_weights:
         pytest.skip("there is nothing to identify")
-    part = autoencoder_part(autoencoder, {})
-    changed = {name: x * 1.5 if name.startswith(autoencoder.decoding) else x for name, x in part.tensors.items()}
-    other = restore_autoencoder(type(part)(part.kind, part.config, part.facts, changed), 16)
+    part = autoencoder_part(autoencoder, Facts(image_size=16))
+    changed = {name: x * 1.5 if name.startswith(autoencoder.decoder_keys) else x for name, x in part.tensors.items()}
+    other = restore_autoencoder(Part(part.kind, part.config, part.facts, changed))
     assert other.space == autoencoder.space
     image = torch.rand(2, 3, 16, 16)
     assert torch.equal(other.posterior(image), autoencoder.posterior(image))
@@ -79,32 +80,34 @@ def test_its_decoder_is_no_part_of_its_space(autoencoder):
     assert not torch.equal(other.decode(latent), autoencoder.decode(latent))
 
 
-def test_a_space_that_is_kept_learns_and_follows_nothing(autoencoder):
-    if not hasattr(autoencoder.config if has_weights(autoencoder) else None, "train"):
+def test_a_space_whose_decoder_alone_is_trained_does_not_change(autoencoder):
+    if not isinstance(autoencoder, TrainableAutoencoder):
         pytest.skip("it is used as it is")
-    autoencoder.requires_grad_(True).keep_space()
+    autoencoder.requires_grad_(True).train_decoder_only()
     before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
-    made = autoencoder.train()(torch.rand(3, 3, 16, 16))
-    made.image.sum().backward()
+    reconstruction = autoencoder.train()(torch.rand(3, 3, 16, 16))
+    reconstruction.image.sum().backward()
     for name, p in autoencoder.named_parameters():
-        assert (p.grad is not None) == name.startswith(autoencoder.decoding), name
+        assert (p.grad is not None) == name.startswith(autoencoder.decoder_keys), name
     assert all(torch.equal(before[name], value) for name, value in autoencoder.state_dict().items())
 
 
 def test_one_that_can_be_trained_reconstructs_with_gradients(autoencoder):
-    if not hasattr(autoencoder.config if has_weights(autoencoder) else None, "train"):
+    if not isinstance(autoencoder, TrainableAutoencoder):
         pytest.skip("it is used as it is")
     autoencoder.train().requires_grad_(True)
-    made = autoencoder(torch.rand(3, 3, 16, 16))
-    assert isinstance(made, Reconstruction)
-    assert made.image.shape == (3, 3, 16, 16)
-    (made.image.sum() + sum(made.losses.values())).backward()
+    reconstruction = autoencoder(torch.rand(3, 3, 16, 16))
+    assert isinstance(reconstruction, Reconstruction)
+    assert reconstruction.image.shape == (3, 3, 16, 16)
+    assert (reconstruction.codes is None) == (autoencoder.vocab is None)
+    assert (autoencoder.standardize is None) == (autoencoder.space.vocab is not None)
+    (reconstruction.image.sum() + sum(reconstruction.losses.values())).backward()
     assert all(p.grad is not None for p in autoencoder.parameters())
 
 
-def test_latents_are_drawn_with_the_mean_and_deviation_that_are_kept():
+def test_latents_are_drawn_with_the_mean_and_std_of_the_posterior():
     torch.manual_seed(0)
-    drawn = draw(torch.cat([torch.full((1, 4, 64, 64), 2.0), torch.full((1, 4, 64, 64), 0.5)], dim=1))
+    drawn = draw_latents(torch.cat([torch.full((1, 4, 64, 64), 2.0), torch.full((1, 4, 64, 64), 0.5)], dim=1))
     assert drawn.mean().item() == pytest.approx(2, abs=0.02)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
 
@@ -139,4 +142,4 @@ def test_sizes_that_are_not_given_follow_the_image(name, size, side, width, grou
     norms = [module for module in autoencoder.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {groups}
     if name == "vqgan":
-        assert autoencoder.quantize.vocab == {256: 1024, 128: 1024, 64: 1024, 32: 256, 16: 64}[size]
+        assert autoencoder.vocab == {256: 1024, 128: 1024, 64: 1024, 32: 256, 16: 64}[size]

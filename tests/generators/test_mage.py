@@ -1,39 +1,26 @@
-"""MAGE against the published network's recorded outputs, and what its training step promises."""
+"""MAGE against the published network's recorded outputs, and its training step."""
 
 import pytest
 import torch
-from rcg.generators.mage import MAGE, MAGEConfig
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
 from rcg.core.errors import UserError
-from rcg.core.rng import Streams
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import build
-from rcg.diffusion.processes.masked import Draws
+from rcg.diffusion.processes.masked import MaskDraws
+from rcg.generators.mage import MAGEConfig
 from rcg.nn import Attention, attend
-from tests.generators.published.test_mage_converter import published
+from tests.models import TOKENS
+from tests.models import mage as model
 from tests.parity import recorded
-from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+from tests.recorded_mage import published
 
-DATA = Space((4, 4), vocab=12, id="tokens")
-
-
-def model(cond=None, data=DATA, **config):
-    torch.manual_seed(0)
-    condition = {"condition": "none" if cond is None else "class" if cond.vocab else "representation"}
-    sizes = {
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
-        "autoencoder": "toy_tokenizer",
-    }
-    return build(MAGEConfig(**sizes | condition | config), MAGE, data, cond)
+pytestmark = pytest.mark.usefixtures("toy_autoencoder")
 
 
 def recorded_draws(tensors):
-    return Draws(tensors["aux/mask_rate"].expand(2), tensors["aux/mask_noise"].view(2, 16, 16))
+    return MaskDraws(tensors["aux/mask_rate"].expand(2), tensors["aux/mask_noise"].view(2, 16, 16))
 
 
 def in_recorded_order(m, tensors, monkeypatch):
@@ -90,21 +77,24 @@ def test_a_decoding_step_equals_the_published_one():
 
 
 @pytest.mark.parametrize("cond", [None, Space((3,)), Space((), vocab=5)])
-def test_every_condition_trains_every_weight_and_draws_tokens(cond):
+def test_every_condition_trains_every_weight_and_generates_tokens(cond):
     m = model(cond, dropout=0.0).train()
     x = torch.randint(12, (6, 4, 4))
-    given = None if cond is None else torch.randn(6, 3) if cond.vocab is None else torch.randint(5, (6,))
-    m(x, given)["cross_entropy"].backward()
+    c = None
+    if cond is not None:
+        c = torch.randn(6, 3) if cond.vocab is None else torch.randint(5, (6,))
+    m(x, c)["cross_entropy"].backward()
     still = {name for name, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
     assert not still - {"null"}  # the null is drawn for a tenth of the samples only
-    drawn = m.eval().sample(given, Streams(0, range(6), "t"), GuidanceConfig(scale=2.0), steps=4)
-    assert drawn.shape == (6, 4, 4)
-    assert drawn.dtype == torch.int64
-    assert 0 <= drawn.min() <= drawn.max() < 12
+    guidance, sampler = GuidanceConfig(scale=2.0), m.config.sampler.with_steps(4)
+    samples = m.eval().sample(c, SampleNoise(0, range(6), "t"), guidance=guidance, sampler=sampler)
+    assert samples.shape == (6, 4, 4)
+    assert samples.dtype == torch.int64
+    assert 0 <= samples.min() <= samples.max() < 12
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_the_output_shares_the_embeddings_and_trains_them_if_asked_to(trains):
+def test_the_output_shares_the_embeddings_and_trains_them_if_configured(trains):
     m = model(tie_embedding_grad=trains).eval()
     x = torch.full((2, 4, 4), MASK)
     m.network(x, torch.zeros(2)).square().sum().backward()
@@ -118,22 +108,22 @@ def test_the_output_shares_the_embeddings_and_trains_them_if_asked_to(trains):
 
 
 def some_known(*known):
-    """Return tokens `(B, 4, 4)` of which so many are known in each row."""
+    """Return tokens `(B, 4, 4)` with these numbers of known ones in each row."""
     x = torch.randint(12, (len(known), 4, 4))
     for row, number in enumerate(known):
         x[row].flatten()[torch.randperm(16)[number:]] = MASK
     return x
 
 
-def test_the_encoder_has_room_for_every_known_token_and_a_constant_one_in_training():
+def test_the_encoder_gets_every_known_token_and_a_constant_number_in_training():
     m = model(min_encoder_tokens=0.25).train()
     x = some_known(0, 3, 8)
     order = m.network._order(x.flatten(1) == MASK)
     known = x.flatten(1).gather(1, order) != MASK
     assert [row.nonzero().flatten().tolist() for row in known] == [[], [0, 1, 2], list(range(8))]
     assert [sorted(row) for row in order.tolist()] == [list(range(16))] * 3
-    given = []
-    m.network.encoder[0].register_forward_pre_hook(lambda module, args: given.append(args[0].shape))
+    lengths = []
+    m.network.encoder[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1] - 1))
     m.network(x, torch.zeros(3))
     m.network.eval()
     for x in (some_known(0, 0, 0), some_known(0, 3, 8), some_known(1, 16, 0)):
@@ -142,10 +132,10 @@ def test_the_encoder_has_room_for_every_known_token_and_a_constant_one_in_traini
     m.network(some_known(0, 0, 0), torch.zeros(3))
     m.network.min_encoder_tokens = 16
     m.network(some_known(1, 2, 0), torch.zeros(3))
-    assert given == [(3, 1 + room, 16) for room in (8, 4, 8, 16, 0, 16)]
+    assert lengths == [8, 4, 8, 16, 0, 16]
 
 
-def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
+def test_a_sample_does_not_depend_on_the_others_of_its_batch():
     m = model().eval()
     x = some_known(0, 6, 9, 16)
     for grad in (True, False):  # the two ways to compute attention
@@ -155,9 +145,9 @@ def test_what_a_sample_sees_does_not_depend_on_the_others_of_its_batch():
         torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("room", [0, 0.5, 1.0])
-def test_sampling_sees_every_known_token_and_masked_ones_only_where_there_is_room(room):
-    m = model(min_encoder_tokens=room).eval()
+@pytest.mark.parametrize("share", [0, 0.5, 1.0])
+def test_sampling_sees_every_known_token_and_masked_ones_up_to_a_share(share):
+    m = model(min_encoder_tokens=share).eval()
     x = some_known(4, 10)
     with torch.no_grad():
         before, positions, seen = m.network(x, torch.zeros(2)), m.network.positions.weight.clone(), []
@@ -167,7 +157,7 @@ def test_sampling_sees_every_known_token_and_masked_ones_only_where_there_is_roo
             m.network.positions.weight.copy_(positions)
     masked, seen = x.flatten(1) == MASK, torch.stack(seen, dim=1)
     assert seen[~masked].all()
-    assert (seen & masked).sum(1).tolist() == {0: [0, 0], 0.5: [8 - 4, 0], 1: [16 - 4, 16 - 10]}[room]
+    assert (seen & masked).sum(1).tolist() == {0: [0, 0], 0.5: [8 - 4, 0], 1: [16 - 4, 16 - 10]}[share]
 
 
 def test_without_dropped_tokens_training_and_sampling_see_the_same():
@@ -184,7 +174,7 @@ def test_the_training_step_compiles_without_a_break_and_without_data_dependent_s
     assert compiled(x, torch.zeros(4), torch.randn(4, 3)).shape == (4, 1, 12, 4, 4)
 
 
-def test_it_learns_what_its_condition_says():
+def test_it_learns_its_condition():
     m = model(
         Space((), vocab=3),
         width=32,
@@ -201,8 +191,8 @@ def test_it_learns_what_its_condition_says():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    drawn = m.eval().sample(torch.arange(3), Streams(0, range(3), "t"))
-    assert (drawn == pattern).float().mean() > 0.9
+    samples = m.eval().sample(torch.arange(3), SampleNoise(0, range(3), "t"))
+    assert (samples == pattern).float().mean() > 0.9
 
 
 def test_one_name_brings_process_sampler_and_ramp():
@@ -212,27 +202,27 @@ def test_one_name_brings_process_sampler_and_ramp():
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "error"),
     [
-        ({"process": "gaussian"}, "the sampler maskgit cannot walk back the process gaussian; those that can: ddim"),
+        ({"process": "gaussian"}, "the sampler maskgit cannot reverse the process gaussian; those that can: ddim"),
         ({"process": "gaussian", "sampler": "ddim"}, "MAGE fills in masked tokens: use masked"),
         ({"sampler": "ddim"}, "those that can: maskgit"),
     ],
 )
-def test_a_process_or_sampler_for_other_data_is_refused(config, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_process_or_sampler_for_other_data_is_refused(config, error):
+    with pytest.raises(ValueError, match=error):
         MAGEConfig(autoencoder="toy_tokenizer", **config)
 
 
 def test_data_of_another_kind_is_refused():
     from rcg.generators.dit import DiT, DiTConfig
 
-    with pytest.raises(UserError, match="the process masked cannot corrupt real numbers, which pixels gives"):
+    with pytest.raises(UserError, match="the process masked cannot corrupt real numbers of pixels"):
         model(data=Space((3, 8, 8), id="pixels"))
-    with pytest.raises(UserError, match="the process gaussian cannot corrupt tokens, which tokens gives"):
-        build(DiTConfig(condition="none"), DiT, DATA, None)
-    with pytest.raises(UserError, match="dit paints with real numbers, but tokens gives tokens"):
-        build(DiTConfig(condition="none", process="masked", sampler="maskgit"), DiT, DATA, None)
+    with pytest.raises(UserError, match="the process gaussian cannot corrupt tokens of tokens"):
+        build(DiTConfig(condition="none"), DiT, TOKENS, None)
+    with pytest.raises(UserError, match="dit generates real numbers, but tokens gives tokens"):
+        build(DiTConfig(condition="none", process="masked", sampler="maskgit"), DiT, TOKENS, None)
     with pytest.raises(UserError, match="must be a multiple of decoder_heads"):
         model(decoder_heads=3)
     with pytest.raises(UserError, match="width is 18; positions need a multiple of 4"):
@@ -253,13 +243,13 @@ def test_a_training_step_never_asks_the_device_for_a_value(cond):
     # There, tensors have shapes but no values: item(), nonzero() and boolean indices raise.
     with torch.device("meta"):
         m = model(cond).train()
-        given = torch.randn(6, 3) if cond.vocab is None else torch.zeros(6, dtype=torch.long)
-        m(torch.zeros(6, 4, 4, dtype=torch.long), given)["cross_entropy"].backward()
+        c = torch.randn(6, 3) if cond.vocab is None else torch.zeros(6, dtype=torch.long)
+        m(torch.zeros(6, 4, 4, dtype=torch.long), c)["cross_entropy"].backward()
         assert m.network.words.weight.grad.shape == (14, 16)
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_dropout_silences_attention_weights_and_outputs_in_training_alone(grad):
+def test_dropout_zeroes_attention_weights_and_outputs_in_training_alone(grad):
     torch.manual_seed(0)
     attention, x = Attention(8, 2, dropout=0.25), torch.randn(64, 10, 8)
     q, k = torch.randn(2, 64, 2, 10, 10)
@@ -279,9 +269,9 @@ def test_attention_is_the_mean_of_the_values_that_are_seen(grad, dtype, toleranc
     seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 4:] = False
     with torch.set_grad_enabled(grad):
-        found = [attend(q, k, v, seen=seen), attend(q, k, v)]
+        results = [attend(q, k, v, key_mask=seen), attend(q, k, v)]
     weights = torch.einsum("bhnd,bhmd->bhnm", q.double(), k.double() / 8**0.5).exp()
-    for result, among in zip(found, (seen, torch.ones_like(seen)), strict=True):
+    for result, among in zip(results, (seen, torch.ones_like(seen)), strict=True):
         left = weights * among[:, None, None]
         torch.testing.assert_close(
             result.double(), left / left.sum(-1, keepdim=True) @ v.double(), atol=tolerance, rtol=tolerance
@@ -291,8 +281,8 @@ def test_attention_is_the_mean_of_the_values_that_are_seen(grad, dtype, toleranc
 
 @pytest.mark.parametrize("cond", [Space((), vocab=10, id="labels"), Space((64,), id="z")])
 def test_a_condition_starts_as_large_as_the_tokens_beside_it(cond):
-    """Labels at a deviation of 0.02 are lost beside tokens of deviation 1."""
+    # Labels with a std of 0.02 are lost beside tokens with a std of 1.
     network = model(cond=cond, width=64).network
-    told = torch.arange(10) if cond.vocab else torch.nn.functional.layer_norm(torch.randn(10, 64), (64,))
-    slot, token = network.cond(told), network._embed(torch.arange(10)[None], torch.arange(1, 11)[None])
+    c = torch.arange(10) if cond.vocab else torch.nn.functional.layer_norm(torch.randn(10, 64), (64,))
+    slot, token = network.cond(c), network._embed(torch.arange(10)[None], torch.arange(1, 11)[None])
     assert 0.5 < slot.square().mean() / token.square().mean() < 2

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from rcg.generators.published import adm, dit, ldm
 
 from rcg.config import GuidanceConfig
 from rcg.core.contracts import Space
 from rcg.core.registry import GENERATORS, SAMPLERS
-from rcg.diffusion.model import Guided, build
+from rcg.diffusion.guidance import Guided
+from rcg.diffusion.model import build
 from rcg.diffusion.processes._affine import Draws
-from tests.diffusion.samplers.test_samplers import Recorded
+from rcg.generators.published import adm, dit, ldm
+from tests.ideal import RecordedNoise
 from tests.parity import recorded, state
 
 LEARNED = {"name": "gaussian", "variance": "learned_range"}
@@ -20,30 +21,32 @@ UNET = {"width": 32, "groups": 32, "head_width": 16}
 def model(name):
     """Build a recorded network; return it with its recorded tensors and the condition among them."""
     about, tensors = recorded(name)
-    theirs, found = about["config"], state(name)
+    config, weights = about["config"], state(name)
     condition = "class" if "y" in about["inputs"] and "class" in name else "representation"
     if "uncond" in name:
         condition = "none"
-    labels = Space((), vocab=theirs.get("num_classes", 1))
+    labels = Space((), vocab=config.get("num_classes", 1))
     cond = {"none": None, "class": labels, "representation": Space((12,))}[condition]
     if name.startswith("dit"):
         settings = {"width": 32, "depth": 2, "heads": 4, "gelu": "exact", "process": LEARNED}
-        kind, shape, found = "dit", (4, 8, 8), dit.ours(found, condition)
+        kind, shape, weights = "dit", (4, 8, 8), dit.to_ours(weights, condition)
     elif name.startswith("adm"):
         settings = {"multipliers": (1, 2), "blocks": 1, "attention": (8,)} | UNET
         kind, shape = "adm", (3, 16, 16)
-        found = {f"network.{key}": value for key, value in adm.ours(found, adm.Layout(16, head_width=16)).items()}
+        weights = {
+            f"network.{key}": value for key, value in adm.to_ours(weights, adm.Layout(16, head_width=16)).items()
+        }
     else:
         settings = {"multipliers": (1, 2), "blocks": 1, "attention": (8, 4)} | UNET
         kind, shape = "ldm", (4, 8, 8)
-        found = {f"network.{key}": value for key, value in ldm.ours(found).items()}
+        weights = {f"network.{key}": value for key, value in ldm.to_ours(weights).items()}
     network = GENERATORS.get(kind)
     built = build(network.Config(condition=condition, **settings), network, Space(shape), cond)
     if built.null is not None:
-        found.setdefault("null", torch.zeros(1, 12))
-    built.load_state_dict(found)
-    given = {"none": None, "class": tensors.get("in/y"), "representation": tensors.get("in/rep")}[condition]
-    return built.eval().requires_grad_(False), tensors, given
+        weights.setdefault("null", torch.zeros(1, 12))
+    built.load_state_dict(weights)
+    value = {"none": None, "class": tensors.get("in/y"), "representation": tensors.get("in/rep")}[condition]
+    return built.eval().requires_grad_(False), tensors, value
 
 
 @pytest.mark.parametrize("name", [*DITS, *ADMS, "ldm_unet_tiny_rep"])
@@ -67,15 +70,14 @@ def test_losses_equal_the_published_ones_sample_by_sample(name, monkeypatch):
 
 
 def close(x, expected):
-    """Whether two ends of a walk agree; with random weights their values are large."""
+    """Compare samples; with random weights their values are large."""
     scale = expected.abs().max().item()
     torch.testing.assert_close(x, expected, atol=1e-5 * scale, rtol=1e-4)
 
 
-def walk(m, start, draws, cond, sampler, **config):
-    found = SAMPLERS.get(sampler)
-    source = Recorded([start, *draws])
-    return found(found.Config(**config))(m.process, m.network, m.data, cond, source)
+def sample(m, start, draws, cond, name, **settings):
+    sampler = SAMPLERS.get(name)(**settings)
+    return sampler(m.process, m.network, m.data, cond, RecordedNoise([start, *draws]))
 
 
 @pytest.mark.parametrize("name", [*DITS, "adm_unet_tiny_rep"])
@@ -83,7 +85,7 @@ def test_ancestral_sampling_equals_the_published_loop(name):
     m, tensors, cond = model(name)
     clip = name.startswith("adm")
     draws = tensors["aux/p_sample_step_noise"]
-    x = walk(m, tensors["in/x"], draws, cond, "ddpm", steps=5, spacing="linspace", clip=clip)
+    x = sample(m, tensors["in/x"], draws, cond, "ddpm", steps=5, spacing="linspace", clip=clip)
     close(x, tensors["out/p_sample_loop_5" + "_clip" * clip])
 
 
@@ -91,14 +93,16 @@ def test_ancestral_sampling_equals_the_published_loop(name):
 def test_ddim_equals_the_published_loop(name):
     m, tensors, cond = model(name)
     clip = name.startswith("adm")
-    x = walk(m, tensors["in/x"], [], cond, "ddim", steps=5, spacing="leading", clip=clip)
+    x = sample(m, tensors["in/x"], [], cond, "ddim", steps=5, spacing="leading", clip=clip)
     close(x, tensors["out/ddim_sample_loop_ddim5" + "_clip" * clip])
 
 
 def test_ldm_samples_and_learns_as_published(monkeypatch):
     m, _, _ = model("ldm_unet_tiny_rep")
     _, tensors = recorded("ldm_ddim_tiny")
-    x = walk(m, tensors["in/x_T"], tensors["aux/step_noise"], tensors["in/rep"], "ddim", steps=4, eta=1, spacing="rcg")
+    x = sample(
+        m, tensors["in/x_T"], tensors["aux/step_noise"], tensors["in/rep"], "ddim", steps=4, eta=1, spacing="rcg"
+    )
     close(x, tensors["out/sample"])
     monkeypatch.setattr(m.process, "draw", lambda x: Draws(tensors["in/t"], tensors["in/noise"]))
     loss = m.process.loss(m.network, tensors["in/x_start"], tensors["in/rep"])["mse"]

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+
 from rcg.generators.autoencoders._quantizers import FSQ, FSQConfig, Nearest, NearestConfig
 from rcg.generators.autoencoders.vqgan import VQGANConfig
-
 from rcg.metrics.image import code_usage, perplexity
 
 
@@ -25,7 +25,7 @@ def nearest(codebook, **config):
 
 
 def test_each_vector_is_replaced_by_its_nearest_entry(monkeypatch):
-    monkeypatch.setattr("generators.autoencoders._quantizers.CHUNK", 7)
+    monkeypatch.setattr("rcg.generators.autoencoders._quantizers.CHUNK", 7)
     z, codebook = draw(50), draw(20, seed=1)
     quantized, codes, _ = nearest(codebook).eval()(z)
     assert torch.equal(codes, torch.cdist(z, codebook).argmin(1))

@@ -1,16 +1,16 @@
-"""What ADM and LDM promise beyond the published networks."""
+"""ADM and LDM beyond the published networks."""
 
 import pytest
 import torch
 from pydantic import ValidationError
-from rcg.generators._unet import Condition, Residual
-from rcg.generators.adm import ADM, ADMConfig
-from rcg.generators.ldm import LDM, LDMConfig
 
-from rcg.config import ComponentConfig
-from rcg.core.contracts import Space
+from rcg.config import AutoencoderConfig
+from rcg.core.contracts import Interface, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
+from rcg.generators._unet import LayerCondition, Residual
+from rcg.generators.adm import ADM, ADMConfig
+from rcg.generators.ldm import LDM, LDMConfig
 
 PIXELS, REP, LABELS = Space((3, 16, 16)), Space((6,)), Space((), vocab=4)
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_width": 8}
@@ -30,20 +30,20 @@ def test_a_style_only_scales_what_the_time_has_modulated():
         h = block.norm_out(block.conv_in(torch.nn.functional.silu(block.norm_in(x)))) * (1 + scale) + shift
         h = h * (1 + block.style(z)[..., None, None])
         expected = x + block.conv_out(torch.nn.functional.silu(h))
-        torch.testing.assert_close(block(x, Condition(time, z)), expected)
+        torch.testing.assert_close(block(x, LayerCondition(time, z)), expected)
 
 
 @pytest.mark.parametrize("cond", [REP, LABELS])
-def test_every_residual_block_hears_the_style(cond):
-    network = ADM(ADMConfig(condition_path="style", **SMALL), PIXELS, cond, heads=1)
+def test_every_residual_block_gets_the_style(cond):
+    network = ADM(ADMConfig(condition_path="style", **SMALL), Interface(PIXELS, cond))
     blocks = [module for module in network.modules() if isinstance(module, Residual)]
     assert len(blocks) == 2 + 1 + 2 + 4 + 1  # down, its resampling, bottleneck, up, its resampling
     assert {block.style.in_features for block in blocks} == {6 if cond is REP else 64}
 
 
-def test_a_new_network_does_not_listen_to_the_representation():
-    network = awake(ADM(ADMConfig(**SMALL), PIXELS, REP, heads=1))
-    fresh = ADM(ADMConfig(**SMALL), PIXELS, REP, heads=1)
+def test_a_new_network_ignores_the_representation():
+    network = awake(ADM(ADMConfig(**SMALL), Interface(PIXELS, REP)))
+    fresh = ADM(ADMConfig(**SMALL), Interface(PIXELS, REP))
     network.cond.load_state_dict(fresh.cond.state_dict())
     x, t, rep = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
     assert torch.equal(network(x, t, rep), network(x, t, -rep))
@@ -51,7 +51,7 @@ def test_a_new_network_does_not_listen_to_the_representation():
 
 @pytest.mark.parametrize(("network", "config"), [(ADM, ADMConfig), (LDM, LDMConfig)])
 def test_the_bottleneck_can_be_edited_by_a_hook(network, config):
-    n = awake(network(config(**SMALL), PIXELS, REP, heads=1)).eval()
+    n = awake(network(config(**SMALL), Interface(PIXELS, REP))).eval()
     x, t, rep = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
     plain, seen = n(x, t, rep), []
     handle = n.bottleneck.register_forward_hook(lambda module, args, output: seen.append(output) or output + 1)
@@ -63,17 +63,17 @@ def test_the_bottleneck_can_be_edited_by_a_hook(network, config):
 
 
 def test_several_context_tokens_are_made_from_one_representation():
-    n = LDM(LDMConfig(context_tokens=3, **SMALL), PIXELS, REP, heads=1)
+    n = LDM(LDMConfig(context_tokens=3, **SMALL), Interface(PIXELS, REP))
     assert n.cond(torch.randn(2, 6)).shape == (2, 3, 6)
-    single = LDM(LDMConfig(**SMALL), PIXELS, REP, heads=1)
+    single = LDM(LDMConfig(**SMALL), Interface(PIXELS, REP))
     rep = torch.randn(2, 6)
     assert torch.equal(single.cond(rep)[:, 0], rep)
-    labels = LDM(LDMConfig(**SMALL), PIXELS, LABELS, heads=1)
+    labels = LDM(LDMConfig(**SMALL), Interface(PIXELS, LABELS))
     assert labels.cond(torch.tensor([0, 4])).shape == (2, 1, 512)
 
 
 def test_dropout_acts_in_training_alone():
-    n = awake(ADM(ADMConfig(dropout=0.5, **SMALL), PIXELS, None, heads=1))
+    n = awake(ADM(ADMConfig(dropout=0.5, **SMALL), Interface(PIXELS)))
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([3])
     assert not torch.equal(n(x, t), n(x, t))
     n.eval()
@@ -82,11 +82,11 @@ def test_dropout_acts_in_training_alone():
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="has 3 levels, but a side of 10 cannot be halved that often"):
-        LDM(LDMConfig(), Space((3, 10, 10)), None, heads=1)
+        LDM(LDMConfig(), Interface(Space((3, 10, 10))))
     with pytest.raises(UserError, match="head_width is 10, which does not divide 32 channels"):
-        ADM(ADMConfig(**SMALL | {"head_width": 10}), PIXELS, None, heads=1)
+        ADM(ADMConfig(**SMALL | {"head_width": 10}), Interface(PIXELS))
     with pytest.raises(UserError, match="groups is 5, which does not divide the width 16"):
-        ADM(ADMConfig(**SMALL | {"groups": 5}), PIXELS, None, heads=1)
+        ADM(ADMConfig(**SMALL | {"groups": 5}), Interface(PIXELS))
 
 
 @pytest.mark.parametrize(("width", "groups"), [(16, 4), (32, 8), (24, 6), (128, 32), (256, 32), (18, 2), (2, 1)])
@@ -96,21 +96,21 @@ def test_four_channels_share_a_group_and_32_groups_are_the_most(width, groups):
 
 
 @pytest.mark.parametrize("network", [ADM, LDM])
-def test_every_norm_has_as_many_groups_as_asked_for(network):
-    built = network(network.Config(**SMALL | {"groups": 8}), PIXELS, REP, heads=1)
+def test_every_norm_has_the_configured_groups(network):
+    built = network(network.Config(**SMALL | {"groups": 8}), Interface(PIXELS, REP))
     assert {norm.num_groups for norm in built.modules() if isinstance(norm, torch.nn.GroupNorm)} == {8}
 
 
 def test_the_published_sizes_have_their_number_of_parameters():
     with torch.device("meta"):
-        adm = ADM(ADMConfig(width=256), Space((3, 256, 256)), Space((256,)), heads=2)
-        ldm = LDM(LDMConfig(width=256), Space((4, 32, 32)), Space((256,)), heads=1)
+        adm = ADM(ADMConfig(width=256), Interface(Space((3, 256, 256)), Space((256,)), outputs=2))
+        ldm = LDM(LDMConfig(width=256), Interface(Space((4, 32, 32)), Space((256,))))
     assert sum(p.numel() for p in adm.parameters()) == pytest.approx(553.1e6, rel=1e-3)
     assert sum(p.numel() for p in ldm.parameters()) == pytest.approx(389.9e6, rel=1e-3)
 
 
 def test_latents_are_not_clipped(monkeypatch):
-    class Config(ComponentConfig):
+    class Config(AutoencoderConfig):
         name: str = "latents"
 
     monkeypatch.setitem(AUTOENCODERS._classes, "latents", type("Latents", (), {"Config": Config}))

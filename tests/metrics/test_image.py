@@ -77,7 +77,7 @@ class Halves:
     def __call__(self, image):
         return image.flatten(1)
 
-    def tokens(self, image):
+    def patch_features(self, image):
         return image.flatten(1).view(len(image), 2, -1)
 
 

@@ -8,10 +8,10 @@ import scipy.linalg
 import torch
 
 from rcg.metrics.bootstrap import bootstrap
-from rcg.metrics.frechet import Gaussian, frechet_distance, halves
+from rcg.metrics.frechet import FittedGaussian, frechet_distance, halves
 from rcg.metrics.manifold import coverage, density, nearest_distance, nearest_neighbors, precision_recall
 from rcg.metrics.memorization import memorization
-from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
+from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, nearest_by_cosine, uniformity
 
 
 def draws(n, d, seed):
@@ -43,17 +43,19 @@ def test_frechet_distance_survives_fewer_samples_than_dimensions():
 
 def test_gaussians_merge_as_if_all_vectors_had_come_at_once():
     x, other = draws(300, 6, 0), draws(50, 6, 1)
-    merged = Gaussian.fit(x[:3]).merge(Gaussian.fit(x[3:4])).merge(Gaussian.fit(x[4:]))  # smaller than D, and alone
+    merged = (
+        FittedGaussian.fit(x[:3]).merge(FittedGaussian.fit(x[3:4])).merge(FittedGaussian.fit(x[4:]))
+    )  # smaller than D, and alone
     assert merged.count == 300
     torch.testing.assert_close(merged.mean, x.mean(0))
     torch.testing.assert_close(merged.factor.T @ merged.factor, x.T.cov())
-    assert merged.distance(Gaussian.fit(other)) == pytest.approx(frechet_distance(x, other), rel=1e-9)
+    assert merged.distance(FittedGaussian.fit(other)) == pytest.approx(frechet_distance(x, other), rel=1e-9)
 
 
 def test_published_moments_give_the_distance_of_the_vectors():
     a, b = draws(300, 6, 0), draws(200, 6, 1)
-    published = Gaussian.of_moments(b.mean(0), b.T.cov())
-    assert Gaussian.fit(a).distance(published) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    published = FittedGaussian.of_moments(b.mean(0), b.T.cov())
+    assert FittedGaussian.fit(a).distance(published) == pytest.approx(frechet_distance(a, b), rel=1e-9)
     assert published.distance(published) == pytest.approx(0, abs=1e-9)
 
 
@@ -69,6 +71,11 @@ def test_neighbors_vote_by_cosine():
     test = torch.tensor([[50.0, 1], [0.01, 0.02]])
     assert knn_accuracy(train, labels, test, torch.tensor([0, 1]), k=1) == 1.0
     assert knn_accuracy(train, labels, test, torch.tensor([1, 1]), k=1) == 0.5
+
+
+def test_the_nearest_by_cosine_ignores_lengths():
+    others = torch.tensor([[0.1, 0], [5, 5], [0, 9.0]])
+    assert nearest_by_cosine(torch.tensor([[2.0, 0.1], [0, 1]]), others, 2).tolist() == [[0, 1], [2, 1]]
 
 
 def test_alignment_is_zero_for_equal_and_four_for_opposite_views():
@@ -137,23 +144,23 @@ def test_nearest_neighbors_are_found_across_parts(monkeypatch):
     torch.testing.assert_close(distances, expected.values[:, :3], atol=1e-5, rtol=1e-5)
 
 
-def test_copies_are_samples_closer_than_the_closest_held_out_images():
+def test_copies_are_samples_closer_than_the_closest_validation_images():
     torch.manual_seed(0)
-    train, held_out = (torch.randint(256, (n, 3072), dtype=torch.uint8) for n in (200, 300))
-    honest = memorization(torch.randint(256, (300, 3072), dtype=torch.uint8), train, held_out)
+    train, validation = (torch.randint(256, (n, 3072), dtype=torch.uint8) for n in (200, 300))
+    honest = memorization(torch.randint(256, (300, 3072), dtype=torch.uint8), train, validation)
     assert float(honest.copies.mean()) < 0.05
     assert honest.ratio == pytest.approx(1, abs=0.1)
-    copied = memorization(torch.cat([train[:50], held_out[:50]]), train, held_out)
+    copied = memorization(torch.cat([train[:50], validation[:50]]), train, validation)
     assert copied.copies[:50].all()
     assert float(copied.copies[50:].mean()) < 0.1
     assert copied.distances[:50, 0].eq(0).all()  # not nearly: the search alone would not see the difference
     assert copied.nearest[:50, 0].tolist() == list(range(50))
 
 
-def test_the_bootstrap_finds_the_deviation_of_a_mean():
+def test_the_bootstrap_estimates_the_std_of_a_mean():
     x = draws(2000, 1, 0)[:, 0]
-    found = bootstrap(lambda rows: float(rows.mean()), x, resamples=400)
-    assert found.mean == pytest.approx(float(x.mean()), abs=4 * found.deviation / 400**0.5)
-    assert found.deviation == pytest.approx(float(x.std()) / 2000**0.5, rel=0.15)
-    assert bootstrap(lambda rows: float(rows.mean()), x, resamples=400) == found
+    resampled = bootstrap(lambda rows: float(rows.mean()), x, resamples=400)
+    assert resampled.mean == pytest.approx(float(x.mean()), abs=4 * resampled.std / 400**0.5)
+    assert resampled.std == pytest.approx(float(x.std()) / 2000**0.5, rel=0.15)
+    assert bootstrap(lambda rows: float(rows.mean()), x, resamples=400) == resampled
     assert bootstrap(lambda rows: 0.0, x, resamples=1) is None

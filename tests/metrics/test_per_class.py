@@ -7,28 +7,28 @@ import torch
 
 from rcg.metrics.per_class import per_class, table
 
-CENTRES = 5 * torch.eye(3, 4)
+CENTERS = 5 * torch.eye(3, 4)
 
 
 def draw(count, seed):
     labels = torch.arange(count) % 3
-    return CENTRES[labels] + torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)), labels
+    return CENTERS[labels] + torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)), labels
 
 
-def rows(generated, asked):
-    return per_class(generated, asked, *draw(900, 0), *draw(300, 1), lambda z: z[:, :3].argmax(1), "abc")
+def rows(generated, requested):
+    return per_class(generated, requested, *draw(900, 0), *draw(300, 1), lambda z: z[:, :3].argmax(1), "abc")
 
 
-def test_real_representations_agree_with_their_class_and_reach_the_floor():
+def test_real_representations_agree_with_their_class_and_reach_the_reference():
     found = rows(*draw(450, 2))
     assert [row.name for row in found] == ["a", "b", "c"]
     for row in found:
         assert row.generated == 150
         assert row.agreement == pytest.approx(row.agreement_real, abs=0.03)
-        assert row.rep_fd == pytest.approx(row.rep_fd_floor, abs=0.15)
+        assert row.rep_fd == pytest.approx(row.reference_fd, abs=0.15)
 
 
-def test_representations_of_another_class_are_found_out():
+def test_representations_of_another_class_disagree_and_are_far():
     generated, labels = draw(450, 2)
     found = rows(generated, (labels + 1) % 3)
     for row in found:
@@ -37,7 +37,7 @@ def test_representations_of_another_class_are_found_out():
 
 
 def test_classes_with_a_single_sample_have_no_distance():
-    (row,) = rows(CENTRES[1:2], torch.tensor([1]))
+    (row,) = rows(CENTERS[1:2], torch.tensor([1]))
     assert (row.name, row.generated, row.agreement) == ("b", 1, 1.0)
     assert math.isnan(row.rep_fd)
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rcg.core.contracts import Space
+from rcg.core.contracts import Interface, Space
+from rcg.core.errors import UserError
 from rcg.core.registry import NETWORKS
-from rcg.core.rng import Streams
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import build
 from rcg.networks.skip_mlp import SkipMLP, SkipMLPConfig
 
@@ -51,12 +52,21 @@ def test_it_learns_where_the_data_lies(network, process, itself):
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        drawn = m.eval().sample(None, Streams(0, range(64), "t"))
+        drawn = m.eval().sample(None, SampleNoise(0, range(64), "t"))
     torch.testing.assert_close(drawn.mean(0), center, atol=0.3, rtol=0)
     assert drawn.std(0).max() < 0.5
 
 
 def test_the_input_enters_every_layer_of_the_skip_network():
-    network = SkipMLP(SkipMLPConfig(), Space((512,)), None, heads=1)
+    network = SkipMLP(SkipMLPConfig(), Interface(Space((512,))))
     assert [layer.linear.in_features for layer in network.layers] == [512, *[2560] * 8]
     assert network.output.in_features == 2560
+
+
+def test_a_capability_that_a_network_lacks_is_refused_by_its_name(network, monkeypatch):
+    monkeypatch.setattr(network, "capabilities", frozenset())
+    with pytest.raises(
+        UserError, match=f"{network.Config().name} does not support self_condition: set it to false or null"
+    ):
+        model(network, self_condition=True)
+    model(network)  # nothing is asked of it

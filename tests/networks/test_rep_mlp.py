@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from rcg.generators.published.rdm import NETWORK, average_name, our_name
 
-from rcg.core.contracts import Space
+from rcg.core.contracts import Interface, Space
 from rcg.diffusion.model import build
-from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
+from rcg.diffusion.samplers.ddim import DDIM
+from rcg.generators.published.rdm import NETWORK, average_name, our_name
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
+from tests.ideal import RecordedNoise
 from tests.parity import normal, recorded, state
 
 
@@ -77,20 +78,15 @@ def test_averaged_weights_and_a_batch_of_one_equal_the_published_ones(arm):
 def test_whole_trajectories_equal_the_published_ones(arm, steps, eta):
     _, tensors = recorded(f"rdm_ddim_{arm}_S{steps}_eta{eta}")
     model = published(arm, averaged=True)
-    draws = iter([tensors["in/x_T"], *tensors["aux/step_noise"]])
-
-    class Recorded:
-        def normal(self, shape):
-            return next(draws)
-
+    noise = RecordedNoise([tensors["in/x_T"], *tensors["aux/step_noise"]])
     cond = tensors["in/y"] if arm == "classcond" else None
-    sampler = DDIM(DDIMConfig(steps=steps, eta=eta, spacing="rcg"))
+    sampler = DDIM(steps=steps, eta=eta, spacing="rcg")
     with torch.no_grad():
-        sample = sampler(model.process, model.network, model.data, cond, Recorded())
+        sample = sampler(model.process, model.network, model.data, cond, noise)
     torch.testing.assert_close(sample, tensors["out/sample"], atol=1e-4, rtol=1e-4)
 
 
 def test_the_paper_sized_network_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        network = RepMLP(RepMLPConfig(), Space((256,)), None, heads=1)
+        network = RepMLP(RepMLPConfig(), Interface(Space((256,))))
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(62.72e6, rel=1e-3)

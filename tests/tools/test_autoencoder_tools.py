@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 
-from rcg import config
+from rcg.config import load_experiment
 from rcg.core import checkpoint
-from rcg.encoding import cache
 from rcg.encoding.autoencoder import open_autoencoder
+from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.pipeline import Pipeline
-from rcg.training.tasks.generator import Conditioned
-from tests.toy import TOKENIZER, tool, write
+from rcg.training.tasks.generator import ConditionedImages
+from tests.toy import TOKENIZER, complaint, tool, train, write
 
 KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"}
 KL |= {"name": "kl", "attention": [], "groups": 32}  # as published files have them
@@ -32,9 +32,8 @@ def toy(folder, autoencoder=KL, **changes):
 def trained(tmp_path_factory):
     """A run with a KL autoencoder trained against a discriminator, an RDM and a DiT in its latents."""
     path = toy(tmp_path_factory.mktemp("autoencoder") / "a")
-    for stage in ("train_autoencoder", "train_rdm", "train_pixel"):
-        done = tool(stage, path)
-        assert done.returncode == 0, done.stderr
+    for stage in ("autoencoder", "rdm", "generator"):
+        train(stage, path)
     return path
 
 
@@ -45,19 +44,19 @@ def copy(trained, tmp_path):
 
 
 def log(path):
-    lines = [json.loads(line) for line in (path.parent / "run" / "autoencoder" / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in RunFolder(path.parent / "run").autoencoder.log.read_text().splitlines()]
     return {key: value for line in lines for key, value in line.items()}
 
 
-def test_training_says_how_faithful_it_is_and_what_it_does_not_report(tmp_path):
+def test_training_reports_how_faithful_it_is_and_names_what_it_does_not_report(tmp_path):
     path = toy(tmp_path, TOKENIZER, generator__autoencoder__train__log_every=1)
     done = tool("train_autoencoder", path)
     assert done.returncode == 0, done.stderr
     assert "rFID is not reported" in done.stdout
     assert "encoder_fd is, in the encoder's space" in done.stdout
-    said = log(path)
+    logged = log(path)
     metrics = ("psnr", "ssim", "code_usage", "perplexity", "encoder_fd", "validation_l1", "validation_perceptual")
-    assert all(key in said for key in (*metrics, "l1", "perceptual", "commitment", "adversarial", "discriminator"))
+    assert all(key in logged for key in (*metrics, "l1", "perceptual", "commitment", "adversarial", "discriminator"))
     assert len(list((tmp_path / "run" / "autoencoder" / "samples").glob("reconstructions-*.png"))) == 1
     summary = tool("summary", tmp_path / "run")
     assert "PSNR" in summary.stdout
@@ -75,10 +74,10 @@ def test_the_rfid_names_the_layer_that_it_was_measured_with(tmp_path, monkeypatc
         def forward(self, image):
             return image.flatten(1)[:, :4]
 
-    monkeypatch.setattr("rcg.training.tasks.autoencoder.Inception", Inception)
-    train = {"inception": "inception.pth", "inception_tap": "768", "perceptual": "none"}
+    monkeypatch.setattr("rcg.metrics.inception.Inception", Inception)
+    settings = {"inception": "inception.pth", "inception_tap": "768", "perceptual": "none"}
     done = tool(
-        "train_autoencoder", toy(tmp_path, **{f"generator__autoencoder__train__{k}": v for k, v in train.items()})
+        "train_autoencoder", toy(tmp_path, **{f"generator__autoencoder__train__{k}": v for k, v in settings.items()})
     )
     assert done.returncode == 0, done.stderr
     assert asked == [("inception.pth", "768")]
@@ -86,112 +85,99 @@ def test_the_rfid_names_the_layer_that_it_was_measured_with(tmp_path, monkeypatc
     assert "is not reported" not in done.stdout
 
 
-def test_a_generator_learns_in_the_latents_of_its_run_and_paints_images(trained, tmp_path):
-    pipeline = Pipeline.from_run(trained.parent / "run")
+def test_a_generator_learns_in_the_latents_of_its_run_and_generates_images(trained, tmp_path):
+    pipeline = Pipeline.load(trained.parent / "run")
     assert pipeline.generator.data.shape == (4, 8, 8)
     images = pipeline.sample(range(2)).images
     assert images.shape == (2, 3, 16, 16)
     folder = pipeline.save_pretrained(tmp_path / "saved")
-    assert (folder / "tokenizer.safetensors").is_file()
-    assert torch.equal(Pipeline.from_pretrained(folder).sample(range(2)).images, images)
+    assert (folder / "autoencoder.safetensors").is_file()
+    assert torch.equal(Pipeline.load(folder).sample(range(2)).images, images)
     done = tool("sample", trained.parent / "run", "--num", 2, "--out", tmp_path / "gallery")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_generator_in_pixels_beside_it_does_not_mind(copy, tmp_path):
-    done = tool("train_pixel", copy, "generator.autoencoder={name: pixels}", "--overwrite")
-    assert done.returncode == 0, done.stderr
-    assert Pipeline.from_run(tmp_path / "run").generator.data.id == "pixels"
+def test_a_generator_in_pixels_beside_it_does_not_need_it(copy, tmp_path):
+    train("generator", copy, "generator.autoencoder={name: pixels}", mode=Mode.OVERWRITE)
+    assert Pipeline.load(tmp_path / "run").generator.data.id == "pixels"
 
 
-def test_an_autoencoder_may_come_from_another_runs_file(trained, tmp_path):
-    file = trained.parent / "run" / "autoencoder" / checkpoint.FILE
+def test_an_autoencoder_may_come_from_a_file_of_another_run(trained, tmp_path):
+    file = RunFolder(trained.parent / "run").autoencoder.checkpoint
     path = toy(tmp_path, generator__autoencoder__weights=str(file))
-    for stage in ("train_rdm", "train_pixel"):
-        done = tool(stage, path)
-        assert done.returncode == 0, done.stderr
+    for stage in ("rdm", "generator"):
+        train(stage, path)
     assert not (tmp_path / "run" / "autoencoder").exists()
-    here, there = (Pipeline.from_run(folder / "run") for folder in (tmp_path, trained.parent))
-    assert here.generator.data == there.generator.data
-    assert "autoencoder" in here.parts
-    nothing = tool("train_autoencoder", path)
-    assert nothing.returncode == 2
-    assert "so there is nothing to train" in nothing.stderr
+    pipeline, other = (Pipeline.load(folder / "run") for folder in (tmp_path, trained.parent))
+    assert pipeline.generator.data == other.generator.data
+    assert "autoencoder" in pipeline.parts
+    assert "so there is nothing to train" in complaint(tool("train_autoencoder", path))
 
 
 def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(trained, tmp_path):
     file = tmp_path / "published.ckpt"
-    assert tool("convert", "kl", trained.parent / "run", file, "--back").returncode == 0
+    assert tool("convert", "autoencoder", trained.parent / "run", file, "--back").returncode == 0
     narrow = toy(tmp_path, {**KL, "groups": 8}, generator__autoencoder__weights=str(file), generator__condition="none")
-    assert "set generator.autoencoder.groups=32" in refused("train_pixel", narrow)
+    assert "set generator.autoencoder.groups=32" in complaint(tool("train_pixel", narrow))
     used = toy(tmp_path, generator__autoencoder__weights=str(file), generator__condition="none")
-    done = tool("train_pixel", used)
-    assert done.returncode == 0, done.stderr
-    assert Pipeline.from_run(tmp_path / "run").parts["autoencoder"].tensors["standardize.std"] == pytest.approx(
-        1 / 0.18215
-    )
+    train("generator", used)
+    std = Pipeline.load(tmp_path / "run").parts["autoencoder"].tensors["standardize.std"]
+    assert std == pytest.approx(1 / 0.18215)
     start = {"generator__autoencoder__train__init_from": str(file), "generator__autoencoder__train__lr": 1e-12}
     started = toy(tmp_path, **start)
-    done = tool("train_autoencoder", started)
-    assert done.returncode == 0, done.stderr
-    parts = [
-        checkpoint.load(run / "autoencoder" / checkpoint.FILE) for run in (trained.parent / "run", tmp_path / "run")
-    ]
+    parts = [RunFolder(trained.parent / "run").autoencoder.part(), train("autoencoder", started).part()]
     for name, value in parts[0].tensors.items():
         torch.testing.assert_close(parts[1].tensors[name], value, atol=1e-5, rtol=1e-2)
 
 
 def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(copy, tmp_path):
     file = tmp_path / "before.safetensors"
-    there = tmp_path / "run" / "autoencoder" / checkpoint.FILE
-    shutil.copy(there, file)
-    train = "generator.autoencoder.train."
-    longer = (f"{train}decoder_only=true", f"{train}adversarial_start=0", f"{train}lr=0.01", "--overwrite")
-    assert "copy the file to another place" in refused("train_autoencoder", copy, f"{train}init_from={there}", *longer)
-    assert "name its file in init_from" in refused("train_autoencoder", copy, *longer)
-    drawn = Pipeline.from_run(tmp_path / "run").sample(range(2))
-    done = tool("train_autoencoder", copy, f"{train}init_from={file}", *longer)
-    assert done.returncode == 0, done.stderr
-    before, after = (checkpoint.load(path).tensors for path in (file, there))
+    own = RunFolder(tmp_path / "run").autoencoder.checkpoint
+    shutil.copy(own, file)
+    section = "generator.autoencoder.train"
+    start = f"{section}.init_from={file}"
+    longer = (f"{section}.decoder_only=true", f"{section}.adversarial_start=0", f"{section}.lr=0.01")
+    unsafe = tool("train_autoencoder", copy, f"{section}.init_from={own}", *longer, "--overwrite")
+    assert "copy the file to another place" in complaint(unsafe)
+    assert "name its file in init_from" in complaint(tool("train_autoencoder", copy, *longer, "--overwrite"))
+    first = Pipeline.load(tmp_path / "run").sample(range(2))
+    train("autoencoder", copy, start, *longer, mode=Mode.OVERWRITE)
+    before, after = (checkpoint.load(path).tensors for path in (file, own))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
-    painted = Pipeline.from_run(tmp_path / "run").sample(range(2))  # the DiT that was trained before
-    assert torch.equal(painted.z, drawn.z)
-    assert not torch.equal(painted.images, drawn.images)
-    resumed = tool("train_pixel", copy, f"{train}init_from={file}", *longer[:-1], "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    second = Pipeline.load(tmp_path / "run").sample(range(2))  # with the DiT that was trained before
+    assert torch.equal(second.z, first.z)
+    assert not torch.equal(second.images, first.images)
+    train("generator", copy, start, *longer, mode=Mode.RESUME)
 
 
 def refused(name, *arguments):
-    done = tool(name, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return said
+    return complaint(tool(name, *arguments))
 
 
 def test_a_generator_refuses_another_autoencoder_of_the_same_shape(copy, tmp_path):
-    assert tool("train_autoencoder", copy, "--overwrite", "seed=7").returncode == 0
+    train("autoencoder", copy, "seed=7", mode=Mode.OVERWRITE)
     assert "generates latents of kl:" in refused("sample", tmp_path / "run", "--out", tmp_path / "out")
-    said = refused("train_pixel", copy, "--resume")
-    assert "train the generator again" in said
+    sentence = refused("train_pixel", copy, "--resume")
+    assert "train the generator again" in sentence
 
 
 def test_mistakes_are_named(copy, tmp_path):
     assert "generator.autoencoder.width: 32 -> 64" in refused("train_pixel", copy, "generator.autoencoder.width=64")
     assert "multiple of 32" in refused("train_autoencoder", copy, "generator.autoencoder.width=40")
     assert "go on with --resume" in refused("train_autoencoder", copy)
-    said = refused("train_autoencoder", copy, "generator.autoencoder.train.lr=1", "--resume")
-    assert "generator.autoencoder.train.lr" in said
+    sentence = refused("train_autoencoder", copy, "generator.autoencoder.train.lr=1", "--resume")
+    assert "generator.autoencoder.train.lr" in sentence
     shutil.rmtree(tmp_path / "run" / "autoencoder")
     assert "run tools/train_autoencoder.py with the same configuration first" in refused(
         "train_pixel", copy, "--resume"
     )
     assert "run tools/train_autoencoder.py" in refused("sample", tmp_path / "run", "--out", tmp_path / "out")
-    said = refused("train_autoencoder", copy, "generator.autoencoder={name: pixels}")
-    assert "'pixels', which has nothing to train" in said
+    sentence = refused("train_autoencoder", copy, "generator.autoencoder={name: pixels}")
+    assert "'pixels', which has nothing to train" in sentence
     assert "nearest that fits is 16" in refused("train_autoencoder", copy, "data.image_size=17")
-    said = refused("train_autoencoder", copy, "encoder={name: moco_v3}")
-    assert "set generator.autoencoder.train.perceptual to vgg or none" in said
+    sentence = refused("train_autoencoder", copy, "encoder={name: moco_v3}")
+    assert "set generator.autoencoder.train.perceptual to vgg or none" in sentence
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path):
@@ -203,29 +189,31 @@ def test_latents_are_computed_once_and_training_says_so(copy, tmp_path, monkeypa
     filled = tool("cache", copy)
     assert filled.returncode == 0, filled.stderr
     assert "72 training images x 1 views, latents 4x8x8" in filled.stdout
-    experiment = config.load(copy)
-    autoencoder = open_autoencoder(experiment.generator.autoencoder, 16, experiment.run)
-    (folder,) = (tmp_path / "run" / "cache").glob("train-latents-*")
+    experiment, run = load_experiment(copy), RunFolder(tmp_path / "run")
+    autoencoder = open_autoencoder(experiment.generator.autoencoder, 16, run.autoencoder.checkpoint)
+    (folder,) = run.cache.glob("train-latents-*")
     (shard,) = folder.iterdir()
-    part = checkpoint.load(shard)
-    assert part.facts["autoencoder"] == autoencoder.space.id
-    assert part.tensors["rep"].shape == (72, 1, 8, 8, 8)  # means and deviations of four channels
-    assert part.tensors["rep"].dtype == torch.float16
-    reads, item = [], Conditioned.__getitem__
+    tensors, facts = checkpoint.load_tensors(shard)
+    assert facts["autoencoder"] == autoencoder.space.id
+    assert tensors["rows"].shape == (72, 1, 8, 8, 8)  # means and stds of four channels
+    assert tensors["rows"].dtype == torch.float16
+    reads, item = [], ConditionedImages.__getitem__
 
     def read(self, key):
-        found = item(self, key)
-        reads.append(set(found))
-        return found
+        sample = item(self, key)
+        reads.append(set(sample))
+        return sample
 
-    monkeypatch.setattr(Conditioned, "__getitem__", read)
+    monkeypatch.setattr(ConditionedImages, "__getitem__", read)
     done = tool("train_pixel", copy, "--overwrite")
     assert done.returncode == 0, done.stderr
-    assert f"latents of 72 train images x 1 views: from {tmp_path / 'run' / 'cache' / folder.name}" in done.stdout
+    assert f"latents of train images: 72 images x 1 views from {folder}" in done.stdout
     assert reads[:48] == [{"latent", "label", "z"}] * 48
     assert reads[-1] == {"image", "label", "z"}, "evaluations look at images"
     shard.unlink()
+    reads.clear()
     assert "latents of" not in tool("train_pixel", copy, "--overwrite").stdout
+    assert set(map(frozenset, reads)) == {frozenset({"image", "label", "z"})}, "an incomplete cache is not used"
 
 
 def test_before_there_is_an_autoencoder_only_representations_are_cached(tmp_path):
@@ -238,27 +226,15 @@ def test_before_there_is_an_autoencoder_only_representations_are_cached(tmp_path
     ]
 
 
-def test_tokens_are_kept_in_two_bytes(tmp_path):
-    class Tokens:
-        space = type("Space", (), {"vocab": 1024})
-
-        def posterior(self, image):
-            return torch.full((2, 4, 4), 1023)
-
-    kept = cache.keep(Tokens(), torch.zeros(2, 3, 8, 8))
-    assert kept.dtype == torch.int16
-    assert torch.equal(cache.widen(kept), torch.full((2, 4, 4), 1023))
-
-
 def test_a_resolved_experiment_reads_again_as_it_was_written(tmp_path):
     path = toy(tmp_path, TOKENIZER)
-    experiment = config.load(path)
+    experiment = load_experiment(path)
     (tmp_path / "again.yaml").write_text(experiment.to_yaml())
-    assert config.load(tmp_path / "again.yaml") == experiment
+    assert load_experiment(tmp_path / "again.yaml") == experiment
     assert isinstance(yaml.safe_load(experiment.to_yaml())["generator"]["autoencoder"]["quantizer"], dict)
 
 
-def test_help_lists_the_tokenizers_keys():
+def test_help_lists_the_keys_of_autoencoders():
     done = tool("train_autoencoder", "--help")
     assert done.returncode == 0
     for words in ("generator.autoencoder.train:", "adversarial_start", "inception", "diffusers, kl, pixels, "):

@@ -1,17 +1,15 @@
-"""Arms compared through the tool: what is there is used, what is missing is trained, what was interrupted goes on."""
+"""Arms compared through the tool: trained networks are used, missing ones trained, interrupted trainings go on."""
 
 import json
 import shutil
 
 import pytest
 
+from rcg import cli
 from rcg.comparison.arms import ARMS
-from rcg.core import checkpoint
-from rcg.evaluation.samples import Generated
-from rcg.training import stages
-from tests.test_token_pipeline import GENERATOR
-from tests.toy import tool, write
-from tests.toy_tokenizer import tokenizer_has_a_name  # noqa: F401
+from rcg.encoding.run_folder import Mode, RunFolder
+from rcg.evaluation.samples import GeneratedImages
+from tests.toy import MAGE, tool, train, write
 
 QUICK = ("--inception", "none", "--num", 24, "--resamples", 2, "--batch-size", 8)
 STEPS = 4
@@ -20,30 +18,29 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An encoder, an RDM and the generator that is told representations; the comparison has to train the others."""
+    """An encoder, an RDM and a generator conditioned on representations; the comparison has to train the others."""
     folder = tmp_path_factory.mktemp("compared")
     path = write(folder, generator__guidance={"scale": 1.5})
-    for stage in ("train_encoder", "train_rdm", "train_pixel"):
-        done = tool(stage, path)
-        assert done.returncode == 0, done.stderr
+    for stage in ("encoder", "rdm", "generator"):
+        train(stage, path)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trainings(folder):
     """Compare, interrupted in the second training; compare again; return what was trained in each."""
-    trained, train = [], stages.train_generator
+    trained, train_stage = [], cli.train_stage
 
-    def dying(experiment, **how):
-        trained.append(experiment.generator.arm)
+    def dying(stage, experiment, mode):
+        assert (stage.name, mode) == ("generator", Mode.RESUME)
+        trained.append(experiment.generator.folder_name)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        train(experiment, **how)
+        train_stage(stage, experiment, mode)
 
-    (folder / "before").mkdir()
-    shutil.copy(folder / "run" / "dit" / checkpoint.FILE, folder / "before")
+    shutil.copy(RunFolder(folder / "run").stage_folder("dit").checkpoint, folder / "before.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "train_generator", dying)
+        patch.setattr(cli, "train_stage", dying)
         with pytest.raises(KeyboardInterrupt):
             tool("compare", folder / "toy.yaml", *QUICK)
         first = list(trained)
@@ -59,11 +56,11 @@ def found(folder, trainings):
 
 def test_only_what_is_missing_is_trained(folder, trainings):
     assert trainings == (["dit-none", "dit-none-self"], ["dit-none-self", "dit-cluster", "dit-class"])
-    before, after = ((place / checkpoint.FILE).read_bytes() for place in (folder / "before", folder / "run" / "dit"))
-    assert before == after
+    after = RunFolder(folder / "run").stage_folder("dit").checkpoint
+    assert (folder / "before.safetensors").read_bytes() == after.read_bytes()
 
 
-def test_every_arm_costs_what_it_asks_of_its_networks(found):
+def test_every_arm_costs_the_evaluations_of_its_networks(found):
     asked = {key: (arm["cost"]["generator"], arm["cost"]["rdm"]) for key, arm in found["arms"].items()}
     assert asked == {
         "none": (STEPS, 0),
@@ -79,26 +76,26 @@ def test_every_arm_costs_what_it_asks_of_its_networks(found):
     assert all(arm["cost"]["seconds"] > 0 for arm in found["arms"].values())
 
 
-def test_arms_are_told_what_their_names_say(found):
-    told = {key: arm["training"]["told"] for key, arm in found["arms"].items() if arm["training"]["told"]}
-    assert {key: facts["representations of"] for key, facts in told.items()} == {
+def test_arms_have_the_conditions_of_their_names(found):
+    sources = {key: arm["training"]["representations"] for key, arm in found["arms"].items()}
+    assert {key: facts["of"] for key, facts in sources.items() if facts} == {
         "encoded": "samples",
         "oracle": "training images",
     }
     assert found["arms"]["cluster"]["training"]["clusters"] == 3
-    values = [arm["figures"][0]["value"] for arm in found["arms"].values()]
+    values = [arm["scores"][0]["value"] for arm in found["arms"].values()]
     assert len(set(values)) == len(ARMS)
 
 
-def test_the_share_of_the_gap_is_that_of_the_figures(found):
-    fd = {key: next(f["value"] for f in arm["figures"] if f["name"] == "FD") for key, arm in found["arms"].items()}
+def test_the_share_of_the_gap_is_that_of_the_scores(found):
+    fd = {key: next(f["value"] for f in arm["scores"] if f["name"] == "FD") for key, arm in found["arms"].items()}
     for key, arm in found["arms"].items():
         share = arm["gap_closed"].get("own-moco_v3")
         if fd["none"] > fd["oracle"]:
             assert share["mean"] == pytest.approx((fd["none"] - fd[key]) / (fd["none"] - fd["oracle"]))
         else:
             assert share is None
-    assert found["real"][0]["name"] == "FD of 20 held-out images"
+    assert found["real"][0]["name"] == "FD of 20 validation images"
 
 
 def test_the_page_needs_no_other_file_and_the_table_has_every_arm(folder, found):
@@ -110,13 +107,13 @@ def test_the_page_needs_no_other_file_and_the_table_has_every_arm(folder, found)
         assert f"<td>{arm['name']}</td>" in page
         assert f"| {arm['name']} |" in text
     assert "| 8 + 4 of the RDM |" in text
-    assert "| real images | 20 held-out ones |" in text
+    assert "| real images | 20 validation images |" in text
     assert (out / "compare.png").is_file()
 
 
-def test_the_same_command_again_draws_and_trains_nothing(folder, found, monkeypatch):
-    monkeypatch.setattr(Generated, "batches", lambda *_: pytest.fail("drawn again"))
-    monkeypatch.setattr(stages, "train_generator", lambda *_, **__: pytest.fail("trained again"))
+def test_the_same_command_again_generates_and_trains_nothing(folder, found, monkeypatch):
+    monkeypatch.setattr(GeneratedImages, "batches", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(cli, "train_stage", lambda *_: pytest.fail("trained again"))
     assert tool("compare", folder / "toy.yaml", *QUICK).returncode == 0
     assert json.loads((folder / "run" / "comparison-dit" / "compare.json").read_text()) == found
 
@@ -133,10 +130,10 @@ def test_arms_that_are_not_there_are_left_out_without_training(folder, trainings
     assert not (tmp_path / "run" / "dit-none").exists()
     none = tool("compare", *arguments, "--arms", "none")
     assert none.returncode == 2
-    assert "none of the arms can be judged: dit-none is at step 0 of 20" in none.stderr
+    assert "none of the arms can be evaluated: dit-none is at step 0 of 20" in none.stderr
 
 
-def test_samples_are_drawn_as_the_experiment_says_now(folder, trainings, tmp_path):
+def test_samples_are_generated_as_the_experiment_says_now(folder, trainings, tmp_path):
     changes = ("generator.sampler.steps=2", "generator.guidance.scale=1")
     options = (*QUICK, "--no-train", "--arms", "class", "--out", tmp_path)
     done = tool("compare", folder / "toy.yaml", *changes, *options)
@@ -151,7 +148,7 @@ def test_samples_are_drawn_as_the_experiment_says_now(folder, trainings, tmp_pat
     [
         (["generator.depth=3"], "dit-none holds another experiment (generator.depth: 2 -> 3)"),
         (["generator.train.steps=10"], "was trained for 20 steps, but generator.train.steps is 10"),
-        (["--t0", "0"], "expected a number above 0, at most 1, got '0'"),
+        (["--sdedit-strength", "0"], "expected a number above 0, at most 1, got '0'"),
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--out", "FILE"], "is a file, not a folder"),
         (["--inception", "nowhere.pth"], "nowhere.pth"),
@@ -159,17 +156,17 @@ def test_samples_are_drawn_as_the_experiment_says_now(folder, trainings, tmp_pat
     ],
 )
 def test_mistakes_give_one_sentence_before_anything_is_trained(folder, trainings, arguments, said, monkeypatch):
-    monkeypatch.setattr(stages, "train_generator", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(cli, "train_stage", lambda *_: pytest.fail("trained"))
     arguments = [str(folder / "toy.yaml") if text == "FILE" else text for text in arguments]
     done = tool("compare", folder / "toy.yaml", *QUICK, *arguments)
     assert done.returncode == 2
     assert said in done.stderr
 
 
-def test_a_generator_of_tokens_is_compared_alike(tmp_path):
-    path = write(tmp_path, generator=GENERATOR, data__limit=80, encoder__weights="none", rdm__train__steps=2)
-    assert tool("train_rdm", path).returncode == 0
-    done = tool("compare", path, "generator.train.tracker=tensorboard", *QUICK, "--t0", 0.25)
+def test_a_generator_of_tokens_is_compared_alike(tmp_path, toy_autoencoder):
+    path = write(tmp_path, generator=MAGE, data__limit=80, encoder__weights="none", rdm__train__steps=2)
+    train("rdm", path)
+    done = tool("compare", path, "generator.train.tracker=tensorboard", *QUICK, "--sdedit-strength", 0.25)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "comparison-mage" / "compare.json").read_text())
     asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items()}

@@ -1,4 +1,4 @@
-"""The tools that list, cache and judge encoders."""
+"""The tools that list, cache and inspect encoders."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rcg.core import checkpoint
 from rcg.encoding import cache
-from tests.toy import process, tool, write
+from tests.toy import process, tool, train, write
 
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32}
 
@@ -41,17 +41,17 @@ def test_the_script_does_not_hide_the_package_of_its_name():
 def test_the_cache_serves_the_training_and_says_so(toy, monkeypatch):
     filled = tool("cache", toy)
     assert filled.returncode == 0, filled.stderr
-    assert "72 training images x 1 views and 8 held-out ones, 512 features" in filled.stdout
-    monkeypatch.setattr(cache, "_encode", lambda *_: pytest.fail("encoded again"))
+    assert "72 training images x 1 views and 8 validation images, 512 features" in filled.stdout
+    monkeypatch.setattr(cache, "batches", lambda *_: pytest.fail("encoded again"))
     trained = tool("train_rdm", toy, "rdm.train.steps=2")
     assert trained.returncode == 0, trained.stderr
-    assert "representations of 72 train images x 1 views: from" in trained.stdout
+    assert "representations of train images: 72 images x 1 views from" in trained.stdout
 
 
 def test_a_projection_is_fitted_once_and_names_the_space(toy):
     project = ["projection.width=8", "normalize=per_dataset"]
     assert tool("cache", toy, *project).returncode == 0
-    (fitted,) = (toy.parent / "run" / "representation").iterdir()
+    (fitted,) = (toy.parent / "run" / "fitted").iterdir()
     before = fitted.read_bytes()
     for name in ("train_rdm", "train_pixel"):
         done = tool(name, toy, *project, "rdm.train.steps=2", "generator.train.steps=2")
@@ -64,7 +64,7 @@ def test_a_projection_is_fitted_once_and_names_the_space(toy):
 
 
 @pytest.mark.parametrize("labeled", [True, False])
-def test_the_report_judges_an_encoder_with_and_without_labels(tmp_path, labeled):
+def test_the_report_inspects_an_encoder_with_and_without_labels(tmp_path, labeled):
     if labeled:
         toy = write(tmp_path, encoder=RANDOM | {"train": {}}, data__limit=80)
     else:
@@ -72,18 +72,18 @@ def test_the_report_judges_an_encoder_with_and_without_labels(tmp_path, labeled)
             Image.effect_noise((16, 16), 10 + index).convert("RGB").save(tmp_path / f"{index}.png")
         data = {"name": "image_folder", "root": str(tmp_path), "image_size": 16, "validation": 0.3}
         toy = write(tmp_path, encoder=RANDOM | {"train": {}}, data=data)
-    told = tool("inspect_encoder", toy, "--out", tmp_path / "report")
-    assert told.returncode == 0, told.stderr
-    for word in ("alignment", "uniformity", "effective rank", "rep-FD floor", "images per second", "license"):
-        assert word in told.stdout
+    done = tool("inspect_encoder", toy, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    for word in ("alignment", "uniformity", "effective rank", "reference rep-FD", "images per second", "license"):
+        assert word in done.stdout
     for word in ("10-NN accuracy (cosine)", "linear probe", "raw pixels", "random weights"):
-        assert (word in told.stdout) == labeled
+        assert (word in done.stdout) == labeled
     with Image.open(tmp_path / "report" / "report.png") as picture:
         assert picture.width > 1000
 
 
-def test_a_representation_that_separates_the_classes_is_judged_so():
-    from rcg.metrics.representation import linear_accuracy, nearest, spectrum
+def test_a_representation_that_separates_the_classes_scores_high():
+    from rcg.metrics.representation import linear_accuracy, nearest_by_cosine, spectrum
 
     torch.manual_seed(0)
     labels = torch.arange(200) % 4
@@ -91,31 +91,31 @@ def test_a_representation_that_separates_the_classes_is_judged_so():
     assert linear_accuracy(clear[:100], labels[:100], clear[100:], labels[100:]) == 1
     noise = torch.randn(200, 4)
     assert linear_accuracy(noise[:100], labels[:100], noise[100:], labels[100:]) < 0.5
-    assert nearest(clear[:3], clear, 1).flatten().tolist() == [0, 1, 2]
+    assert nearest_by_cosine(clear[:3], clear, 1).flatten().tolist() == [0, 1, 2]
     shares = spectrum(torch.diag(torch.tensor([3.0, 1.0])).repeat(2, 1) * torch.tensor([1.0, 1, -1, -1])[:, None])
     torch.testing.assert_close(shares, torch.tensor([0.75, 0.25], dtype=torch.float64))
 
 
-def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
-    assert tool("train_rdm", toy, "rdm.train.steps=2").returncode == 0
-    out = toy.parent / "drawn"
-    drawn = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 8)
-    assert drawn.returncode == 0, drawn.stderr
+def test_representations_are_generated_and_shown_before_any_generator_exists(toy):
+    train("rdm", toy, "rdm.train.steps=2")
+    out = toy.parent / "generated"
+    done = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 8)
+    assert done.returncode == 0, done.stderr
     part = checkpoint.load(out / "representations.safetensors")
     assert part.tensors["z"].shape == (20, 512)
-    assert part.facts["space"]["id"].startswith("timm_model:")
+    assert part.facts.data.id.startswith("timm_model:")
     assert (out / "neighbors.png").stat().st_size > 1000
     alone = tool("sample_rdm", toy, "--num", 20, "--out", out, "--batch-size", 20)
     assert alone.returncode == 0
     again = checkpoint.load(out / "representations.safetensors").tensors["z"]
     torch.testing.assert_close(again, part.tensors["z"], atol=1e-4, rtol=1e-4)
-    steered = tool("sample_rdm", toy, "--num", 8, "--class", 3, "--probe", 2, "--out", out)
-    assert steered.returncode == 0, steered.stderr
+    guided = tool("sample_rdm", toy, "--num", 8, "--class", 3, "--probe", 2, "--out", out)
+    assert guided.returncode == 0, guided.stderr
     assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 8
     shutil.copytree(toy.parent / "run", toy.parent / "weak")
     guided = tool("sample_rdm", toy, "--num", 8, "--weak", toy.parent / "weak", "--guidance", 2, "--out", out)
     assert guided.returncode == 0, guided.stderr
-    torch.testing.assert_close(  # led away from itself, it stays where it is
+    torch.testing.assert_close(  # guided away from itself, it stays where it is
         checkpoint.load(out / "representations.safetensors").tensors["z"], part.tensors["z"][:8], atol=1e-3, rtol=1e-3
     )
     other = tool("sample_rdm", toy, "encoder.input_size=64")
@@ -124,7 +124,7 @@ def test_representations_are_drawn_and_shown_before_any_generator_exists(toy):
 
 
 def test_a_sweep_compares_all_samplers_that_an_rdm_can_use(toy):
-    assert tool("train_rdm", toy, "rdm.train.steps=2").returncode == 0
+    train("rdm", toy, "rdm.train.steps=2")
     swept = tool("sweep_rdm", toy, "--steps", 1, 3)
     assert swept.returncode == 0, swept.stderr
     table = (toy.parent / "run" / "rdm" / "samplers.md").read_text()
@@ -137,41 +137,41 @@ def test_a_sweep_compares_all_samplers_that_an_rdm_can_use(toy):
     assert "the process has 1000 noise levels" in beyond.stderr
 
 
-def test_an_rdm_of_classes_draws_the_class_asked_for(toy):
-    assert tool("train_rdm", toy, "rdm.train.steps=2", "rdm.condition=class").returncode == 0
-    out = toy.parent / "drawn"
+def test_an_rdm_with_classes_generates_the_class_asked_for(toy):
+    train("rdm", toy, "rdm.train.steps=2", "rdm.condition=class")
+    out = toy.parent / "generated"
     settings = ["rdm.condition=class", "--num", 5, "--out", out]
     assert tool("sample_rdm", toy, *settings, "--class", 3, "--guidance", 2).returncode == 0
     assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 5
     table = (out / "classes.md").read_text().splitlines()
-    assert table[0] == "| class | generated | probe agrees | on real z | rep-FD | floor |"
+    assert table[0] == "| class | generated | probe agrees | on real z | rep-FD | reference |"
     assert table[2].startswith("| 3 | 5 | ")
     beyond = tool("sample_rdm", toy, *settings, "--class", 10)
     assert beyond.returncode == 2
     assert "there is no class 10: classes are 0 (0) to 9" in beyond.stderr
 
 
-def test_an_rdm_is_told_vectors_from_a_file(toy):
+def test_an_rdm_is_conditioned_on_vectors_from_a_file(toy):
     vectors = toy.parent / "vectors.safetensors"
-    told = ["rdm.condition=vector", f"rdm.vectors={vectors}"]
+    settings = ["rdm.condition=vector", f"rdm.vectors={vectors}"]
     save_file({"vectors": torch.randn(80, 6)}, vectors)
-    short = tool("train_rdm", toy, *told)
+    short = tool("train_rdm", toy, *settings)
     assert short.returncode == 2
     assert "holds 80 vectors, but the data set has 1797 images: one row per image" in short.stderr
     save_file({"embedding": torch.randn(1797, 6)}, vectors)
     assert (
         "must hold a tensor 'vectors' of shape (N, D); it holds embedding (1797, 6)"
-        in tool("train_rdm", toy, *told).stderr
+        in tool("train_rdm", toy, *settings).stderr
     )
     save_file({"vectors": torch.randn(1797, 6)}, vectors)
-    trained = tool("train_rdm", toy, *told, "rdm.train.steps=2")
+    trained = tool("train_rdm", toy, *settings, "rdm.train.steps=2")
     assert trained.returncode == 0, trained.stderr
-    out = toy.parent / "drawn"
-    silent = tool("sample_rdm", toy, *told, "--num", 5, "--out", out)
+    out = toy.parent / "generated"
+    silent = tool("sample_rdm", toy, *settings, "--num", 5, "--out", out)
     assert silent.returncode == 2
-    assert "the RDM is told vectors of 6 numbers: give some with --vectors FILE" in silent.stderr
-    drawn = tool("sample_rdm", toy, *told, "--num", 5, "--out", out, "--vectors", vectors, "--guidance", 2)
-    assert drawn.returncode == 0, drawn.stderr
+    assert "the RDM is conditioned on vectors of 6 numbers: give some with --vectors FILE" in silent.stderr
+    done = tool("sample_rdm", toy, *settings, "--num", 5, "--out", out, "--vectors", vectors, "--guidance", 2)
+    assert done.returncode == 0, done.stderr
     part = checkpoint.load(out / "representations.safetensors")
     assert torch.equal(part.tensors["vector"], load_file(vectors)["vectors"][:5])
     missing = tool("train_rdm", toy, "rdm.condition=vector")

@@ -1,4 +1,4 @@
-"""A run judged through its tool: on two processes, after an interruption, and when something is amiss."""
+"""A run evaluated through its tool: on two processes, after an interruption, and with mistakes."""
 
 import json
 import os
@@ -10,16 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rcg.config import parse_encoder
+from rcg.config import load_encoder_section
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.evaluation.evaluate import Evaluation
 from rcg.evaluation.guidance_sweep import at_each
-from rcg.evaluation.samples import Generated, of_folder
+from rcg.evaluation.references import Reference
+from rcg.evaluation.report import Origin
+from rcg.evaluation.samples import GeneratedImages, folder_images
 from rcg.metrics.inception import Inception
-from rcg.pipeline import Pipeline
+from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_uint8
-from tests.toy import ROOT, tool, write
+from tests.toy import ROOT, tool, train, write
 
 RANDOM = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, projector_hidden: 8, projector_dim: 6, weights: none}"
 QUICK = ("--inception", "none", "--num", 70, "--resamples", 3)
@@ -28,17 +30,16 @@ QUICK = ("--inception", "none", "--num", 70, "--resamples", 3)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained toy run."""
-    folder = tmp_path_factory.mktemp("judged")
+    folder = tmp_path_factory.mktemp("evaluated")
     path = write(folder)
-    for stage in ("train_encoder", "train_rdm", "train_pixel"):
-        done = tool(stage, path)
-        assert done.returncode == 0, done.stderr
+    for stage in ("encoder", "rdm", "generator"):
+        train(stage, path)
     return folder / "run"
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr("rcg.evaluation.features.SHARD", 32)
+    monkeypatch.setattr("rcg.evaluation.features.SHARD_SIZE", 32)
 
 
 def report(out):
@@ -52,7 +53,7 @@ def evaluate(run, out, *arguments):
     return report(out)
 
 
-def test_a_report_says_everything_that_decides_its_figures(run, tmp_path):
+def test_a_report_says_everything_that_decides_its_scores(run, tmp_path):
     options = ("--guidance", 1.5, "--steps", 3, "--rdm-steps", 2, "--seed", 4, "--precision", "bf16")
     found = evaluate(run, tmp_path, *options)
     samples = found["samples"]
@@ -63,46 +64,46 @@ def test_a_report_says_everything_that_decides_its_figures(run, tmp_path):
     assert samples["guidance"]["scale"] == 1.5
     assert found["reference"]["number"] == 180
     assert found["reference"]["resize"].startswith("short side to 16 px")
-    names = {(figure["name"], figure["space"]) for figure in found["figures"]}
+    names = {(score["name"], score["space"]) for score in found["scores"]}
     assert {("FD", "own-moco_v3"), ("consistency", "own-moco_v3"), ("copies", "pixels"), ("novelty", "pixels")} <= names
     text = next(tmp_path.glob("*/report.md")).read_text()
     assert "| consistency |" in text
     assert len(list(tmp_path.glob("*/neighbors-*.png"))) == 2
 
 
-def test_saved_images_are_those_that_were_judged(run, tmp_path):
+def test_saved_images_are_those_that_were_evaluated(run, tmp_path):
     evaluate(run, tmp_path, "--save-images")
     (images,) = tmp_path.glob("*/images")
-    saved = next(of_folder(images, None).batches(range(8)))
-    streamed = Pipeline.from_run(run).sample(range(8)).images
+    saved = next(folder_images(images, None).batches(range(8)))
+    streamed = Pipeline.load(run).sample(range(8)).images
     assert len(list(images.glob("*.png"))) == 70
     assert torch.equal(saved.images, to_uint8(streamed))
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_alike(run, tmp_path, monkeypatch):
     whole = evaluate(run, tmp_path / "whole")
-    drawn, batches = [], Generated.batches
+    generated, batches = [], GeneratedImages.batches
 
     def dying(self, positions):
-        drawn.append(list(positions))
-        if len(drawn) == 2:
+        generated.append(list(positions))
+        if len(generated) == 2:
             raise KeyboardInterrupt
         return batches(self, positions)
 
-    monkeypatch.setattr(Generated, "batches", dying)
+    monkeypatch.setattr(GeneratedImages, "batches", dying)
     with pytest.raises(KeyboardInterrupt):
         tool("evaluate", run, *QUICK, "--out", tmp_path / "resumed")
     resumed = evaluate(run, tmp_path / "resumed")
-    shards = [positions for positions in drawn if len(positions) > 1]  # the panels draw single samples again
+    shards = [positions for positions in generated if len(positions) > 1]  # the panels draw single samples again
     assert [positions[0] for positions in shards] == [0, 32, 32, 64]
-    assert resumed["figures"] == whole["figures"]
+    assert resumed["scores"] == whole["scores"]
 
 
 def test_two_processes_find_what_one_does(run, tmp_path):
     one = evaluate(run, tmp_path / "one")
     program = tmp_path / "program.py"
     program.write_text(
-        "import runpy, sys\nfrom rcg.evaluation import features\nfeatures.SHARD = 32\n"
+        "import runpy, sys\nfrom rcg.evaluation import features\nfeatures.SHARD_SIZE = 32\n"
         f"sys.argv[0] = r'{ROOT}/tools/evaluate.py'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -112,7 +113,7 @@ def test_two_processes_find_what_one_does(run, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     two = report(tmp_path / "two")
     assert two["cost"]["processes"] == 2
-    for ours, theirs in zip(two["figures"], one["figures"], strict=True):
+    for ours, theirs in zip(two["scores"], one["scores"], strict=True):
         assert ours["value"] == pytest.approx(theirs["value"], rel=1e-6)
 
 
@@ -135,15 +136,15 @@ def test_scales_of_guidance_are_compared(run):
     assert done.returncode == 0, done.stderr
     (folder,) = (run / "evaluation").glob("guidance-dit-40-*")
     found = json.loads((folder / "guidance.json").read_text())
-    assert found["head"] == ["figure", "features", "1", "3", "good is"]
+    assert found["head"] == ["metric", "features", "1", "3", "ideal"]
     rows = {row[0]: row[2:4] for row in found["rows"]}
     single = {}
     for path in (run / "evaluation").glob("dit-40-*/report.json"):
         one = json.loads(path.read_text())
-        single[one["samples"]["guidance"]["scale"]] = {figure["name"]: figure["value"] for figure in one["figures"]}
+        single[one["samples"]["guidance"]["scale"]] = {score["name"]: score["value"] for score in one["scores"]}
     for name in ("FD", "consistency"):
         assert [float(cell) for cell in rows[name]] == pytest.approx([single[1][name], single[3][name]], rel=1e-3)
-    assert not any("held-out" in name for name in rows)  # the same at every scale
+    assert not any("validation" in name for name in rows)  # the same at every scale
     lowest = min(single, key=lambda scale: single[scale]["FD"])
     assert f"FD (own-moco_v3) is lowest at a guidance of {lowest:g}" in found["best"][0]
     assert found["best"][0] in (folder / "guidance.md").read_text()
@@ -154,22 +155,28 @@ def test_scales_of_guidance_are_compared(run):
     shutil.rmtree(run / "evaluation")
 
 
-def test_samples_painted_from_representations_that_were_drawn_before_are_judged_alike(run, tmp_path):
-    drawn = tool("sample_rdm", run.parent / "toy.yaml", "--num", 70, "--out", tmp_path / "z")
-    assert drawn.returncode == 0, drawn.stderr
+def test_samples_of_representations_from_a_file_are_evaluated_alike(run, tmp_path):
+    done = tool("sample_rdm", run.parent / "toy.yaml", "--num", 70, "--out", tmp_path / "z")
+    assert done.returncode == 0, done.stderr
     file = tmp_path / "z" / "representations.safetensors"
     one = evaluate(run, tmp_path / "one")
     two = evaluate(run, tmp_path / "two", "--representations", file)
-    assert two["samples"]["told"]["representations of"] == "a file"
-    for ours, theirs in zip(two["figures"], one["figures"], strict=True):
+    assert two["samples"]["representations"]["of"] == "a file"
+    for ours, theirs in zip(two["scores"], one["scores"], strict=True):
         assert ours["value"] == pytest.approx(theirs["value"], rel=0.01)  # 8 bits may round apart
 
 
-def test_a_generator_that_is_told_nothing_has_no_guidance_to_compare():
-    network = SimpleNamespace(config=SimpleNamespace(condition="none"))
-    samples = Generated(SimpleNamespace(generator=network), 8, 0, {})
-    evaluation = Evaluation(samples, {"generator": "dit-none"}, [], None, "train", {}, None, False, None, 0)
-    with pytest.raises(UserError, match="dit-none is told nothing"):
+def test_a_generator_without_condition_has_no_guidance_to_compare(tmp_path):
+    pipeline = SimpleNamespace(config=SimpleNamespace(condition="none"))
+    evaluation = Evaluation(
+        samples=GeneratedImages(pipeline, 8, SamplingOptions()),
+        origin=Origin(tmp_path, "dit-none"),
+        extractors=[],
+        reference=Reference("train", None),
+        splits=None,
+        resamples=0,
+    )
+    with pytest.raises(UserError, match="dit-none has no condition to guide toward"):
         at_each(evaluation, [1.0, 2.0])
 
 
@@ -177,18 +184,18 @@ def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
     section = {"name": "moco_v3", "arch": "resnet18", "width": 4, "depth": 1, "weights": "none"}
     section |= {"projector_hidden": 8, "projector_dim": 6}
     found = evaluate(run, tmp_path, "--encoder", json.dumps(section), "--no-memorization", "--reference", "validation")
-    assert {figure["space"] for figure in found["figures"]} == {"moco_v3"}
+    assert {score["space"] for score in found["scores"]} == {"moco_v3"}
     assert found["reference"]["number"] == 20
     again = evaluate(run, tmp_path / "again", "--encoder", json.dumps(section), "--no-memorization", "--resamples", 0)
     assert again["extractors"] == found["extractors"], "random weights are the same ones at every call"
 
 
 def test_a_pipeline_that_was_saved_brings_its_own_encoder(run, tmp_path):
-    Pipeline.from_run(run).save_pretrained(tmp_path / "saved")
-    judged = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", run / "dit" / "samples")
-    assert judged["extractors"] == evaluate(run, tmp_path / "run")["extractors"]
-    assert "consistency" in {figure["name"] for figure in judged["figures"]}
-    assert judged["reference"]["resize"].startswith("short side to 16 px")
+    Pipeline.load(run).save_pretrained(tmp_path / "saved")
+    saved = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", run / "dit" / "samples")
+    assert saved["extractors"] == evaluate(run, tmp_path / "run")["extractors"]
+    assert "consistency" in {score["name"] for score in saved["scores"]}
+    assert saved["reference"]["resize"].startswith("short side to 16 px")
 
 
 def test_an_extractor_of_another_network_is_refused(run, tmp_path):
@@ -235,14 +242,14 @@ def test_weights_that_cannot_be_had_are_said_to_be_missing(run, tmp_path, monkey
         ),
         (
             ["images", "--reference", "images", "--encoder", RANDOM, "--guidance", 1, 2],
-            "several --guidance draw samples at each scale, but files are judged",
+            "several --guidance generate samples at each scale, but files are evaluated",
         ),
     ],
 )
 def test_mistakes_give_one_sentence(run, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").symlink_to(run)
-    samples = checkpoint.load(run / "dit" / checkpoint.FILE)  # the run is whole
+    samples = checkpoint.load(run / "dit" / "model.safetensors")  # the run is whole
     assert samples.kind == "generator"
     shutil.copytree(run / "dit" / "samples", tmp_path / "images")
     inception = [] if "--inception" in arguments else ["--inception", "none"]
@@ -254,5 +261,5 @@ def test_mistakes_give_one_sentence(run, tmp_path, monkeypatch, arguments, said)
 
 def test_an_experiments_encoder_section_brings_its_image_size(tmp_path):
     path = write(tmp_path, encoder__weights="none")
-    section, size = parse_encoder(str(path))
+    section, size = load_encoder_section(str(path))
     assert (section.name, size) == ("moco_v3", 16)

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rcg.config import TrainConfig
-from rcg.core import checkpoint
-from rcg.core.checkpoint import Part
-from rcg.core.contracts import Report
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import EvalResult, Task
 from rcg.core.errors import UserError
-from rcg.data.loading import StepKeys, Vectors
-from rcg.distributed import launch as parallel
+from rcg.data.loading import StepKeys, TensorDataset
+from rcg.distributed.launch import launch
+from rcg.encoding.run_folder import Mode, StageFolder
 from rcg.training.ema import EMA
 from rcg.training.loop import learning_rate, train
-from tests.toy import tool, write
+from tests.toy import train as train_stage
+from tests.toy import write
 
 
 def test_the_average_warms_up_as_the_published_one(data):
@@ -67,27 +68,24 @@ def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can():
         StepKeys(30, TrainConfig(batch_size=10), seed=1, start=0, rank=0, world=4)
 
 
-class Line:
+class Line(Task):
     """A task that fits y = 2x; its loss can be made to break."""
 
     def __init__(self, broken_at=None):
         torch.manual_seed(0)
         self.modules = {"line": nn.Linear(1, 1)}
-        self.data = Vectors({"x": torch.linspace(-1, 1, 20)[:, None]})
+        self.data = TensorDataset({"x": torch.linspace(-1, 1, 20)[:, None]})
         self.broken_at = broken_at
 
     def losses(self, batch, step):
         error = (self.modules["line"](batch["x"]) - 2 * batch["x"]).square().mean()
         yield "line", {"error": error * float("nan") if step == self.broken_at else error}
 
-    def after_step(self, step):
-        pass
-
     def evaluate(self, models, step):
-        return Report({"slope": float(models["line"].weight)}, {"grid": torch.zeros(3, 4, 4)})
+        return EvalResult({"slope": float(models["line"].weight)}, {"grid": torch.zeros(3, 4, 4)})
 
     def export(self, models):
-        return Part("line", {}, {}, models["line"].state_dict())
+        return Part("line", {}, Facts(), models["line"].state_dict())
 
 
 def config_for(**changes):
@@ -95,9 +93,13 @@ def config_for(**changes):
     return TrainConfig(**values | {"log_every": 20} | changes)
 
 
+def run(task, config, folder):
+    return train(task, config, StageFolder(folder), launch(config, folder), seed=0)
+
+
 def test_the_loop_learns_logs_evaluates_and_leaves_a_checkpoint(tmp_path):
     config = config_for(evaluate_every=50)
-    train(Line(), config, tmp_path, parallel.start(config, tmp_path), seed=0, workers=None)
+    run(Line(), config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["slope"] for line in lines if "slope" in line][-1] == pytest.approx(2, abs=1e-2)
     assert [line["step"] for line in lines if "slope" in line] == [50, 100, 150, 200]
@@ -109,46 +111,41 @@ def test_the_loop_learns_logs_evaluates_and_leaves_a_checkpoint(tmp_path):
 def test_training_ends_when_nothing_gets_better_and_keeps_the_best(tmp_path, interrupted, capsys):
     scores = {20: 3.0, 40: 1.0, 60: 2.0, 80: 1.5, 100: 0.5}
 
-    class Judged(Line):
+    class Scored(Line):
         def evaluate(self, models, step):
-            return Report({}, {}, score=scores[step])
-
-        def export(self, models):
-            return Part("line", {}, {}, models["line"].state_dict())
+            return EvalResult({}, {}, score=scores[step])
 
     for steps in (50, 1000) if interrupted else (1000,):
         config = config_for(evaluate_every=20, patience=2, steps=steps, save_every=10)
         scores[50] = 9.0  # the end of the interrupted run is an evaluation too
-        progress = train(Judged(), config, tmp_path, parallel.start(config, tmp_path), seed=0, workers=None)
+        progress = run(Scored(), config, tmp_path)
     assert progress.step == (60 if interrupted else 80)
-    assert checkpoint.load(tmp_path / checkpoint.FILE).facts["step"] == 40
-    assert "evaluations were no better than 1 at step 40, whose model is kept" in capsys.readouterr().out
+    assert StageFolder(tmp_path).part().facts.step == 40
+    assert "evaluations were no better than 1 at step 40, whose model is exported" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = config_for(save_every=50)
     with pytest.raises(UserError, match=r"not finite at step 120.*--resume"):
-        train(Line(broken_at=110), config, tmp_path, parallel.start(config, tmp_path), seed=0, workers=None)
+        run(Line(broken_at=110), config, tmp_path)
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-000000100"]
 
 
 def test_half_precision_without_a_gpu_is_refused_with_what_works():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="fp16, which needs a GPU; here bf16"):
-            parallel.start(TrainConfig(precision="fp16"))
+            launch(TrainConfig(precision="fp16"))
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(parallel, "is_wandb_available", lambda: False)
+    monkeypatch.setattr("rcg.distributed.launch.is_wandb_available", lambda: False)
     with pytest.raises(UserError, match="pip install wandb"):
-        parallel.start(TrainConfig(tracker="wandb", precision="no"))
+        launch(TrainConfig(tracker="wandb", precision="no"))
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_and_goes_on(tmp_path):
+def test_a_compiled_network_trains_and_goes_on(toy_copy, tmp_path):
     path = write(tmp_path, rdm__train__compile=True)
-    assert tool("train_encoder", path).returncode == 0
-    assert tool("train_rdm", path).returncode == 0
-    done = tool("train_rdm", path, "rdm.train.steps=25", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert checkpoint.load(tmp_path / "run" / "rdm" / checkpoint.FILE).facts["step"] == 25
+    train_stage("rdm", path, mode=Mode.OVERWRITE)
+    stage = train_stage("rdm", path, "rdm.train.steps=25", mode=Mode.RESUME)
+    assert stage.part().facts.step == 25

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,8 @@ import time
 import pytest
 import torch
 
-from rcg.core import checkpoint
-from rcg.training.loop import latest_state
-from tests.toy import ROOT, TOKENIZER, tool, write
+from rcg.encoding.run_folder import Mode, StageFolder
+from tests.toy import ROOT, TOKENIZER, tool, train, write
 
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
 """200 images x 0.9 in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
@@ -28,7 +28,7 @@ def wait_for_state(folder, process, steps):
     """Wait until a checkpoint of at least `steps` steps is complete."""
     deadline = time.time() + 120
     while time.time() < deadline:
-        state = latest_state(folder)
+        state = StageFolder(folder).latest_state()
         if state is not None and int(state.name.split("-")[1]) >= steps:
             return
         assert process.poll() is None, process.stdout.read()
@@ -36,79 +36,77 @@ def wait_for_state(folder, process, steps):
     raise AssertionError("no checkpoint appeared")
 
 
-def weights(path):
-    return checkpoint.load(path).tensors
+@pytest.fixture
+def prepared(toy_run):
+    """Write an experiment into a new folder; its encoder is that of the toy run, unless it is what is trained."""
 
+    def prepare(folder, stage, **changes):
+        folder.mkdir()
+        if stage != "encoder":
+            shutil.copytree(toy_run / "run" / "encoder", folder / "run" / "encoder")
+        return write(folder, **changes)
 
-def prepared(folder, stage, **changes):
-    """Write an experiment and train what comes before `stage`."""
-    folder.mkdir()
-    path = write(folder, **changes)
-    if stage != "train_encoder":
-        assert tool("train_encoder", path).returncode == 0
-    return path
+    return prepare
 
 
 @pytest.mark.parametrize(
-    ("stage", "section", "part"),
+    ("stage", "section", "name"),
     [
-        ("train_encoder", "encoder", "encoder"),
-        ("train_autoencoder", "generator__autoencoder", "autoencoder"),
-        ("train_rdm", "rdm", "rdm"),
-        ("train_pixel", "generator", "dit"),
+        ("encoder", "encoder", "train_encoder"),
+        ("autoencoder", "generator__autoencoder", "train_autoencoder"),
+        ("rdm", "rdm", "train_rdm"),
+        ("generator", "generator", "train_pixel"),
     ],
 )
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, stage, section, part):
-    if stage == "train_encoder":
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(prepared, tmp_path, stage, section, name):
+    if stage == "encoder":
         changes = {f"{section}__train__{key}": value for key, value in (LONG | {"steps": 40}).items()}
     else:
         changes = {f"{section}__train__{key}": value for key, value in LONG.items()}
-    if stage == "train_autoencoder":
+    if stage == "autoencoder":
         changes |= {f"{section}__train__{key}": value for key, value in ADVERSARIAL.items()}
         changes = {section: TOKENIZER, **changes}
-    whole = prepared(tmp_path / "whole", stage, **changes)
-    assert tool(stage, whole).returncode == 0
+    whole = train(stage, prepared(tmp_path / "whole", stage, **changes))
     killed = prepared(tmp_path / "killed", stage, **changes)
-    folder = tmp_path / "killed" / "run" / part
-    process = start(stage, killed)
+    folder = tmp_path / "killed" / "run" / whole.name
+    process = start(name, killed)
     # The kill comes at a moment that nothing in the run knows: some way into the steps after a checkpoint.
     wait_for_state(folder, process, steps=7)
     time.sleep(int.from_bytes(os.urandom(1), "big") / 255 * 0.2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     process.stdout.close()
-    resumed = tool(stage, killed, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    expected = weights(tmp_path / "whole" / "run" / part / checkpoint.FILE)
-    found = weights(folder / checkpoint.FILE)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(found[name], expected[name]), name
-    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    resumed = train(stage, killed, mode=Mode.RESUME)
+    assert resumed.path == folder
+    expected, weights = whole.part().tensors, resumed.part().tensors
+    assert weights.keys() == expected.keys()
+    for key in expected:
+        assert torch.equal(weights[key], expected[key]), key
+    steps = [json.loads(line)["step"] for line in resumed.log.read_text().splitlines()]
     assert steps == sorted(steps), "lines of lost steps stayed in the log"
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_cleanly(tmp_path):
-    path = prepared(tmp_path / "a", "train_rdm", rdm__train__steps=100_000, rdm__train__save_every=20)
-    folder = tmp_path / "a" / "run" / "rdm"
+def test_sigterm_writes_a_checkpoint_and_exits_cleanly(prepared, tmp_path):
+    path = prepared(tmp_path / "a", "rdm", rdm__train__steps=100_000, rdm__train__save_every=20)
+    stage = StageFolder(tmp_path / "a" / "run" / "rdm")
     process = start("train_rdm", path)
-    wait_for_state(folder, process, steps=20)
+    wait_for_state(stage.path, process, steps=20)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "--resume goes on from there" in output
-    stopped = int(latest_state(folder).name.split("-")[1])
-    assert checkpoint.load(folder / checkpoint.FILE).facts["step"] == stopped
-    assert len(list((folder / "state").iterdir())) == 1
+    stopped = int(stage.latest_state().name.split("-")[1])
+    assert stage.part().facts.step == stopped
+    assert len(list(stage.states.iterdir())) == 1
     resumed = tool("train_rdm", path, f"rdm.train.steps={stopped + 5}", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert checkpoint.load(folder / checkpoint.FILE).facts["step"] == stopped + 5
+    assert stage.part().facts.step == stopped + 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(tmp_path, number):
+def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(prepared, tmp_path, number):
     changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__num_workers": 2}
-    path = prepared(tmp_path / "a", "train_encoder", **changes)
+    path = prepared(tmp_path / "a", "encoder", **changes)
     command = [sys.executable, str(ROOT / "tools" / "train_encoder.py"), str(path)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -120,22 +118,16 @@ def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(tmp_path
     assert "--resume goes on from there" in output
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path):
-    path = prepared(tmp_path / "a", "train_rdm")
-    assert tool("train_rdm", path, "--resume").returncode == 0
-    before = weights(tmp_path / "a" / "run" / "rdm" / checkpoint.FILE)
-    assert tool("train_rdm", path, "--resume").returncode == 0
-    after = weights(tmp_path / "a" / "run" / "rdm" / checkpoint.FILE)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_a_finished_run_that_is_resumed_stays_as_it_is(toy_copy, tmp_path):
+    part = StageFolder(tmp_path / "run" / "rdm").part()
+    resumed = train("rdm", toy_copy, mode=Mode.RESUME).part()
+    assert all(torch.equal(part.tensors[name], value) for name, value in resumed.tensors.items())
+    assert resumed.facts == part.facts
 
 
-def test_how_a_model_is_sampled_may_change_when_it_goes_on(tmp_path):
-    path = prepared(tmp_path / "a", "train_rdm")
-    part = tmp_path / "a" / "run" / "rdm" / checkpoint.FILE
-    assert tool("train_rdm", path, "--resume").returncode == 0
-    before = weights(part)
-    done = tool("train_rdm", path, "rdm.sampler.steps=3", "rdm.guidance.scale=2", "--resume")
-    assert done.returncode == 0, done.stderr
-    found = checkpoint.load(part)
-    assert (found.config["sampler"]["steps"], found.config["guidance"]["scale"]) == (3, 2)
-    assert all(torch.equal(before[name], found.tensors[name]) for name in before)
+def test_sampling_settings_may_change_when_a_training_is_resumed(toy_copy, tmp_path):
+    before = StageFolder(tmp_path / "run" / "rdm").part()
+    changes = ("rdm.sampler.steps=3", "rdm.guidance.scale=2")
+    after = train("rdm", toy_copy, *changes, mode=Mode.RESUME).part()
+    assert (after.config["sampler"]["steps"], after.config["guidance"]["scale"]) == (3, 2)
+    assert all(torch.equal(value, after.tensors[name]) for name, value in before.tensors.items())

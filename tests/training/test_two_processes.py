@@ -10,23 +10,25 @@ import torch
 from safetensors.torch import load_file
 
 from rcg.config import TrainConfig
-from rcg.core import checkpoint
 from rcg.core.errors import UserError
-from rcg.distributed import launch as parallel
+from rcg.distributed.launch import launch
+from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.pipeline import Pipeline
-from tests.toy import ROOT, tool, write
+from tests.toy import ROOT, complaint, process, write
 
 PROGRAM = '''
 import sys
 import torch
-from rcg.distributed import launch as parallel
 from rcg.config import TrainConfig
-from rcg.core.contracts import Space
-from rcg.data.loading import Vectors
-from rcg.diffusion.model import build
-from rcg.diffusion.processes.gaussian import Draws
+from rcg.core.checkpoint import Facts
+from rcg.core.contracts import EvalResult, Space, Task
 from rcg.core.registry import GENERATORS, NETWORKS
-from rcg.distributed.fsdp import shard, whole
+from rcg.data.loading import TensorDataset
+from rcg.diffusion.model import build, model_part
+from rcg.diffusion.processes._affine import Draws
+from rcg.distributed.fsdp import full_tensor, local_tensor
+from rcg.distributed.launch import launch
+from rcg.encoding.run_folder import StageFolder
 from rcg.training.loop import train
 from safetensors.torch import save_file
 from pathlib import Path
@@ -46,14 +48,14 @@ for p in model.parameters():  # zero-initialized layers would hide errors of the
     torch.nn.init.normal_(p, std=0.05)
 
 
-class Fed:
+class Fed(Task):
     """A task whose draws come with the data, so that they do not depend on which process sees a sample."""
 
     def __init__(self):
         self.modules = {"model": model}
         g = torch.Generator().manual_seed(1)
         n = 100
-        self.data = Vectors({
+        self.data = TensorDataset({
             "x": torch.randn(n, *shape, generator=g), "noise": torch.randn(n, *shape, generator=g),
             "t": torch.randint(1000, (n,), generator=g), "cond": torch.randn(n, 6, generator=g),
             "dropped": torch.rand(n, generator=g) < 0.3,
@@ -66,27 +68,25 @@ class Fed:
 
     def after_step(self, step):
         if step == steps - 1:  # later there is nobody left to gather shards from
-            self.live = {k: whole(v).contiguous() for k, v in self.modules["model"].state_dict().items()}
+            self.live = {k: full_tensor(v).contiguous() for k, v in self.modules["model"].state_dict().items()}
 
     def evaluate(self, models, step):
-        from rcg.core.contracts import Report
-        return Report({}, {})
+        return EvalResult({}, {})
 
     def export(self, models):
-        from rcg.training.tasks.rdm import model_part
-        return model_part("rdm", models["model"], {})
+        return model_part("rdm", models["model"], Facts())
 
 
-config = TrainConfig(steps=steps, batch_size=24, grad_accum_steps=accumulate, lr=1e-3, grad_clip=1.0, ema_decay=0.9, precision="no",
-                     tracker="none", weight_decay=0.01)
-accelerator = parallel.start(config, folder, shardable=True)
+config = TrainConfig(steps=steps, batch_size=24, grad_accum_steps=accumulate, lr=1e-3, grad_clip=1.0, ema_decay=0.9,
+                     precision="no", tracker="none", weight_decay=0.01)
+accelerator = launch(config, folder, shardable=True)
 task = Fed()
-train(task, config, folder, accelerator, seed=3, workers=0)
+train(task, config, StageFolder(folder), accelerator, seed=3, num_workers=0)
 parameters = list(task.modules["model"].parameters())
-held = sum(shard(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
+share = sum(local_tensor(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
 if accelerator.is_main_process:
     save_file({k.removeprefix("module."): v for k, v in task.live.items()}, folder / "live.safetensors")
-    print("processes", accelerator.num_processes, f"held {held:.1f}")
+    print("processes", accelerator.num_processes, f"share {share:.1f}")
 accelerator.end_training()
 '''
 
@@ -103,15 +103,17 @@ SHARDED = [
 SHARDED += ["--num_processes", "2", "--main_process_port", "0"]
 
 
-def run(kind, launch, accumulate, folder, steps=20):
+def run(kind, launcher, accumulate, folder, steps=20):
     folder.mkdir(exist_ok=True)
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    command = [*launch, str(program), kind, str(accumulate), str(folder), str(steps)]
+    command = [*launcher, str(program), kind, str(accumulate), str(folder), str(steps)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    expected = "processes 1 held 1.0" if launch == ONE else f"processes 2 held {0.5 if launch == SHARDED else 1.0}"
+    expected = (
+        "processes 1 share 1.0" if launcher == ONE else f"processes 2 share {0.5 if launcher == SHARDED else 1.0}"
+    )
     assert expected in done.stdout
     return {
         **load_file(folder / "live.safetensors"),
@@ -133,9 +135,10 @@ def test_two_processes_train_an_encoder_and_share_the_encoding(tmp_path):
         command = [*launch, str(ROOT / "tools" / f"{stage}.py"), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    state = tmp_path / "run" / "encoder" / "state" / "step-000000006"
+    run = RunFolder(tmp_path / "run")
+    state = run.encoder.states / "step-000000006"
     assert len(list(state.glob("random_states_*.pkl"))) == 2, "each of two processes leaves its own"
-    assert checkpoint.load(tmp_path / "run" / "rdm" / checkpoint.FILE).facts["step"] == 20
+    assert run.rdm.part().facts.step == 20
 
 
 SHARING = """
@@ -143,20 +146,22 @@ import sys, torch
 from pathlib import Path
 from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
 from rcg.encoding import cache
-from rcg.distributed import launch as parallel
+from rcg.distributed.launch import launch
 from rcg.data.images import load_images
 from rcg.data.datasets.digits import DigitsConfig
-from rcg.encoding.representation import Representation, Transform
+from rcg.encoding.representation import Representation
+from rcg.encoding.transform import Transform
 
-cache.SHARD = 16
-accelerator = parallel.start()
+cache.SHARD_SIZE = 16
+accelerator = launch()
 torch.manual_seed(0)
 config = MoCoV3Config(arch="resnet18", width=4, depth=1, projector_hidden=8, projector_dim=6)
 encoder = Representation(MoCoV3(config, 16), Transform("per_sample"))
 encoded, encode = [], encoder.encode
 encoder.encode = lambda image: encoded.append(len(image)) or encode(image)
-images = load_images(DigitsConfig(limit=90))[0]
-views = cache.representations(images, encoder, 1, Path(sys.argv[1]), accelerator, "train")
+images = load_images(DigitsConfig(limit=90)).train
+cached = cache.representation_cache(images, encoder, 1, Path(sys.argv[1]), "train")
+views = cached.fill(encoder.encode, accelerator)
 total = views.rows(range(len(views)), [0] * len(views)).double().sum().item()
 print(f"rank {accelerator.process_index} of {accelerator.num_processes} encoded {sum(encoded)} sum {total:.6f}")
 accelerator.end_training()
@@ -171,9 +176,9 @@ def test_two_processes_share_the_shards_of_a_cache(tmp_path):
     command = [*launch, str(program), str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = sorted(re.findall(r"rank (\d) of (\d) encoded (\d+) sum (-?[\d.]+)", done.stdout))
-    assert [line[:3] for line in told] == [("0", "2", "48"), ("1", "2", "33")]
-    assert told[0][3] == told[1][3], "both read all of it"
+    lines = sorted(re.findall(r"rank (\d) of (\d) encoded (\d+) sum (-?[\d.]+)", done.stdout))
+    assert [line[:3] for line in lines] == [("0", "2", "48"), ("1", "2", "33")]
+    assert lines[0][3] == lines[1][3], "both read all of it"
 
 
 @pytest.mark.parametrize("kind", ["rep_mlp", "dit"])
@@ -200,38 +205,39 @@ def test_a_generator_is_trained_in_shards_by_its_tool_and_goes_on_only_so(tmp_pa
     command = [*SHARDED, str(ROOT / "tools" / "train_pixel.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "run" / "dit-none"
-    assert checkpoint.load(folder / checkpoint.FILE).facts["step"] == 20
-    assert len(list((folder / "samples").iterdir())) == 1
-    assert Pipeline.from_run(tmp_path / "run").sample(range(2)).images.shape == (2, 3, 16, 16)
-    whole = tool("train_pixel", path, "--resume")
-    assert whole.returncode == 2
-    assert "step-000000020 was written with FSDP: go on as the run was started" in whole.stderr
+    stage = StageFolder(tmp_path / "run" / "dit-none")
+    assert stage.part().facts.step == 20
+    assert len(list(stage.samples.iterdir())) == 1
+    assert Pipeline.load(tmp_path / "run").sample(range(2)).images.shape == (2, 3, 16, 16)
+    # In a process of its own: this one may have an accelerator of another precision already.
+    sentence = complaint(process("train_pixel", path, "--resume"))
+    assert "step-000000020 was written with FSDP: go on as the run was started" in sentence
 
 
 @pytest.mark.parametrize(
-    ("asked", "train", "shardable", "said"),
+    ("environment", "train", "shardable", "sentence"),
     [
         ({}, {}, True, "set fsdp_version: 2"),
         ({"VERSION": "2", "STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, {}, True, "set FULL_STATE_DICT"),
         ({"VERSION": "2"}, {"compile": True}, True, "set train.compile=false"),
-        ({"VERSION": "2"}, {}, False, "encoders and tokenizers are trained without it"),
+        ({"VERSION": "2"}, {}, False, "encoders and autoencoders are trained without it"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(asked, train, shardable, said, monkeypatch):
+def test_impossible_sharding_is_refused(environment, train, shardable, sentence, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    for key, value in asked.items():
+    for key, value in environment.items():
         monkeypatch.setenv(f"FSDP_{key}", value)
-    with pytest.raises(UserError, match=said):
-        parallel.start(TrainConfig(precision="no", tracker="none", **train), shardable=shardable)
+    with pytest.raises(UserError, match=sentence):
+        launch(TrainConfig(precision="no", tracker="none", **train), shardable=shardable)
 
 
-TOKENIZER = """
+AUTOENCODER = """
 import sys, torch
 from pathlib import Path
-from rcg.distributed import launch as parallel
 from rcg.config import AutoencoderTrain
-from rcg.core.contracts import Report
+from rcg.core.checkpoint import Facts
+from rcg.distributed.launch import launch
+from rcg.encoding.run_folder import StageFolder
 from rcg.data.images import load_images
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.core.registry import AUTOENCODERS
@@ -245,12 +251,12 @@ small = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4}
 model = build(build.Config(**small, quantizer={"codes": 16, "revive": 0, "decay": 0.8}), 16)
 model.quantize.counts.fill_(1)
 model.quantize.sums.copy_(model.quantize.codebook)
-images, held_out = load_images(DigitsConfig(image_size=16, limit=100))
-config = AutoencoderTrain(steps=4, batch_size=8, grad_accum_steps=2, lr=1e-4, ema_decay=0.9, perceptual="none", adversarial_start=2,
-                        discriminator_width=8, precision="no", tracker="none")
-accelerator = parallel.start(config, folder)
-task = AutoencoderTask(model, images, held_out, config, Comparisons(None, {}), {})
-train(task, config, folder, accelerator, seed=3, workers=0)
+images, validation = load_images(DigitsConfig(image_size=16, limit=100))
+config = AutoencoderTrain(steps=4, batch_size=8, grad_accum_steps=2, lr=1e-4, ema_decay=0.9, perceptual="none",
+                          adversarial_start=2, discriminator_width=8, precision="no", tracker="none")
+accelerator = launch(config, folder)
+task = AutoencoderTask(model, images, validation, config, Comparisons(None, {}), Facts())
+train(task, config, StageFolder(folder), accelerator, seed=3, num_workers=0)
 if accelerator.is_main_process:
     print("processes", accelerator.num_processes)
 accelerator.end_training()
@@ -258,10 +264,10 @@ accelerator.end_training()
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
-    (tmp_path / "program.py").write_text(TOKENIZER)
+def test_two_processes_train_an_autoencoder_and_its_codebook_as_one_does(tmp_path):
+    (tmp_path / "program.py").write_text(AUTOENCODER)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    found = []
+    weights = []
     for processes in ("1", "2"):
         (tmp_path / processes).mkdir()
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
@@ -269,8 +275,8 @@ def test_two_processes_train_a_tokenizer_and_its_codebook_as_one_does(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"processes {processes}" in done.stdout
-        found.append(checkpoint.load(tmp_path / processes / checkpoint.FILE).tensors)
-    one, two = found
+        weights.append(StageFolder(tmp_path / processes).part().tensors)
+    one, two = weights
     # Adam makes whole steps of rounding errors where a gradient is near zero: at a low rate these stay small.
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)

@@ -29,7 +29,7 @@ def test_schedules_equal_the_published_tables(data):
     np.testing.assert_allclose(process.alpha_bar, recorded["out/rdm_alphas_cumprod"].numpy(), rtol=1e-6)
 
 
-def test_corrupted_data_has_the_marginal_mean_and_deviation():
+def test_corrupted_data_has_the_marginal_mean_and_std():
     process = Gaussian(GaussianConfig())
     x = torch.full((20_000, 1), 2.0)
     for t in (0, 300, 999):
@@ -42,7 +42,7 @@ def test_corrupted_data_has_the_marginal_mean_and_deviation():
 
 
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
-def test_a_network_that_knows_the_truth_has_no_loss_and_gives_the_data_back(predict, monkeypatch):
+def test_an_exact_network_has_no_loss_and_recovers_the_data(predict, monkeypatch):
     process = Gaussian(GaussianConfig(predict=predict))
     x, noise = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([0, 10, 500, 800, 999])
@@ -91,7 +91,7 @@ def test_the_variational_term_is_exact_where_the_variance_is_right():
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_the_variational_term_teaches_the_variance_alone():
+def test_the_variational_term_has_gradients_of_the_variance_alone():
     process = Gaussian(GaussianConfig(variance="learned_range"))
     output = torch.zeros(4, 2, 3, requires_grad=True)
     process.loss(lambda x, t, c: output, torch.randn(4, 3), None)["vb"].backward()
@@ -106,15 +106,15 @@ def test_all_8_bit_values_together_have_probability_one():
         assert log_p.double().exp().sum().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_divergence_of_gaussians_is_torchs():
+def test_the_divergence_of_gaussians_equals_that_of_torch():
     m, v, n, w = torch.randn(4, 10)
     p, q = (torch.distributions.Normal(mean, (log / 2).exp()) for mean, log in ((m, v), (n, w)))
     torch.testing.assert_close(gaussian_kl(m - n, v, w), torch.distributions.kl_divergence(p, q))
 
 
 @pytest.mark.parametrize(("variance", "share"), [("fixed_small", 0.0), ("fixed_large", 1.0), ("learned_range", 0.75)])
-def test_predictions_say_where_the_variance_lies(variance, share):
+def test_predictions_contain_the_share_of_the_variance(variance, share):
     process = Gaussian(GaussianConfig(variance=variance))
-    output = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 0.5)], dim=1)[:, : process.heads]
+    output = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 0.5)], dim=1)[:, : process.outputs]
     prediction = process.predict(lambda *_: output, torch.zeros(2, 3), process._level(500), None)
-    assert torch.as_tensor(prediction.variance).flatten()[0].item() == share
+    assert torch.as_tensor(prediction.variance_share).flatten()[0].item() == share

@@ -15,34 +15,22 @@ from diffusers import (
 from rcg.core.contracts import Level, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import SAMPLERS
-from rcg.core.rng import Streams
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.processes.flow import Flow, FlowConfig
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig, betas
-from rcg.diffusion.samplers.ddim import DDIM, DDIMConfig
-from rcg.diffusion.samplers.dpm_solver import DPMSolver, DPMSolverConfig
-from rcg.diffusion.samplers.heun import Heun, HeunConfig
-from rcg.diffusion.samplers.unipc import UniPC, UniPCConfig
-from tests.diffusion.samplers.test_samplers import MEAN, SPACE, STD, WALKS, Common, Recorded, toy
+from rcg.diffusion.samplers.ddim import DDIM
+from rcg.diffusion.samplers.dpm_solver import DPMSolver
+from rcg.diffusion.samplers.heun import Heun
+from rcg.diffusion.samplers.unipc import UniPC
+from tests.ideal import CONTINUOUS, MEAN, SPACE, STD, BatchNoise, RecordedNoise, ideal, smooth
 
-SOLVERS = [(Heun, HeunConfig), (DPMSolver, DPMSolverConfig), (UniPC, UniPCConfig)]
+SOLVERS = [Heun, DPMSolver, UniPC]
 
 
 def exact(process, start):
     """Follow the probability flow of N(MEAN, STD^2) from `start` to clean data."""
     first = process.levels(2, "trailing")[0]
     return MEAN + STD * (start - first.alpha * MEAN) / math.sqrt(first.alpha**2 * STD**2 + first.sigma**2)
-
-
-def ideal(process):
-    """The exact answer of the network when data is N(MEAN, STD^2)."""
-
-    def net(x, t, cond):
-        alpha, sigma = (scale[:, None] for scale in process.scales(t))
-        x0 = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
-        eps = (x - alpha * x0) / sigma
-        return {"x0": x0, "v": alpha * eps - sigma * x0, "velocity": eps - x0}[process.predicts][:, None]
-
-    return net
 
 
 PROCESSES = {
@@ -54,29 +42,28 @@ PROCESSES = {
 
 
 def error(sampler, process):
-    x = sampler(process, ideal(process), SPACE, None, Common(64))
-    return (x - exact(process, Common(64).normal((4,)))).abs().max().item()
+    x = sampler(process, ideal(process), SPACE, None, BatchNoise(64))
+    return (x - exact(process, BatchNoise(64).normal((4,)))).abs().max().item()
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize(("solver", "config"), SOLVERS)
-def test_solvers_converge_to_the_exact_flow(process, solver, config):
-    errors = [error(solver(config(steps=steps)), process) for steps in (16, 64, 256)]
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_converge_to_the_exact_flow(process, solver):
+    errors = [error(solver(steps=steps), process) for steps in (16, 64, 256)]
     assert errors[2] < errors[1] / 2 < errors[0] / 4
 
 
-@pytest.mark.parametrize(("solver", "config"), SOLVERS)
-def test_solvers_beat_euler_on_a_flow_at_equal_evaluations(solver, config):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_beat_euler_on_a_flow_at_equal_evaluations(solver):
     # Even steps in t end close to clean data; a VP schedule's last step is longer than all others and hides the order.
     process = PROCESSES["flow"]
-    assert error(solver(config(steps=32)), process) < 0.5 * error(DDIM(DDIMConfig(steps=32)), process)
+    assert error(solver(steps=32), process) < 0.5 * error(DDIM(steps=32), process)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 16, 50])
 @pytest.mark.parametrize(("predict", "theirs"), [("x0", "sample"), ("eps", "epsilon"), ("v", "v_prediction")])
 @pytest.mark.parametrize(
-    ("solver", "scheduler"),
-    [(DPMSolver(DPMSolverConfig()), DPMSolverMultistepScheduler), (UniPC(UniPCConfig()), UniPCMultistepScheduler)],
+    ("solver", "scheduler"), [(DPMSolver, DPMSolverMultistepScheduler), (UniPC, UniPCMultistepScheduler)]
 )
 def test_multistep_solvers_agree_with_diffusers(solver, scheduler, predict, theirs, steps):
     process = Gaussian(GaussianConfig(schedule="sqrt_linear", predict=predict))
@@ -91,7 +78,7 @@ def test_multistep_solvers_agree_with_diffusers(solver, scheduler, predict, thei
     start = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     expected = start
     for t in oracle.timesteps:
-        expected = oracle.step(toy(expected, t.expand(5), None)[:, 0], t, expected).prev_sample
+        expected = oracle.step(smooth(expected, t.expand(5), None)[:, 0], t, expected).prev_sample
 
     class Same(Gaussian):
         """Visit the levels that the oracle visits."""
@@ -100,9 +87,8 @@ def test_multistep_solvers_agree_with_diffusers(solver, scheduler, predict, thei
             return [*(self._level(int(t)) for t in oracle.timesteps), Level(0, 1.0, 0.0)]
 
     same = Same(GaussianConfig(schedule="sqrt_linear", predict=predict))
-    solver.config = solver.config.model_copy(update={"steps": steps})
     assert abs(same.levels(steps, "")[0].t - process.levels(steps, "trailing")[0].t) <= 1
-    ours = solver(same, toy, SPACE, None, Recorded([start]))
+    ours = solver(steps=steps)(same, smooth, SPACE, None, RecordedNoise([start]))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -114,12 +100,14 @@ def test_heun_agrees_with_diffusers(levels):
     oracle.set_timesteps(timesteps=visited)
     start = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     first = process.levels(levels, "trailing")[0]
-    expected = start / first.alpha  # theirs walks in x / alpha
+    expected = start / first.alpha  # theirs steps in x / alpha
     for t in oracle.timesteps:
         seen = oracle.scale_model_input(expected, t)
-        expected = oracle.step(toy(seen, t.expand(5), None)[:, 0], t, expected).prev_sample
-    sampler = Heun(HeunConfig(steps=2 * levels - 1))
-    torch.testing.assert_close(sampler(process, toy, SPACE, None, Recorded([start])), expected, atol=1e-4, rtol=1e-4)
+        expected = oracle.step(smooth(seen, t.expand(5), None)[:, 0], t, expected).prev_sample
+    sampler = Heun(steps=2 * levels - 1)
+    torch.testing.assert_close(
+        sampler(process, smooth, SPACE, None, RecordedNoise([start])), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -132,22 +120,22 @@ def test_ddim_on_a_flow_is_eulers_method_of_diffusers(shift, steps):
     start = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     expected = start
     for t in oracle.timesteps:
-        expected = oracle.step(toy(expected, t.expand(5), None)[:, 0], t, expected).prev_sample
-    ours = DDIM(DDIMConfig(steps=steps))(process, toy, SPACE, None, Recorded([start]))
+        expected = oracle.step(smooth(expected, t.expand(5), None)[:, 0], t, expected).prev_sample
+    ours = DDIM(steps=steps)(process, smooth, SPACE, None, RecordedNoise([start]))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_every_sampler_samples_every_process_in_any_number_of_steps(name, process):
     for steps in (1, 2, 3, 5, 8, 13, 100, 333, 1000):
-        sampler = SAMPLERS.get(name)(SAMPLERS.get(name).Config(steps=steps))
-        x = sampler(process, ideal(process), SPACE, None, Streams(0, range(8), "t"))
+        sampler = SAMPLERS.get(name)(steps=steps)
+        x = sampler(process, ideal(process), SPACE, None, SampleNoise(0, range(8), "t"))
         assert torch.isfinite(x).all()
         assert x.mean().item() == pytest.approx(MEAN, abs=0.35)
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_every_sampler_finishes_at_every_step_count(name):
     process, space = PROCESSES["vp"], Space((1,))
     for steps in [*range(1, 40), *range(40, 1001, 48)]:
@@ -157,23 +145,23 @@ def test_every_sampler_finishes_at_every_step_count(name):
             calls.append(t)
             return 0 * x[:, None] + 0.5
 
-        sampler = SAMPLERS.get(name)(SAMPLERS.get(name).Config(steps=steps))
-        assert sampler(process, net, space, None, Recorded([torch.zeros(1, 1)] * (steps + 1))).item() == pytest.approx(
-            0.5, abs=1e-4
-        )
+        sampler = SAMPLERS.get(name)(steps=steps)
+        assert sampler(
+            process, net, space, None, RecordedNoise([torch.zeros(1, 1)] * (steps + 1))
+        ).item() == pytest.approx(0.5, abs=1e-4)
         assert len(calls) == (steps - 1 + steps % 2 if name == "heun" else steps)
 
 
 @pytest.mark.parametrize("steps", [8, 16, 50])
-@pytest.mark.parametrize("name", WALKS)
-def test_small_errors_near_pure_noise_are_forgiven(name, steps):
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_small_errors_near_pure_noise_change_little(name, steps):
     process = Gaussian(GaussianConfig(schedule="cosine", predict="v"))  # starts where alpha is 5e-5
 
     def net(x, t, cond):
         return ideal(process)(x, t, cond) + 0.01 * torch.sin(10 * x)[:, None]
 
-    sampler = SAMPLERS.get(name)(SAMPLERS.get(name).Config(steps=steps))
-    x = sampler(process, net, SPACE, None, Streams(0, range(64), "t"))
+    sampler = SAMPLERS.get(name)(steps=steps)
+    x = sampler(process, net, SPACE, None, SampleNoise(0, range(64), "t"))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.2)
     assert x.std().item() == pytest.approx(STD, rel=0.35)
 
@@ -183,7 +171,7 @@ def test_a_flow_starts_at_noise_only():
         Flow(FlowConfig()).levels(4, "leading")
 
 
-def test_flow_times_follow_their_law():
+def test_flow_times_follow_their_distribution():
     x = torch.zeros(50_000, 1)
     torch.manual_seed(0)
     logit = torch.logit(Flow(FlowConfig(time_mean=-0.5, time_std=0.7)).draw(x).t / 1000)

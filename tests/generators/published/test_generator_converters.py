@@ -6,42 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from rcg.generators.published import _encoder, _rcg, _unet, adm, dit, ldm
-from rcg.generators.published._files import LIVE
 
-from rcg.core import checkpoint
-from rcg.core import pretrained as weights
+from rcg.core import checkpoint, pretrained
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Space
 from rcg.core.registry import ENCODERS, GENERATORS
-from rcg.diffusion.model import build
+from rcg.diffusion.model import build, restore
 from rcg.encoding.autoencoder import restore_autoencoder
+from rcg.encoding.encoder import build_encoder
+from rcg.encoding.run_folder import RunFolder
+from rcg.generators.published import _encoder, _rcg, _unet, adm, dit, ldm
+from rcg.generators.published._files import LIVE, load_extra
 from rcg.nn import sincos_positions
-from rcg.pipeline import restore
+from tests.generators.originals import convert, listed_tensors, shapes
 from tests.parity import DATA, recorded, state
 from tests.toy import tool
-
-KEYS = DATA / "keys"
-
-
-def listed(name):
-    """Read a list of the tensors in a full-size file, as tensors without memory."""
-    found = {}
-    for line in (KEYS / f"{name}.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            key, shape, dtype = line.split("\t")
-            sizes = [int(n) for n in shape.strip("()").split(",") if n.strip()]
-            found[key] = torch.empty(sizes, dtype=getattr(torch, dtype), device="meta")
-    return found
-
-
-def shapes(tensors):
-    return {key: tuple(value.shape) for key, value in tensors.items()}
-
-
-def convert(kind, *arguments):
-    done = tool("convert", kind, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def equal(before, after):
@@ -53,45 +32,45 @@ def equal(before, after):
 def test_a_dit_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     original = DATA / "ckpt_dit_tiny.pth"
     convert("dit", original, tmp_path / "run")
-    part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
+    part = RunFolder(tmp_path / "run").stage_folder("dit").part()
     model = restore(part, GENERATORS)
     assert (model.config.gelu, model.config.process.variance, model.config.condition_dropout) == (
         "exact",
         "learned_range",
         0.1,
     )
-    assert part.facts["cond"]["id"] == "of ckpt_dit_tiny.pth"
+    assert part.facts.cond.id == "of ckpt_dit_tiny.pth"
     assert not (tmp_path / "run" / "encoder").exists()
     convert("dit", tmp_path / "run", tmp_path / "back.pth", "--back")
-    before, after = weights.read(original), weights.read(tmp_path / "back.pth")
+    before, after = pretrained.read(original), pretrained.read(tmp_path / "back.pth")
     assert torch.equal(before["model"]["pos_embed"], after["model_ema"].pop("pos_embed"))
     before["model_ema"].pop("pos_embed")  # this file's average is the live network plus 0.01, fixed positions too
-    for which in ("model", "model_ema"):
-        equal(before[which], after[which])
+    for weights in ("model", "model_ema"):
+        equal(before[weights], after[weights])
     assert not all(torch.equal(before["model"][key], before["model_ema"][key]) for key in before["model"])
 
 
-def test_a_generator_is_told_what_the_rdm_beside_it_generates(tmp_path):
+def test_a_generator_is_conditioned_on_the_representations_of_the_rdm_beside_it(tmp_path):
     found = state("dit_tiny_rep")
-    rdm = checkpoint.Part("rdm", {}, {"data": Space((12,), id="somewhere").to_json()}, {"x": torch.zeros(1)})
-    checkpoint.save(tmp_path / "run" / "rdm" / checkpoint.FILE, rdm)
+    rdm = Part("rdm", {}, Facts(data=Space((12,), id="somewhere")), {"x": torch.zeros(1)})
+    checkpoint.save(RunFolder(tmp_path / "run").rdm.checkpoint, rdm)
     torch.save(found, tmp_path / "dit.pth")
     convert("dit", tmp_path / "dit.pth", tmp_path / "run")
-    part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
-    assert part.facts["cond"]["id"] == "somewhere"
+    part = RunFolder(tmp_path / "run").stage_folder("dit").part()
+    assert part.facts.cond.id == "somewhere"
 
 
-def test_a_generator_works_in_the_latents_of_the_tokenizer_beside_it(tmp_path):
+def test_a_generator_works_in_the_latents_of_the_autoencoder_beside_it(tmp_path):
     vq = {f"first_stage_model.{key}": value for key, value in state("ldm_vq_tiny").items()}
     torch.save(vq, tmp_path / "vq.ckpt")
-    convert("vq", tmp_path / "vq.ckpt", tmp_path / "run")
+    convert("autoencoder", tmp_path / "vq.ckpt", tmp_path / "run")
     found = state("dit_tiny_rep")
-    found["pos_embed"] = sincos_positions(32, 32)[None]  # sides of 64, which this tokenizer has at 256 px
+    found["pos_embed"] = sincos_positions(32, 32)[None]  # sides of 64, which this autoencoder has at 256 px
     torch.save(found, tmp_path / "dit.pth")
     convert("dit", tmp_path / "dit.pth", tmp_path / "run")
-    part = checkpoint.load(tmp_path / "run" / "dit" / checkpoint.FILE)
-    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "autoencoder" / checkpoint.FILE), 256)
-    assert Space.from_json(part.facts["data"]) == tokenizer.space
+    part = RunFolder(tmp_path / "run").stage_folder("dit").part()
+    tokenizer = restore_autoencoder(RunFolder(tmp_path / "run").autoencoder.part())
+    assert part.facts.data == tokenizer.space
     assert part.config["autoencoder"]["name"] == "vq"
 
 
@@ -99,10 +78,10 @@ def test_an_original_dit_is_class_conditional_and_approximates_its_gelu(tmp_path
     tensors = {key: value for key, value in state("dit_tiny_class").items() if "rep_embedder" not in key}
     torch.save(tensors, tmp_path / "DiT-XL-2.pt")
     convert("dit", tmp_path / "DiT-XL-2.pt", tmp_path / "run")
-    part = checkpoint.load(tmp_path / "run" / "dit-class" / checkpoint.FILE)
-    assert (part.config["gelu"], part.facts["cond"]["vocab"]) == ("tanh", 10)
+    part = RunFolder(tmp_path / "run").stage_folder("dit-class").part()
+    assert (part.config["gelu"], part.facts.cond.vocab) == ("tanh", 10)
     convert("dit", tmp_path / "run", tmp_path / "back.pt", "--back")
-    equal(tensors, weights.read(tmp_path / "back.pt"))
+    equal(tensors, pretrained.read(tmp_path / "back.pt"))
 
 
 def by_kind(tensors, heads):
@@ -112,28 +91,28 @@ def by_kind(tensors, heads):
 
 
 @pytest.mark.parametrize(
-    ("arm", "told"),
+    ("arm", "arguments"),
     [
         ("rep", {"num_head_channels": 16}),
         ("uncond", {"num_head_channels": -1, "num_heads": 4}),
         ("class", {"num_head_channels": 16, "use_new_attention_order": True}),
     ],
 )
-def test_an_adm_checkpoint_becomes_a_run_and_goes_back(arm, told, tmp_path):
+def test_an_adm_checkpoint_becomes_a_run_and_goes_back(arm, arguments, tmp_path):
     name = f"adm_unet_tiny_{arm}"
     _, tensors = recorded(name)
-    found = by_kind(state(name), 4) if "use_new_attention_order" in told else state(name)
-    args = argparse.Namespace(image_size=16, **told)
+    found = by_kind(state(name), 4) if "use_new_attention_order" in arguments else state(name)
+    args = argparse.Namespace(image_size=16, **arguments)
     live = {key: value + 1 for key, value in found.items()}
     torch.save({"model": live, "model_ema": found, "epoch": 3, "args": args}, tmp_path / "adm.pth")
     convert("adm", tmp_path / "adm.pth", tmp_path / "run")
     folder = {"rep": "adm", "uncond": "adm-none", "class": "adm-class"}[arm]
-    model = restore(checkpoint.load(tmp_path / "run" / folder / checkpoint.FILE), GENERATORS)
+    model = restore(RunFolder(tmp_path / "run").stage_folder(folder).part(), GENERATORS)
     cond = {"rep": tensors.get("in/rep"), "uncond": None, "class": tensors.get("in/y")}[arm]
     output = model.network(tensors["in/x"], tensors["in/t"], cond).flatten(1, 2)
     torch.testing.assert_close(output, tensors["out/eps_sigma"], atol=1e-5, rtol=1e-5)
     convert("adm", tmp_path / "run", tmp_path / "back.pth", "--back")
-    back = weights.read(tmp_path / "back.pth")
+    back = pretrained.read(tmp_path / "back.pth")
     equal(found, back["model_ema"])
     equal(live, back["model"])
 
@@ -145,40 +124,39 @@ def test_an_ldm_checkpoint_becomes_a_run_and_goes_back(tmp_path):
         found[ldm.NETWORK + key] = value
         found[_rcg.average_name(ldm.NETWORK + key)] = value + 1
     settings = {"width": 48, "depth": 1, "patch": 8, "input_size": 16, "projector_hidden": 16, "projector_dim": 12}
-    network = ENCODERS.get("moco_v3")
-    encoder = network(network.Config(arch="vit_base", **settings), load=False)
+    encoder = build_encoder(ENCODERS.get("moco_v3").Config(arch="vit_base", **settings), 256, load=False)
     found |= {_encoder.PREFIX + key.removeprefix("trunk."): value for key, value in encoder.state_dict().items()}
     found |= {_rcg.LABELS: torch.randn(5, 12)}
-    found |= {ldm.FIRST_STAGE + key: value for key, value in state("ldm_vq_tiny").items()}
+    found |= {ldm.AUTOENCODER + key: value for key, value in state("ldm_vq_tiny").items()}
     torch.save({"model": found, "model_ema": None, "epoch": 0}, tmp_path / "ldm.pth")
     convert("ldm", tmp_path / "ldm.pth", tmp_path / "run")
-    part = checkpoint.load(tmp_path / "run" / "ldm" / checkpoint.FILE)
-    assert part.facts["cond"]["id"].startswith("moco_v3:")
-    tokenizer = restore_autoencoder(checkpoint.load(tmp_path / "run" / "autoencoder" / checkpoint.FILE), 256)
-    assert Space.from_json(part.facts["data"]) == tokenizer.space
+    part = RunFolder(tmp_path / "run").stage_folder("ldm").part()
+    assert part.facts.cond.id.startswith("moco_v3:")
+    tokenizer = restore_autoencoder(RunFolder(tmp_path / "run").autoencoder.part())
+    assert part.facts.data == tokenizer.space
     assert restore(part, GENERATORS).config.multipliers == (1, 2)
     convert("ldm", tmp_path / "run", tmp_path / "back.pth", "--back")
-    equal(found, weights.read(tmp_path / "back.pth")["model"])
+    equal(found, pretrained.read(tmp_path / "back.pth")["model"])
 
 
 @pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
 def test_full_size_dits_fit_by_name_and_shape_and_go_back(size):
-    found = listed(f"dit_DiT-{size}_2")
+    found = listed_tensors(f"dit_DiT-{size}_2")
     width = found["t_embedder.mlp.2.bias"].shape[0]
     network = GENERATORS.get("dit")
     depth = len({key.split(".")[1] for key in found if key.startswith("blocks.")})
     config = network.Config(width=width, depth=depth, heads=dit.HEADS[width], process={"variance": "learned_range"})
     with torch.device("meta"):
         model = build(config, network, Space((4, 32, 32)), Space((256,)))
-    ours = dit.ours(found, dit.condition_of(found))
+    ours = dit.to_ours(found, dit.condition_of(found))
     assert shapes(ours) == shapes(model.state_dict())
     unused = {"y_embedder.embedding_table.weight": (1, width)}
-    assert shapes(dit.theirs(ours, "representation", 2, (4, 32, 32))) | unused == shapes(found)
+    assert shapes(dit.to_original(ours, "representation", 2, Space((4, 32, 32)))) | unused == shapes(found)
 
 
 @pytest.mark.parametrize("arm", ["rep", "uncond"])
 def test_full_size_adms_fit_by_name_and_shape_and_go_back(arm):
-    found = listed(f"adm_256_{arm}")
+    found = listed_tensors(f"adm_256_{arm}")
     condition = adm.condition_of(found)
     network, layout = GENERATORS.get("adm"), adm.layout_of(found, None, Path("adm.pth"))
     side = layout.side
@@ -186,9 +164,9 @@ def test_full_size_adms_fit_by_name_and_shape_and_go_back(arm):
     assert (side, config.blocks, config.attention) == (256, 2, (32, 16, 8))
     with torch.device("meta"):
         model = build(config, network, Space((3, side, side)), Space((256,)) if arm == "rep" else None)
-    ours = adm.ours(found, layout)
+    ours = adm.to_ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(adm.theirs(ours, condition, layout)) == shapes(found)
+    assert shapes(adm.to_original(ours, condition, layout)) == shapes(found)
 
 
 def guided_diffusion(side, width, multipliers, blocks, classes):
@@ -249,7 +227,7 @@ PUBLISHED = {
 
 def test_the_list_of_guided_diffusions_tensors_is_that_of_a_file():
     width, multipliers, blocks, *_ = PUBLISHED[256]
-    assert shapes(guided_diffusion(256, width, multipliers, blocks, 0)) == shapes(listed("adm_256_uncond"))
+    assert shapes(guided_diffusion(256, width, multipliers, blocks, 0)) == shapes(listed_tensors("adm_256_uncond"))
 
 
 @pytest.mark.parametrize("side", PUBLISHED)
@@ -261,19 +239,19 @@ def test_every_class_conditional_network_of_guided_diffusion_fits_and_goes_back(
     assert (layout.side, config.blocks, config.attention) == (side, blocks, (32, 16, 8))
     assert (config.process.schedule, config.process.variance) == (schedule, "learned_range")
     assert layout.by_kind == (side == 64)
-    assert not list(config.doubts())
+    assert not list(config.warnings())
     with torch.device("meta"):
         model = build(config, GENERATORS.get("adm"), Space((3, side, side)), Space((), vocab=1000))
     assert model.network.bottleneck[1].attention.heads == heads
-    ours = adm.ours(found, layout)
+    ours = adm.to_ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(adm.theirs(ours, "class", layout)) == shapes(found)
+    assert shapes(adm.to_original(ours, "class", layout)) == shapes(found)
 
 
 def test_a_full_size_ldm_fits_by_name_and_shape_and_goes_back():
     found = {
         key.removeprefix(ldm.NETWORK): value
-        for key, value in listed("ldm_repcond").items()
+        for key, value in listed_tensors("ldm_repcond").items()
         if key.startswith(ldm.NETWORK)
     }
     network = GENERATORS.get("ldm")
@@ -281,32 +259,29 @@ def test_a_full_size_ldm_fits_by_name_and_shape_and_goes_back():
     assert (config.width, config.multipliers, config.attention) == (256, (1, 2, 4), (32, 16, 8))
     with torch.device("meta"):
         model = build(config, network, Space((4, 32, 32)), Space((256,)))
-    ours = ldm.ours(found)
+    ours = ldm.to_ours(found)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(ldm.theirs(ours)) == shapes(found)
+    assert shapes(ldm.to_original(ours)) == shapes(found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("dit", "dit_DiT-S_2"), ("ldm", "ldm_repcond")])
 def test_full_size_files_convert_and_go_back(kind, name, tmp_path):
-    found = {
-        key: torch.tensor(0.5, dtype=value.dtype, device="cpu").expand(value.shape)
-        for key, value in listed(name).items()
-    }
+    found = listed_tensors(name, device="cpu")
     content = {"model": found} if kind == "ldm" else {"model": found, "model_ema": found}
     torch.save(content, tmp_path / "full.pth")
     convert(kind, tmp_path / "full.pth", tmp_path / "run")
     convert(kind, tmp_path / "run", tmp_path / "back.pth", "--back")
-    assert shapes(weights.read(tmp_path / "back.pth")["model"]) == shapes(found)
+    assert shapes(pretrained.read(tmp_path / "back.pth")["model"]) == shapes(found)
     shutil.rmtree(tmp_path)  # some gigabytes
 
 
 def test_mistakes_touch_nothing(tmp_path):
     rdm = DATA / "ckpt_rdm_uncond.pth"
-    for kind, said in (("dit", "not a DiT"), ("adm", "not an ADM"), ("ldm", "not an LDM")):
+    for kind, error in (("dit", "not a DiT"), ("adm", "not an ADM"), ("ldm", "not an LDM")):
         refused = tool("convert", kind, rdm, tmp_path / "run")
         assert refused.returncode == 2
-        assert f"is {said} checkpoint" in refused.stderr
+        assert f"is {error} checkpoint" in refused.stderr
     assert not (tmp_path / "run").exists()
     torch.save(state("adm_unet_tiny_uncond"), tmp_path / "adm.pt")
     assert "does not say how it was trained" in tool("convert", "adm", tmp_path / "adm.pt", tmp_path / "run").stderr
@@ -316,22 +291,22 @@ def test_mistakes_touch_nothing(tmp_path):
     assert "must hold one adm" in tool("convert", "adm", tmp_path / "run", tmp_path / "b.pth", "--back").stderr
 
 
-def test_what_the_original_code_does_not_have_is_not_written(tmp_path):
+def test_settings_that_the_original_code_lacks_are_refused(tmp_path):
     convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
-    path = tmp_path / "run" / "dit" / checkpoint.FILE
-    part = checkpoint.load(path)
-    checkpoint.save(path, checkpoint.Part(part.kind, part.config | {"rotary": True}, part.facts, part.tensors))
+    stage = RunFolder(tmp_path / "run").stage_folder("dit")
+    part = stage.part()
+    checkpoint.save(stage.checkpoint, Part(part.kind, part.config | {"rotary": True}, part.facts, part.tensors))
     refused = tool("convert", "dit", tmp_path / "run", tmp_path / "back.pth", "--back")
     assert "has rotary True, which the original code cannot load" in refused.stderr
     assert not (tmp_path / "back.pth").exists()
 
 
-def test_without_the_live_weights_the_averaged_ones_stand_in(tmp_path):
+def test_averaged_weights_replace_missing_live_ones(tmp_path):
     convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
-    kept = tmp_path / "run" / "dit" / "original.safetensors"
-    assert any(key.startswith(LIVE) for key in checkpoint.load(kept).tensors)
-    kept.unlink()
+    stage = RunFolder(tmp_path / "run").stage_folder("dit")
+    assert any(key.startswith(LIVE) for key in load_extra(stage))
+    stage.original.unlink()
     convert("dit", tmp_path / "run", tmp_path / "back.pth", "--back")
-    back = weights.read(tmp_path / "back.pth")
+    back = pretrained.read(tmp_path / "back.pth")
     equal(back["model"], back["model_ema"])
-    assert set(back["model"]) == set(weights.read(DATA / "ckpt_dit_tiny.pth")["model"])
+    assert set(back["model"]) == set(pretrained.read(DATA / "ckpt_dit_tiny.pth")["model"])

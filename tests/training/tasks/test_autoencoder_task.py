@@ -1,4 +1,4 @@
-"""Tokenizer training: the losses, the discriminator's weight, what an evaluation says and what is kept."""
+"""The task of an autoencoder: losses, the discriminator's weight, evaluations and exports."""
 
 import math
 
@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from rcg.config import AutoencoderTrain
+from rcg.core.checkpoint import Facts
 from rcg.core.registry import AUTOENCODERS
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import load_images
 from rcg.encoding.autoencoder import restore_autoencoder
-from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, fixed, hinge_loss
+from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, frozen, hinge_loss
 from rcg.training.tasks.autoencoder import AutoencoderTask, Comparisons
 
 SMALL = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": []}
@@ -22,13 +23,14 @@ BOTTLENECKS = {
 }
 
 
-def task(name="vqgan", judges=None, **train):
+def task(name="vqgan", extractors=None, **train):
     torch.manual_seed(0)
     build = AUTOENCODERS.get(name)
     autoencoder = build(build.Config(**SMALL, **BOTTLENECKS[name]), 16)
-    images, held_out = load_images(DigitsConfig(image_size=16, limit=150))
+    images, validation = load_images(DigitsConfig(image_size=16, limit=150))
     config = AutoencoderTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
-    return AutoencoderTask(autoencoder, images, held_out, config, Comparisons(None, judges or {}), {"image_size": 16})
+    comparisons = Comparisons(None, extractors or {})
+    return AutoencoderTask(autoencoder, images, validation, config, comparisons, Facts(image_size=16))
 
 
 def batch(t, count=16):
@@ -38,7 +40,7 @@ def batch(t, count=16):
 def learn(t, steps):
     """Train on the whole of the images with one optimizer for each module; return the first loss of every step."""
     optimizers = {name: torch.optim.AdamW(module.parameters(), lr=2e-3) for name, module in t.modules.items()}
-    found = []
+    first = []
     for step in range(steps):
         images = {"image": torch.stack([t.data[((16 * step + i) % 128, 0)]["image"] for i in range(16)])}
         for name, losses in t.losses(images, step):
@@ -46,22 +48,22 @@ def learn(t, steps):
             torch.stack(list(losses.values())).sum().backward()
             optimizers[name].step()
             if name == "autoencoder":
-                found.append(float(losses["l1"].detach()))
-    return found
+                first.append(float(losses["l1"].detach()))
+    return first
 
 
 @torch.no_grad()
-def judged(t):
+def evaluated(t):
     return t.evaluate({"autoencoder": t.modules["autoencoder"].eval()}, 0)
 
 
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_thirty_steps_on_digits_lower_the_loss(name):
     t = task(name, adversarial=0)
-    before = judged(t)
+    before = evaluated(t)
     t.modules["autoencoder"].train()
     losses = learn(t, 30)
-    after = judged(t)
+    after = evaluated(t)
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert after.metrics["psnr"] > before.metrics["psnr"] + 2
     assert after.metrics["ssim"] > before.metrics["ssim"]
@@ -74,13 +76,13 @@ def test_an_evaluation_is_the_same_every_time_and_leaves_the_codebook_alone():
     t = task(adversarial=0)
     learn(t, 1)
     before = t.modules["autoencoder"].quantize.codebook.clone()
-    assert judged(t).metrics == judged(t).metrics
+    assert evaluated(t).metrics == evaluated(t).metrics
     assert torch.equal(t.modules["autoencoder"].quantize.codebook, before)
     kl = task("kl", adversarial=0)
-    assert judged(kl).metrics == judged(kl).metrics
+    assert evaluated(kl).metrics == evaluated(kl).metrics
 
 
-def test_the_discriminator_comes_in_late_and_learns_from_both_kinds():
+def test_the_discriminator_starts_late_and_learns_from_real_and_reconstructed_images():
     t = task(adversarial=0.8)
     assert [name for name, _ in t.losses(batch(t), 4)] == ["autoencoder"]
     steps = t.losses(batch(t), 5)
@@ -88,7 +90,9 @@ def test_the_discriminator_comes_in_late_and_learns_from_both_kinds():
     assert name == "autoencoder"
     assert losses.keys() == {"l1", "commitment", "adversarial"}
     torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad is None for p in t.modules["discriminator"].parameters()), "it is fixed while it judges"
+    assert all(p.grad is None for p in t.modules["discriminator"].parameters()), (
+        "it is frozen in the autoencoder's step"
+    )
     before = [p.grad.clone() for p in t.modules["autoencoder"].parameters()]
     name, losses = next(steps)
     assert name == "discriminator"
@@ -107,55 +111,55 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     assert adaptive_weight(1e9 * last.sum(), 0 * last.sum(), last).item() == pytest.approx(1e4)
 
 
-def test_the_hinge_loss_of_known_verdicts():
+def test_the_hinge_loss_of_given_scores():
     real, fake = torch.tensor([0.0, 2.0]), torch.tensor([0.5, -3.0])
     assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.75))
 
 
 @pytest.mark.parametrize(("side", "patches"), [(16, 6), (32, 6), (256, 30)])
-def test_the_discriminator_judges_patches_and_no_sample_by_another(side, patches):
-    critic = PatchDiscriminator(8, side)
+def test_the_discriminator_scores_patches_and_each_sample_on_its_own(side, patches):
+    discriminator = PatchDiscriminator(8, side)
     images = torch.rand(2, 3, side, side)
-    verdicts = critic(images)
-    assert verdicts.shape == (2, 1, patches, patches)
-    torch.testing.assert_close(critic(images[:1]), verdicts[:1], atol=1e-5, rtol=1e-4)
-    with fixed(critic) as still:
-        assert not any(p.requires_grad for p in still.parameters())
-    assert all(p.requires_grad for p in critic.parameters())
+    scores = discriminator(images)
+    assert scores.shape == (2, 1, patches, patches)
+    torch.testing.assert_close(discriminator(images[:1]), scores[:1], atol=1e-5, rtol=1e-4)
+    with frozen(discriminator) as module:
+        assert not any(p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad for p in discriminator.parameters())
 
 
-def test_the_scale_of_continuous_latents_is_measured_and_kept():
+def test_the_scale_of_continuous_latents_is_measured_and_exported():
     for name in ("kl", "vq"):
         t = task(name, adversarial=0)
         part = t.export({"autoencoder": t.modules["autoencoder"]})
-        frozen = restore_autoencoder(part, 16)
+        restored = restore_autoencoder(part)
         images = torch.stack([t.train[i]["image"] for i in range(len(t.train))])
-        latents = frozen.encode(images)
+        latents = restored.encode(images)
         assert latents.mean().item() == pytest.approx(0, abs=0.02)
         assert latents.std().item() == pytest.approx(1, abs=0.02)
-        assert part.facts["latent_std"] == pytest.approx(float(part.tensors["standardize.std"]))
+        assert part.facts.details["latent_std"] == pytest.approx(float(part.tensors["standardize.std"]))
         assert float(t.modules["autoencoder"].standardize.std) == 1
 
 
-def test_judges_compare_held_out_images_with_their_reconstructions():
-    t = task(judges={"fd": nn.Flatten()}, adversarial=0)
-    assert judged(t).metrics["fd"] > 0
-    same = task(judges={"fd": nn.Flatten()}, adversarial=0)
+def test_extractors_compare_validation_images_with_their_reconstructions():
+    t = task(extractors={"fd": nn.Flatten()}, adversarial=0)
+    assert evaluated(t).metrics["fd"] > 0
+    same = task(extractors={"fd": nn.Flatten()}, adversarial=0)
     model = same.modules["autoencoder"]
     forward = model.forward
     model.forward = lambda image: forward(image)._replace(image=image)
-    assert judged(same).metrics["fd"] == pytest.approx(0, abs=1e-3)
+    assert evaluated(same).metrics["fd"] == pytest.approx(0, abs=1e-3)
 
 
-def test_reconstructions_are_judged_in_float32_when_the_model_multiplies_in_bf16():
+def test_reconstructions_are_measured_in_float32_when_the_model_multiplies_in_bf16():
     torch.manual_seed(0)
-    t = task(judges={"fd": nn.Sequential(nn.Flatten(), nn.LazyLinear(8))}, adversarial=0)
+    t = task(extractors={"fd": nn.Sequential(nn.Flatten(), nn.LazyLinear(8))}, adversarial=0)
     model = t.modules["autoencoder"]
     forward = model.forward
     model.forward = lambda image: forward(image)._replace(image=0.9 * image + 0.02)
-    exact = judged(t).metrics
+    exact = evaluated(t).metrics
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = judged(t).metrics
+        rounded = evaluated(t).metrics
     assert {name: rounded[name] for name in ("ssim", "psnr", "fd")} == {
         name: pytest.approx(exact[name], rel=1e-5) for name in ("ssim", "psnr", "fd")
     }

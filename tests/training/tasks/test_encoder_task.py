@@ -1,17 +1,17 @@
-"""Contrastive pre-training: the loss, the momentum encoder, and what an evaluation says."""
+"""Contrastive pre-training: the loss, the momentum encoder, and the metrics of an evaluation."""
 
 import math
 
 import pytest
 import torch
-from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
-from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 from torch.nn import functional as F
 
 from rcg.config import ContrastiveTrain
 from rcg.core.errors import UserError
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import Images, load_images
+from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
+from rcg.encoders.timm_model import TimmModel, TimmModelConfig
 from rcg.training.tasks.encoder import EncoderTask, MoCo, info_nce
 
 TINY = {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6}
@@ -61,7 +61,7 @@ def test_the_momentum_encoder_follows():
 
 
 @torch.no_grad()
-def test_an_evaluation_judges_with_labels_and_without():
+def test_an_evaluation_works_with_labels_and_without():
     train, validation = load_images(DigitsConfig(limit=120))
     task = EncoderTask(MoCoV3(MoCoV3Config(**TINY), 16), train, validation, ContrastiveTrain(steps=1, predictor=8))
     report = task.evaluate({"encoder": task.modules["encoder"].eval()}, 0)
@@ -72,8 +72,8 @@ def test_an_evaluation_judges_with_labels_and_without():
     assert "knn_accuracy" not in task.evaluate({"encoder": task.modules["encoder"].eval()}, 0).metrics
 
 
-def test_an_encoder_that_cannot_be_trained_says_what_to_do():
+def test_an_encoder_without_a_projector_cannot_be_trained():
     train, validation = load_images(DigitsConfig(limit=20))
-    frozen = TimmModel(TimmModelConfig(model="resnet10t", weights="none", input_size=32))
-    with pytest.raises(UserError, match=r"set encoder\.name=moco_v3"):
+    frozen = TimmModel(TimmModelConfig(model="resnet10t", weights="none", input_size=32), 16)
+    with pytest.raises(UserError, match="the encoder timm_model cannot be pre-trained"):
         EncoderTask(frozen, train, validation, ContrastiveTrain())

@@ -1,10 +1,11 @@
-"""The RDM says how far it is from real representations."""
+"""The task of the RDM: the metrics that compare generated with real representations."""
 
 import pytest
 import torch
 
+from rcg.core.checkpoint import Facts
 from rcg.core.contracts import Space
-from rcg.data.views import Views
+from rcg.data.views import ShardedViews
 from rcg.diffusion.model import build
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.training.tasks.rdm import RDMTask
@@ -14,56 +15,57 @@ def draw(count, seed):
     return torch.randn(count, 1, 5, generator=torch.Generator().manual_seed(seed)) + 2
 
 
-def task(cond=None, told=None):
+def task(cond=None, conditions=None):
     config = RepMLPConfig(
         width=16,
         depth=1,
         condition="none" if cond is None else "class" if cond.vocab else "vector",
-        vectors="told.safetensors" if cond is not None and not cond.vocab else None,
+        vectors="vectors.safetensors" if cond is not None and not cond.vocab else None,
         sampler={"name": "ddim", "steps": 3},
     )
     model = build(config, RepMLP, Space((5,)), cond)
     z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
-    held_out_labels = told[:200] if cond is not None and cond.vocab else None
-    return RDMTask(model, Views([z]), told, Views([draw(200, 2)]), held_out_labels, {})
+    validation_labels = conditions[:200] if cond is not None and cond.vocab else None
+    validation_z = ShardedViews([draw(200, 2)])
+    return RDMTask(model, ShardedViews([z]), validation_z, conditions, validation_labels, Facts())
 
 
-def judged(monkeypatch, generate):
+def evaluated(monkeypatch, generate):
     t = task()
-    monkeypatch.setattr(t.modules["rdm"], "sample", lambda cond, noise: generate(t))
+    monkeypatch.setattr(t.modules["rdm"], "sample", lambda cond, noise, **_: generate(t))
     return t.evaluate(t.modules, 0).metrics
 
 
-def test_a_model_that_draws_from_the_data_reaches_the_floor(monkeypatch):
-    metrics = judged(monkeypatch, lambda t: draw(200, 3)[:, 0])
-    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_floor"], rel=0.8)
+def test_a_model_that_draws_from_the_data_reaches_the_reference(monkeypatch):
+    metrics = evaluated(monkeypatch, lambda t: draw(200, 3)[:, 0])
+    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_reference"], rel=0.8)
     assert metrics["rep_precision"] > 0.8
     assert metrics["rep_recall"] > 0.8
     assert metrics["rep_novelty"] == pytest.approx(1, abs=0.15)
 
 
-def test_a_model_that_knows_the_training_set_by_heart_is_not_novel(monkeypatch):
-    metrics = judged(monkeypatch, lambda t: t.train[:200] + 1e-4)
-    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_floor"], rel=0.05)
+def test_a_model_that_memorized_the_training_set_is_not_novel(monkeypatch):
+    metrics = evaluated(monkeypatch, lambda t: t.train[:200] + 1e-4)
+    assert metrics["rep_fd"] == pytest.approx(metrics["rep_fd_reference"], rel=0.05)
     assert metrics["rep_novelty"] < 0.1
 
 
-def test_a_model_that_knows_one_mode_is_precise_and_covers_little(monkeypatch):
-    metrics = judged(monkeypatch, lambda t: 0.1 * draw(200, 3)[:, 0] + 1.8)
+def test_a_model_of_one_mode_is_precise_and_covers_little(monkeypatch):
+    metrics = evaluated(monkeypatch, lambda t: 0.1 * draw(200, 3)[:, 0] + 1.8)
     assert metrics["rep_precision"] > 0.9
     assert metrics["rep_recall"] < 0.2
 
 
 def test_rep_fd_sees_a_shift(monkeypatch):
-    assert judged(monkeypatch, lambda t: t.held_out + 3)["rep_fd"] == pytest.approx(5 * 9, rel=1e-3)
+    assert evaluated(monkeypatch, lambda t: t.validation + 3)["rep_fd"] == pytest.approx(5 * 9, rel=1e-3)
 
 
-def test_an_untrained_model_is_far_from_the_floor():
+def test_an_untrained_model_is_far_from_the_reference():
     metrics = task().evaluate(task().modules, 0).metrics
-    assert metrics["rep_fd"] > 10 * metrics["rep_fd_floor"]
+    assert metrics["rep_fd"] > 10 * metrics["rep_fd_reference"]
 
 
-def test_a_class_conditional_rdm_is_judged_with_the_labels_of_the_data():
+def test_a_class_conditional_rdm_is_evaluated_with_the_labels_of_the_data():
     labels = torch.arange(400) % 4
     t = task(Space((), vocab=4), labels)
     asked = []
@@ -72,7 +74,7 @@ def test_a_class_conditional_rdm_is_judged_with_the_labels_of_the_data():
     assert torch.equal(asked[0], labels[t.chosen])
 
 
-def test_an_rdm_of_vectors_is_trained_and_judged_with_those_of_the_images():
+def test_an_rdm_of_vectors_is_trained_and_evaluated_with_those_of_the_images():
     vectors = torch.randn(400, 3)
     t = task(Space((3,)), vectors)
     assert torch.equal(t.data.__getitems__([(7, 0), (2, 1)])["cond"], vectors[[7, 2]])
@@ -90,14 +92,14 @@ def test_batches_take_one_of_the_views():
     assert torch.equal(batch["z"], expected)
 
 
-def test_an_rdm_of_classes_is_judged_by_whether_it_draws_the_class_asked_for(monkeypatch):
+def test_agreement_says_whether_an_rdm_generates_the_class_asked_for(monkeypatch):
     labels, centers = torch.arange(400) % 4, 3 * torch.eye(4, 5)
     config = RepMLPConfig(width=16, depth=1, condition="class", sampler={"name": "ddim", "steps": 3})
     model = build(config, RepMLP, Space((5,)), Space((), vocab=4))
     z = centers[labels][:, None] + 0.3 * draw(400, 0)
-    t = RDMTask(model, Views([z]), labels, Views([z[:200]]), labels[:200], {})
+    t = RDMTask(model, ShardedViews([z]), ShardedViews([z[:200]]), labels, labels[:200], Facts())
     for shift, expected in ((0, 1.0), (1, 0.0)):
-        monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift: centers[(cond + shift) % 4] + 0.6)
+        monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift, **_: centers[(cond + shift) % 4] + 0.6)
         metrics = t.evaluate(t.modules, 0).metrics
         assert metrics["rep_agreement"] == pytest.approx(expected, abs=0.05)
         assert metrics["rep_agreement_real"] > 0.95

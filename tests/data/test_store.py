@@ -1,0 +1,74 @@
+"""The store of computed tensors: shards that are missing, shards of something else, several stores in one pass."""
+
+import pytest
+import torch
+
+from rcg.core.errors import UserError
+from rcg.data.store import ShardedStore, fill
+from rcg.distributed.launch import launch
+
+
+def store(folder, **facts):
+    return ShardedStore(folder, {"network": "a", **facts}, count=10, shard_size=4)
+
+
+def squares(positions, names, advance):
+    """Compute the squares of positions for all stores that ask for them."""
+    advance(len(positions))
+    return {name: {"rows": torch.tensor(positions, dtype=torch.float32) ** 2} for name in names}
+
+
+def test_the_last_shard_has_the_remaining_items(tmp_path):
+    assert store(tmp_path).shards == [range(4), range(4, 8), range(8, 10)]
+    assert store(tmp_path).missing == store(tmp_path).shards
+
+
+def test_only_missing_shards_are_computed_and_read_in_order(tmp_path):
+    first, computed = store(tmp_path), []
+
+    def compute(positions, names, advance):
+        computed.append(positions)
+        return squares(positions, names, advance)
+
+    fill({"a": first}, compute, launch(), "squares")
+    assert computed == first.shards
+    assert not first.missing
+    first.path(range(4, 8)).unlink()
+    assert first.missing == [range(4, 8)]
+    fill({"a": first}, compute, launch(), "squares")
+    assert computed[3:] == [range(4, 8)]
+    assert torch.cat(list(first.tensors("rows"))).tolist() == [i**2 for i in range(10)]
+
+
+def test_two_stores_are_filled_in_one_pass_over_the_items(tmp_path):
+    one, two = store(tmp_path / "one"), store(tmp_path / "two")
+    one.write(range(4), {"rows": torch.zeros(4)})
+    asked = []
+
+    def compute(positions, names, advance):
+        asked.append((positions, list(names)))
+        return squares(positions, names, advance)
+
+    fill({"one": one, "two": two}, compute, launch(), "squares")
+    assert asked == [(range(4), ["two"]), (range(4, 8), ["one", "two"]), (range(8, 10), ["one", "two"])]
+    assert torch.cat(list(one.tensors("rows"))).tolist() == [0, 0, 0, 0, 16, 25, 36, 49, 64, 81]
+    assert torch.cat(list(two.tensors("rows"))).tolist() == [i**2 for i in range(10)]
+
+
+def test_shards_with_other_facts_are_refused(tmp_path):
+    fill({"a": store(tmp_path, images="x")}, squares, launch(), "squares")
+    with pytest.raises(UserError, match="holds tensors of other images or of another network") as refused:
+        list(store(tmp_path, images="y").tensors("rows"))
+    assert f"delete {tmp_path}" in str(refused.value)
+
+
+def test_a_computation_that_fails_leaves_the_shards_before_it_and_no_half_written_file(tmp_path):
+    def compute(positions, names, advance):
+        if positions.start == 4:
+            raise KeyboardInterrupt
+        return squares(positions, names, advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill({"a": store(tmp_path)}, compute, launch(), "squares")
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000-000000004.safetensors"]
+    assert store(tmp_path).missing == [range(4, 8), range(8, 10)]

@@ -1,0 +1,97 @@
+"""The rules of the architecture that `lint-imports` does not keep, read off the source; and what imports cost."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rcg.core.registry import AUTOENCODERS, CONVERTERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS
+from tests.toy import ROOT
+
+FOLDERS = {"rcg": ROOT / "rcg", "rcg.encoders": ROOT / "encoders", "rcg.generators": ROOT / "generators"}
+"""Packages, and the folders that hold them in a checkout."""
+REGISTRIES = (AUTOENCODERS, CONVERTERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS)
+HEAVY = ("torch", "torchvision", "timm", "accelerate", "sklearn", "matplotlib", "scipy", "torch_fidelity", "diffusers")
+"""Libraries that take long to load."""
+ROOT_ENTRIES = 16
+
+
+def modules():
+    """Return the path of every module by its dotted name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+def imports(name, path):
+    """Return the modules that a module imports from, `from a import b` as `a` and `a.b`."""
+    for node in ast.walk(ast.parse(Path(path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_no_module_imports_a_private_module_of_another_package(name):
+    package = name.rpartition(".")[0]
+    for target in imports(name, modules()[name]):
+        owner, _, last = target.rpartition(".")
+        if target.startswith("rcg.") and last.startswith("_") and not last.startswith("__"):
+            assert (package + ".").startswith(owner + ".") or owner in (name, package), f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
+def test_no_plug_in_imports_another(registry):
+    plug_ins = {f"{registry.package}.{name}" for name in registry.names()}
+    allowed = {
+        # The picture decoder of folders is shared on purpose.
+        ("rcg.data.datasets.imagenet", "rcg.data.datasets.image_folder")
+    }
+    for name in sorted(plug_ins):
+        others = {target for target in imports(name, modules()[name]) if target in plug_ins - {name}}
+        assert not {(name, other) for other in others} - allowed
+
+
+def test_the_root_of_the_package_stays_small():
+    entries = [path.name for path in (ROOT / "rcg").iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert len(entries) <= ROOT_ENTRIES, sorted(entries)
+
+
+def test_every_folder_of_code_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    installed = set(config["options"]["packages"].split())
+    folders = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert installed == folders
+
+
+def test_a_command_line_loads_no_heavy_library():
+    code = f"import sys, rcg, rcg.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_help_loads_no_heavy_library(tool):
+    code = (
+        f"import runpy, sys; sys.argv = ['tools/{tool}', '--help']\n"
+        f"try:\n    runpy.run_path('tools/{tool}', run_name='__main__')\n"
+        f"except SystemExit as stop:\n    assert stop.code == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_test_module_imports_another():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        targets = set(imports(path.stem, path))
+        assert not {target for target in targets if target.startswith("tests.") and ".test_" in target}, path

@@ -1,0 +1,27 @@
+"""Grids contain their images, enlarged."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcg.visual.grids import grid, save_gallery, save_rows, to_uint8
+
+
+def test_images_are_rounded_to_the_nearest_gray_level_and_clipped():
+    assert to_uint8(torch.tensor([-1.0, 0.5, 0.999, 2.0])).tolist() == [0, 128, 255, 255]
+
+
+def test_small_images_are_enlarged_to_64_pixels():
+    assert grid(torch.rand(3, 3, 16, 16), columns=2).shape == (3, 2 * 66 + 2, 2 * 66 + 2)
+
+
+@pytest.mark.parametrize("title", ["short", "a title that is wider than all images together " * 3])
+def test_galleries_and_rows_show_every_image_under_a_title(title, tmp_path):
+    colors = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 64, 64)
+    save_gallery(colors, list("rgb"), title, tmp_path / "gallery.png", columns=2)
+    save_rows({"all": colors, "first": colors[:1]}, title, tmp_path / "rows.png")
+    for name, reds in (("gallery", 1), ("rows", 2)):
+        sheet = np.array(Image.open(tmp_path / f"{name}.png"))
+        assert (sheet == (255, 0, 0)).all(-1).sum() == reds * 64 * 64
+        assert (sheet == (0, 0, 255)).all(-1).sum() == 64 * 64
