@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def parser_for(description: str | None, epilog: Callable[[], str] | None = None)
 def main(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], Any], arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """Parse, run, and exit: 0 when it went well, 2 with one sentence when the user can fix it."""
+    """Parse, run, and exit: 0 when it went well, 2 with one sentence when the user can fix it, 1 on a closed pipe."""
     try:
         run(parser.parse_intermixed_args(arguments))
         _leave()
@@ -107,6 +108,10 @@ def main(
         if first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except BrokenPipeError:
+        # The reader of a pipe has read enough, as in `| head`; Python's own flush at exit must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     sys.exit(0)
 
 

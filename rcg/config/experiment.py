@@ -149,7 +149,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of override {override!r} is not YAML") from None
     if keys[-1] == "name":
         component, before = _component_at(values, keys[:-1])
-        if component is not None and before not in (None, value):
+        # A misspelt name drops nothing: it is about to be refused.
+        if component is not None and before not in (None, value) and value in component.registry.names():
             _drop_foreign(section, component, f"{override}: left out {before}'s own settings")
     section[keys[-1]] = value
 

@@ -50,7 +50,8 @@ class ContrastivePairs(Dataset[Pair]):
         image = self.images.raw(position)
         if torch.equal(image[0], image[1]) and torch.equal(image[1], image[2]):
             image = image[:1]  # the costly color transforms skip single-channel images, which they would not change
-        with torch.random.fork_rng(devices=[]):
+        # Evaluations run in autocast, and torchvision does not rotate images with half-precision coordinates.
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
             # Not torch.manual_seed: that reseeds every accelerator too, which fork_rng would not restore.
             torch.default_generator.manual_seed(fold_seed(int(self.images.indices[position]), draw))
             views = torch.stack([self._augmentation(image) for _ in range(2)])  # (2, 1 or 3, S, S)

@@ -121,6 +121,7 @@ class Images(Dataset[Sample]):
         digest.update(self.indices.numpy().data)
         return digest.hexdigest()
 
+    @torch.autocast("cpu", enabled=False)  # affine maps in half precision would move images by other amounts
     def _view(self, position: int, view: int) -> Tensor:
         image = resize(self.raw(position), self.config.image_size)
         variant = view // 2 if self.config.flip else view

@@ -53,7 +53,7 @@ class ViewCache:
         """
         if self.is_complete:
             accelerator.wait_for_everyone()
-            say(f"{self.title}: {len(self.images)} images x {self.views} views from {self.store.folder}")
+            say(f"{self.title}: {len(self.images)} images in {self.views} view(s) from {self.store.folder}")
             return self.open()
 
         def compute(positions: range, names: Sequence[str], advance: Callable[[int], Any]) -> Mapping[str, Any]:

@@ -231,7 +231,7 @@ def fill_caches(work: Workspace) -> None:
     z, validation_z = work.z("train"), work.z("validation")
     width = work.representation.space.shape[0]
     say(
-        f"{work.run.cache}: {len(z)} training images x {z.views} views and {len(validation_z)} validation images, "
+        f"{work.run.cache}: {len(z)} training images in {z.views} view(s) and {len(validation_z)} validation images, "
         f"{width} features each. Next: tools/train_rdm.py"
     )
     if work.experiment.generator is None:

@@ -81,6 +81,13 @@ def test_another_generator_drops_what_belongs_to_the_one_before(capsys):
     assert capsys.readouterr().out == f"generator.name=adm: left out dit's own settings ({dropped})\n"
 
 
+def test_a_misspelt_name_drops_nothing(capsys):
+    with pytest.raises(UserError, match="no generator is called 'dti'; did you mean 'dit'") as refusal:
+        load_experiment(DIGITS, ["generator.name=dti"])
+    assert "unknown key" not in str(refusal.value)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_name_that_is_there_already_drops_nothing(capsys):
     assert load_experiment(DIGITS, ["rdm.sampler.name=ddim"]) == load_experiment(DIGITS)
     assert load_experiment(DIGITS, ["rdm.name=rep_mlp"]) == load_experiment(DIGITS)

@@ -35,6 +35,13 @@ def test_pairs_are_two_different_views_of_the_images_own_size() -> None:
     assert (pair["label"].item(), pair["index"]) == (1, 1)
 
 
+def test_autocast_changes_no_pair(digits: Any) -> None:
+    pairs = ContrastivePairs(load_images(digits()).train, AugmentConfig(rotate=12))
+    expected = pairs[3, 5]["views"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pairs[3, 5]["views"], expected)
+
+
 def test_a_pair_depends_on_the_image_and_the_draw_alone() -> None:
     source = Noise(height=20, width=20)
     many, one = (ContrastivePairs(Images(source, chosen, config()), AugmentConfig()) for chosen in ([5, 3], [3]))

@@ -28,6 +28,13 @@ def test_a_view_is_a_float_square_with_label_and_position() -> None:
     assert (sample["label"].item(), sample["label"].dtype, sample["index"]) == (1, torch.int64, 1)
 
 
+def test_autocast_changes_no_view() -> None:
+    moved = config(shift=0.1, rotate=20)
+    expected = Images(Noise(), [3], moved)[0, 1]["image"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Images(Noise(), [3], moved)[0, 1]["image"], expected)
+
+
 def test_unlabeled_images_carry_minus_one_and_no_labels() -> None:
     source = Noise()
     source.labels = None

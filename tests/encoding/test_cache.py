@@ -54,7 +54,7 @@ def test_the_second_time_nothing_is_encoded(images, encoder, tmp_path, monkeypat
     monkeypatch.setattr(encoder, "encode", lambda image: pytest.fail("encoded again"))
     assert torch.equal(everything(compute(images, encoder, tmp_path)), first)
     (folder,) = tmp_path.iterdir()
-    assert f"representations of train images: 54 images x 2 views from {folder}" in capsys.readouterr().out
+    assert f"representations of train images: 54 images in 2 view(s) from {folder}" in capsys.readouterr().out
 
 
 def test_a_killed_run_loses_only_the_shards_it_had_not_written(images, encoder, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The tools that list, cache and inspect encoders."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rcg.core import checkpoint
 from rcg.encoding import cache
-from tests.toy import process, tool, train, write
+from tests.toy import ROOT, process, tool, train, write
 
 RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_size": 32}
 
@@ -18,6 +20,16 @@ RANDOM = {"name": "timm_model", "model": "resnet10t", "weights": "none", "input_
 @pytest.fixture
 def toy(tmp_path):
     return write(tmp_path, encoder=RANDOM | {"train": {}}, data__limit=80)
+
+
+def test_a_reader_may_close_the_pipe_of_a_tool():
+    # `list_encoders` writes more lines than a closed pipe takes, so that the tool meets the closed end.
+    command = [sys.executable, "-u", "tools/list_encoders.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as tool:
+        tool.stdout.readline()
+        tool.stdout.close()
+        assert tool.stderr.read() == ""
+    assert tool.returncode == 1
 
 
 def test_the_list_names_width_license_and_presence():
@@ -41,11 +53,11 @@ def test_the_script_does_not_hide_the_package_of_its_name():
 def test_the_cache_serves_the_training_and_says_so(toy, monkeypatch):
     filled = tool("cache", toy)
     assert filled.returncode == 0, filled.stderr
-    assert "72 training images x 1 views and 8 validation images, 512 features" in filled.stdout
+    assert "72 training images in 1 view(s) and 8 validation images, 512 features" in filled.stdout
     monkeypatch.setattr(cache, "batches", lambda *_: pytest.fail("encoded again"))
     trained = tool("train_rdm", toy, "rdm.train.steps=2")
     assert trained.returncode == 0, trained.stderr
-    assert "representations of train images: 72 images x 1 views from" in trained.stdout
+    assert "representations of train images: 72 images in 1 view(s) from" in trained.stdout
 
 
 def test_a_projection_is_fitted_once_and_names_the_space(toy):
