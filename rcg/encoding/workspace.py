@@ -245,7 +245,7 @@ def fill_caches(work: Workspace) -> None:
         autoencoder = work.autoencoder.to(work.accelerator.device)
         latents = cache.fill(partial(pack, autoencoder), work.accelerator)
         shape = "x".join(map(str, autoencoder.space.shape))
-        say(f"{cache.store.folder}: {len(latents)} training images x {latents.views} views, latents {shape}")
+        say(f"{cache.store.folder}: {len(latents)} training images in {latents.views} view(s), latents {shape}")
 
 
 def first_views(z: ShardedViews) -> Tensor:
