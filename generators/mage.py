@@ -15,6 +15,7 @@ from rcg.config import Fraction, GeneratorConfig, GuidanceConfig, TrainConfig
 from rcg.core.contracts import MASK, Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
+from rcg.core.rng import draws
 from rcg.diffusion.processes.masked import MaskedConfig
 from rcg.nn import Attention, ConditionEmbedding, Dropout, checkpointed, sincos_positions
 
@@ -186,7 +187,7 @@ class MAGE(Denoiser):
         The known ones come first, then the masked ones: in training at random, in sampling always in the same order,
         so that it is deterministic and leaves the encoder masked tokens from everywhere.
         """
-        scattered = torch.rand(masked.shape, device=masked.device) if self.training else self.scattered
+        scattered = draws().uniform(masked.shape, masked.device) if self.training else self.scattered
         return (masked + scattered).argsort(dim=1)
 
     def _encoder_length(self, masked: Tensor) -> tuple[int, Tensor | None]:

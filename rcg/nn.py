@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers import RmsNorm, RotaryEmbeddingCat, apply_rot_embed_cat
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rcg.core.contracts import Space
+from rcg.core.rng import draws
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -48,15 +48,15 @@ def rotary_positions(grid: int, width: int, prefix: int = 0) -> Tensor:
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
-    """Set a share of `x` to zero and scale the rest up; on the CPU the share is exact to 1 / 65536.
+    """Set a share of `x` `(B, ...)` to zero and scale the rest up; on the CPU the share is exact to 1 / 65536.
 
-    On the CPU torch draws one float per element, which takes longer than the layer itself. 16 bits per element, of a
-    faster generator that torch's generator seeds, are enough.
+    On the CPU torch draws one float per element, which takes longer than the layer itself; 16 bits per element are
+    enough. There, what is set to zero depends on a sample's place in the whole batch. On other devices, and in compiled
+    networks, it depends on the process as well: torch's fused kernels draw for the samples that they see.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, share)
-    words = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw(-(-x.numel() // 4))
-    bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+    bits = draws().bits(x.shape)
     return x * (bits >= round(65536 * share) - 32768).to(x.dtype).div_(1 - share)
 
 
@@ -155,7 +155,9 @@ class Attention(nn.Module):
 def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
     """Evaluate a module; if enabled, recompute its activations in the backward pass instead of storing them."""
     if enabled and torch.is_grad_enabled():
-        return checkpoint(module, *inputs, use_reentrant=False)
+        # torch restores its own generators; ours have to draw again what they drew.
+        replay = {} if torch.compiler.is_compiling() else {"context_fn": draws().replay}
+        return checkpoint(module, *inputs, use_reentrant=False, **replay)
     return module(*inputs)
 
 

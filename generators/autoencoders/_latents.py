@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rcg.core.rng import draws
+
 
 class Standardizer(nn.Module):
     """Standardizes latents by one mean and one std, measured on data when the autoencoder was trained."""
@@ -33,7 +35,7 @@ class Standardizer(nn.Module):
 def draw_latents(posterior: Tensor) -> Tensor:
     """Draw `(B, C, h, w)` from independent normals of means and stds `(B, 2C, h, w)`."""
     mean, std = posterior.chunk(2, dim=1)
-    return mean + std * torch.randn_like(mean)
+    return mean + std * draws().normal(mean.shape, mean.device).to(mean.dtype)
 
 
 def published_scale(scale: float) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import Config, Fraction
-from rcg.distributed.launch import from_first, gather
+from rcg.core.rng import draws
+from rcg.distributed.launch import gather
 
 CHUNK = 8192
 """Vectors compared with the whole codebook at a time."""
@@ -88,11 +89,12 @@ class Nearest(nn.Module):
 
     @torch.no_grad()
     def _revive(self, z: Tensor) -> None:
-        """Move dead entries onto random vectors of the first process's batch, with an even share of the use."""
+        """Move dead entries onto random vectors of the batch of all processes, with an even share of the use."""
         even = self.counts.mean()
         dead = (self.counts < self.config.revive * even) | (even == 0)
-        order = torch.randperm(len(z), device=z.device).repeat(-(-self.vocab // len(z)))[: self.vocab]
-        fresh = from_first(z[order])
+        z = gather(z)
+        order = draws().order(len(z), z.device).repeat(-(-self.vocab // len(z)))[: self.vocab]
+        fresh = z[order]
         self.codebook.data.copy_(torch.where(dead[:, None], fresh, self.codebook))
         self.counts.copy_(torch.where(dead, even, self.counts))
         if self.config.update == "ema":

@@ -13,7 +13,7 @@ from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Denoiser, Interface, Net, Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
-from rcg.core.rng import ScaledNoise
+from rcg.core.rng import ScaledNoise, draws
 from rcg.diffusion.guidance import Guided
 from rcg.diffusion.self_conditioning import SelfConditioned
 
@@ -54,7 +54,7 @@ class GenerativeModel(nn.Module):
 
     def dropped(self, cond: Tensor) -> Tensor:
         """Draw which samples lose their condition: booleans `(B,)`."""
-        return torch.rand(len(cond), device=cond.device) < self.config.condition_dropout
+        return draws().uniform((len(cond),), cond.device) < self.config.condition_dropout
 
     def sample(
         self,
@@ -104,7 +104,7 @@ class GenerativeModel(nn.Module):
     def _blur(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():
             return cond
-        return cond + self.config.condition_noise * torch.randn_like(cond)
+        return cond + self.config.condition_noise * draws().normal(cond.shape, cond.device).to(cond.dtype)
 
     def _drop(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_dropout == 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rcg.core.contracts import MASK, Level, Net, Prediction
+from rcg.core.rng import draws
 from rcg.diffusion.wrappers import ProcessWrapper
 
 
@@ -15,8 +16,8 @@ class SelfConditioned(ProcessWrapper):
     """A process whose network gets x_t and the previous estimate of x_0 side by side, `(B, 2C, ...)` for `(B, C, ...)`.
 
     It lives for one run of a sampler, or one training step: the first evaluation has no estimate and sees zeros, or
-    masks in the place of tokens. In training the first half of every batch gets an estimate made without
-    gradients (Section 2.2).
+    masks in the place of tokens. In training every second sample of a batch gets an estimate made without gradients
+    (Section 2.2).
     """
 
     def __init__(self, process: Any) -> None:
@@ -29,11 +30,10 @@ class SelfConditioned(ProcessWrapper):
 
         def informed(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
             estimate = blank(x_t)
-            half = len(x_t) // 2
-            if half:
-                with torch.no_grad():
-                    output = net(beside(x_t[:half], None), t[:half], None if cond is None else cond[:half])
-                    estimate[:half] = clean(self.process.read(output, x_t[:half], t[:half]), x_t[:half])
+            with torch.no_grad(), draws().every_second() as half:
+                if len(x_t[half]):
+                    output = net(beside(x_t[half], None), t[half], None if cond is None else cond[half])
+                    estimate[half] = clean(self.process.read(output, x_t[half], t[half]), x_t[half])
             return net(beside(x_t, estimate), t, cond)
 
         losses: dict[str, Tensor] = self.process.loss(informed, x, cond)

@@ -88,11 +88,6 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def from_first(x: Tensor) -> Tensor:
-    """Return the first process's `x` `(...)` on all of them, without gradients."""
-    return gather(x[None])[0]
-
-
 def rank() -> int:
     """Return this process's rank, 0 when there is only one."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -23,7 +23,7 @@ from rcg.core import checkpoint
 from rcg.core.console import say
 from rcg.core.contracts import EvalResult, Task
 from rcg.core.errors import UserError
-from rcg.core.rng import fold_seed
+from rcg.core.rng import batch_draws, fold_seed
 from rcg.data.loading import StepKeys, training_batches
 from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters, unshard
 from rcg.encoding.run_folder import StageFolder
@@ -83,8 +83,8 @@ def train(
 ) -> Progress:
     """Train `task` for `config.steps` steps, resuming from the newest state in `folder` if there is one.
 
-    Every step draws from generators seeded with (seed, step, rank), so that a resumed run draws what it would have
-    drawn. SIGTERM and SIGINT end the run after the current step, with a checkpoint.
+    What is drawn for a sample is a function of (seed, step, place in the batch): a resumed run draws what it would have
+    drawn, on any number of processes. SIGTERM and SIGINT end the run after the current step, with a checkpoint.
 
     Args:
         task: what is trained.
@@ -194,8 +194,11 @@ def _step(training: Training, batches: Iterator[Any], seed: int) -> dict[str, Te
     totals: dict[str, Tensor] = {}
     for micro in range(config.grad_accum_steps):
         torch.manual_seed(fold_seed(seed, "step", step, micro, accelerator.process_index))
+        part = config.batch_size // (accelerator.num_processes * config.grad_accum_steps)
+        first = (micro * accelerator.num_processes + accelerator.process_index) * part
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
-        with accelerator.accumulate(*training.task.modules.values()):
+        places = batch_draws(fold_seed(seed, "draws", step), first, part, config.batch_size)
+        with places, accelerator.accumulate(*training.task.modules.values()):
             for name, losses in training.task.losses(batch, step):
                 accelerator.backward(torch.stack(list(losses.values())).sum())
                 _update(training, name, step)

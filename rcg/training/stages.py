@@ -18,6 +18,7 @@ from rcg.data.images import Images
 from rcg.data.loading import StepKeys
 from rcg.diffusion.alignment import AlignmentHead
 from rcg.diffusion.model import build
+from rcg.distributed.batch_norm import synchronized
 from rcg.encoding.autoencoder import build_autoencoder, check_space, load_weights
 from rcg.encoding.encoder import build_encoder
 from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
@@ -81,6 +82,7 @@ def run_stage(stage: Stage, work: Workspace, mode: Mode) -> None:
     folder.check(stage.identity, experiment, mode)
     stage.check(work, mode)
     task = stage.task(work)
+    task.modules = {name: synchronized(module, work.accelerator.device) for name, module in task.modules.items()}
     folder.claim(experiment, mode, work.accelerator)
     progress = train(task, config, folder, work.accelerator, experiment.seed, experiment.data.num_workers)
     if progress.step >= config.steps:
@@ -123,11 +125,7 @@ class EncoderStage(Stage):
         images, validation = work.images
         work.seed_weights("encoder")
         encoder = build_encoder(work.experiment.encoder, work.image_size)
-        task = EncoderTask(encoder, images, validation, work.experiment.encoder.train)
-        if work.accelerator.device.type == "cuda" and work.accelerator.num_processes > 1:
-            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
-            task.modules = {name: convert(module) for name, module in task.modules.items()}
-        return task
+        return EncoderTask(encoder, images, validation, work.experiment.encoder.train)
 
 
 class AutoencoderStage(Stage):

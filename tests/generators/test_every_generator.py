@@ -6,7 +6,7 @@ import torch
 from rcg.core.contracts import Denoiser, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
-from rcg.core.rng import SampleNoise
+from rcg.core.rng import SampleNoise, batch_draws
 from rcg.diffusion.model import build
 from rcg.pipeline import Pipeline, SamplingOptions
 from tests.ideal import CONTINUOUS
@@ -133,6 +133,34 @@ def test_activations_that_are_computed_again_change_no_gradient(name):
     assert losses[0] == losses[1]
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+
+
+@pytest.mark.parametrize(("condition", "itself"), [("class", False), ("representation", True)])
+@pytest.mark.parametrize("name", GENERATORS.names())
+def test_parts_of_a_batch_have_the_gradients_of_the_whole(name, condition, itself):
+    """Times, noise, masks, dropout, dropped conditions and estimates are those of a sample's place in the batch."""
+    if itself:
+        require(name, "self_condition")
+    config = {key: 0.3 for key in ("dropout",) if key in GENERATORS.get(name).Config.model_fields}
+    if "grad_checkpointing" in GENERATORS.get(name).capabilities:
+        config["grad_checkpointing"] = True
+    m = model(name, condition, condition_dropout=0.3, condition_noise=0.2, self_condition=itself, **config)
+    with_random_weights(m)
+    torch.manual_seed(1)
+    x = torch.randint(12, (6, 4, 4)) if m.data.vocab else torch.randn(6, 3, 16, 16)
+    cond = torch.arange(6) % 5 if condition == "class" else torch.randn(6, 6)
+    gradients = []
+    for parts in (1, 2):
+        m.zero_grad()
+        count = 6 // parts
+        for part in range(parts):
+            torch.manual_seed(part)  # what others draw is no matter
+            own = slice(part * count, (part + 1) * count)
+            with batch_draws(7, part * count, count, 6):
+                (sum(m(x[own], cond[own]).values()) / parts).backward()
+        gradients.append({key: p.grad.clone() for key, p in m.named_parameters() if p.grad is not None})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
+from rcg.core.rng import draws
 from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws
 
 
@@ -42,10 +43,10 @@ class Flow(AffineProcess):
     def draw(self, x: Tensor) -> Draws:
         """Draw a time and a standard normal noise for each sample of `x` `(B, *S)`."""
         if self.config.time == "uniform":
-            t = torch.rand(len(x), device=x.device)
+            t = draws().uniform((len(x),), x.device)
         else:
-            t = torch.sigmoid(self.config.time_mean + self.config.time_std * torch.randn(len(x), device=x.device))
-        return Draws(self.horizon * self._shift(t), torch.randn_like(x))
+            t = torch.sigmoid(self.config.time_mean + self.config.time_std * draws().normal((len(x),), x.device))
+        return Draws(self.horizon * self._shift(t), draws().normal(x.shape, x.device).to(x.dtype))
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma `(B,)` at times `t` `(B,)` in [0, 1000]."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
+from rcg.core.rng import draws
 from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws, expand_like
 from rcg.diffusion.processes._likelihood import discrete_log_likelihood, gaussian_kl
 
@@ -106,8 +107,8 @@ class Gaussian(AffineProcess):
 
     def draw(self, x: Tensor) -> Draws:
         """Draw a uniform time and a standard normal noise for each sample of `x` `(B, *S)`."""
-        t = torch.randint(self.steps, (len(x),), device=x.device)
-        return Draws(t, torch.randn_like(x))
+        t = draws().integers(self.steps, (len(x),), x.device)
+        return Draws(t, draws().normal(x.shape, x.device).to(x.dtype))
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma `(B,)` at integer times `t` `(B,)`."""

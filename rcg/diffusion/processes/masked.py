@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from rcg.config import Fraction, ProcessConfig
 from rcg.core.contracts import MASK, Level, Net
 from rcg.core.registry import PROCESSES
+from rcg.core.rng import draws
 
 
 class MaskedConfig(ProcessConfig):
@@ -44,6 +45,7 @@ class MaskDraws(NamedTuple):
 
     share: Tensor  # (B,) of tokens to mask
     order: Tensor  # (B, *S) in which tokens are masked, the lowest first
+    shares: Tensor | None = None  # (total,) those of the whole batch, where these samples are a part of it
 
 
 @PROCESSES.register
@@ -62,27 +64,29 @@ class Masked:
         mean, std, least = self.config.ratio_mean, self.config.ratio_std, self.config.ratio_min
         low, high = (NormalDist(mean, std).cdf(bound) for bound in (least, 1.0))
         # By the inverse of the distribution function: trunc_normal_ rejects draws, for which it waits for the device.
-        quantile = low + (high - low) * torch.rand(len(x), device=x.device)
-        share = (mean + std * torch.special.ndtri(quantile)).clamp(least, 1.0)
-        return MaskDraws(share, torch.rand(x.shape, device=x.device))
+        quantile = low + (high - low) * draws().uniform_of_all((len(x),), x.device)
+        shares = (mean + std * torch.special.ndtri(quantile)).clamp(least, 1.0)
+        return MaskDraws(draws().own(shares), draws().uniform(x.shape, x.device), shares)
 
-    def corrupt(self, x: Tensor, draws: MaskDraws) -> Tensor:
+    def corrupt(self, x: Tensor, drawn: MaskDraws) -> Tensor:
         """Mask the ceil(share * N) first tokens of `x` `(B, *S)`, N of them in all."""
-        tokens = x[0].numel()
-        count = (draws.share * tokens).ceil().clamp(min=self.config.fewest_masked(tokens))
+        count = self._count(drawn.share, x[0].numel())
         # Ranks instead of a threshold: equal draws cannot change how many tokens are masked.
-        rank = draws.order.flatten(1).argsort(dim=1).argsort(dim=1)
+        rank = drawn.order.flatten(1).argsort(dim=1).argsort(dim=1)
         return torch.where((rank < count[:, None]).view_as(x), MASK, x)
 
     def loss(self, net: Net, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Cross-entropy with smoothed labels, the mean over all masked tokens of the batch."""
-        draws = self.draw(x)
-        corrupted = self.corrupt(x, draws)
-        logits = net(corrupted, self.horizon * torch.asin(draws.share) * 2 / math.pi, cond)[:, 0].float()
+        """Cross-entropy with smoothed labels; its mean over all parts of a batch is that over its masked tokens."""
+        drawn = self.draw(x)
+        corrupted = self.corrupt(x, drawn)
+        logits = net(corrupted, self.horizon * torch.asin(drawn.share) * 2 / math.pi, cond)[:, 0].float()
         rows = logits.movedim(1, -1).flatten(0, -2)  # (B N, K)
         error = F.cross_entropy(rows, x.flatten(), reduction="none", label_smoothing=self.config.label_smoothing)
         masked = (corrupted == MASK).flatten()
-        return {"cross_entropy": (error * masked).sum() / masked.sum().clamp(min=1)}
+        # Not those of this part: its mean would count them differently than others.
+        shares = drawn.share if drawn.shares is None else drawn.shares
+        expected = len(x) * self._count(shares, x[0].numel()).mean()
+        return {"cross_entropy": (error * masked).sum() / expected.clamp(min=1e-8)}
 
     def levels(self, steps: int) -> list[Level]:
         """Return `steps` evenly spaced levels from all masked on, and the one without masks."""
@@ -96,6 +100,10 @@ class Masked:
     def read(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Read the logits `(B, K, *S)` off an output `(B, outputs, K, *S)` at `x` `(B, *S)`, whatever the times."""
         return output[:, 0].float()
+
+    def _count(self, share: Tensor, tokens: int) -> Tensor:
+        """Return how many of so many tokens are masked at shares `(B,)`."""
+        return (share * tokens).ceil().clamp(min=self.config.fewest_masked(tokens))
 
     def _level(self, t: float) -> Level:
         masked = math.sin(math.pi / 2 * t)
