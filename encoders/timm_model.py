@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,13 +49,22 @@ class TimmModelConfig(EncoderConfig):
     options: dict[str, Plain] = {}
     """Further arguments of the network's constructor, such as pad_type: same."""
 
+    @classmethod
+    def presets(cls) -> Sequence[str]:
+        """Return the short names of networks."""
+        return list(PRESETS)
+
     @model_validator(mode="before")
     @classmethod
     def _follow_preset(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("preset") is None:
+        if not isinstance(value, dict):
             return value
-        name = value["preset"]
-        if name not in PRESETS:
+        if value.get("preset") is None and isinstance(value.get("model"), str) and value["model"] in PRESETS:
+            value = {**value, "preset": value["model"], "model": PRESETS[value["model"]].model}
+        name = value.get("preset")
+        if name is None:
+            return value
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; {_close(str(name), PRESETS)}")
         preset = PRESETS[name]
         if value.get("model", preset.model) != preset.model:

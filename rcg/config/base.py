@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, ClassVar, get_args
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from rcg.core.errors import UserError, nearest
+from rcg.config.parsing import Unquoted, shortened
+from rcg.core.errors import nearest
 from rcg.core.registry import Registry
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +54,9 @@ class Config(BaseModel):
             YAML leaves out, unless it names another component there. A class's entry replaces that of its bases.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
@@ -64,21 +70,77 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, value: Any) -> Any:
-        """Refuse unknown keys, and fill sections in."""
+        """Refuse unknown keys, read what was written as the fields mean it, and fill sections in."""
         if not isinstance(value, dict):
             return value
-        for key in value:
+        read = {}
+        for key, item in value.items():
             if key not in cls.model_fields:
-                raise PydanticCustomError(
-                    "unknown_key", "unknown key; {hint}", {"key": str(key), "hint": cls._hint(str(key))}
-                )
-        filled = {key: _filled(value.get(key, {}), default) for key, default in cls.section_defaults().items()}
-        return {**value, **filled}
+                raise _refusal(key, f"unknown key; {cls._hint(str(key))}")
+            try:
+                read[key] = as_meant(item, cls.model_fields[key].annotation)
+            except ValueError as error:
+                raise _refusal(key, str(error)) from None
+        filled = {key: _filled(read.get(key, {}), default) for key, default in cls.section_defaults().items()}
+        return {**read, **filled}
 
     @classmethod
     def _hint(cls, key: str) -> str:
         new = RENAMED.get(key)
         return f"it is called {new!r} now" if new in cls.model_fields else nearest(key, cls.model_fields)
+
+
+def _refusal(key: object, problem: str) -> PydanticCustomError:
+    """Return an error that names a key of the section that is being validated."""
+    return PydanticCustomError("key", "{problem}", {"key": str(key), "problem": problem})
+
+
+def alternatives(annotation: Any) -> set[Any]:
+    """Return the types that an annotation allows, and the words of its `Literal`s."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*(alternatives(arg) for arg in get_args(annotation)))
+    return set(get_args(annotation)) if get_origin(annotation) is Literal else {annotation}
+
+
+def takes_text(annotation: Any) -> bool:
+    """Whether a field takes text just as it was written: it is text, a path or one of some words."""
+    allowed = alternatives(annotation)
+    words = {item for item in allowed if isinstance(item, str)}
+    return bool(words or allowed & {str, Path}) and not allowed & {bool, int, float}
+
+
+def as_meant(value: Any, annotation: Any) -> Any:
+    """Return a value as a field of some annotation means it: YAML alone does not know whether `007` is a name.
+
+    Raises:
+        ValueError: it is a truth value where a number is expected, or a number beyond 64 bits.
+    """
+    allowed = alternatives(annotation)
+    if isinstance(value, list):
+        items = next((get_args(item) for item in allowed if get_origin(item) in (tuple, list)), (Any,))
+        return [as_meant(item, items[min(i, len(items) - 1)]) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        if _is_section(allowed):
+            return value  # it reads its own keys
+        content = next((get_args(item)[1] for item in allowed if get_origin(item) is dict), Any)
+        return {key: as_meant(item, content) for key, item in value.items()}
+    if isinstance(value, Unquoted):
+        if value.lower() == "none" and NoneType in allowed and not allowed & {str, str(value)}:
+            return None
+        value = str(value) if takes_text(annotation) or _is_section(allowed) else value.resolved()
+    if isinstance(value, str) and allowed & {str, Path}:
+        return os.path.expanduser(value)
+    if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"expected a number below 2^63, got {shortened(value)}")
+    return value
+
+
+def _is_section(allowed: set[Any]) -> bool:
+    return any(isinstance(item, type) and issubclass(item, BaseModel) for item in allowed)
 
 
 def _filled(section: Any, default: Mapping[str, Any]) -> Any:
@@ -103,10 +165,29 @@ class Component:
     Attributes:
         registry: where the name is looked up.
         base: the schema that the sections of all its components extend.
+        presets: the component that has ready settings under names of their own, which its key `preset` takes; a
+            section may give such a name, or that component's own keys `preset` and `model`, alone.
     """
 
     registry: Registry
     base: type[ComponentConfig]
+    presets: str | None = None
+
+    def named(self, value: Any) -> Any:
+        """Turn a name into a section, and the name of a preset into the component that has it."""
+        section = {"name": value} if isinstance(value, str) else value
+        if self.presets is None or not isinstance(section, dict):
+            return section
+        name = section.get("name")
+        if name is None and section.keys() & {"preset", "model"}:
+            return {**section, "name": self.presets}
+        if isinstance(name, str) and name not in self.registry.names() and name in self._preset_names():
+            return {**section, "name": self.presets, "preset": name}
+        return section
+
+    def _preset_names(self) -> Sequence[str]:
+        schema: Any = None if self.presets is None else config_class(self.registry, self.presets)
+        return () if schema is None else schema.presets()
 
     def schema(self, section: Mapping[str, Any]) -> type[Config]:
         """Return the schema of the component that a section names, or of the registry's default.
@@ -118,16 +199,17 @@ class Component:
         if not isinstance(name, str):
             known = ", ".join(self.registry.names())
             raise PydanticCustomError("name", "needs a name; known: {known}", {"known": known})
-        try:
-            return config_class(self.registry, name)
-        except UserError as error:
-            raise PydanticCustomError("name", "{text}", {"text": str(error)}) from None
+        if name not in self.registry.names():
+            hint = nearest(name, [*self.registry.names(), *self._preset_names()])
+            text = f"no {self.registry.kind} is called {shortened(name)}; {hint}"
+            raise PydanticCustomError("name", "{text}", {"text": text})
+        return config_class(self.registry, name)
 
     def validate(self, value: Any) -> Any:
         """Turn a name, or a section with keys, into the config of its component."""
         if isinstance(value, Config):
             return value
-        section = {"name": value} if isinstance(value, str) else value
+        section = self.named(value)
         if not isinstance(section, dict):
             raise PydanticCustomError("section", "expected a name or a section with keys")
         return self.schema(section).model_validate(section)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from rcg.config import sections
-from rcg.config.base import OWN, Component, Config, component_of, config_class, roles
+from rcg.config.base import OWN, Component, Config, alternatives, component_of, config_class, roles, takes_text
+from rcg.config.parsing import NULLS, Unquoted, parse_yaml, read_yaml, shortened
 from rcg.core.console import say
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest_file
 from rcg.core.registry import Registry
 
 
@@ -65,19 +68,16 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not what the schema asks for.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
-        values = yaml.safe_load(path.read_text())
+        values = read_yaml(path)
     except FileNotFoundError:
-        files = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"there is no configuration {path}; {nearest(str(path), files)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+        raise UserError(f"there is no configuration {path}; {nearest_file(path, '.yaml', '.yml')}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (data, encoder, rdm, generator), not {type(values).__name__}")
+        raise UserError(f"{path} must hold sections (data, encoder, rdm, generator), not {shortened(values)}")
     values.setdefault("run", f"runs/{path.stem}")
-    for override in overrides:
-        _override(values, override)
+    for override in sorted(map(_Override.parse, overrides), key=lambda override: override.rank):
+        override.apply(values)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -93,21 +93,23 @@ def load_encoder_section(text: str) -> tuple[sections.EncoderConfig, int | None]
     Raises:
         UserError: there is no such file, or it is not an encoder section with weights.
     """
-    path = Path(text)
-    if path.suffix == ".yaml" and not path.is_file():
-        raise UserError(f"there is no file {path} with an encoder section")
+    path = Path(text).expanduser()
     try:
-        values = yaml.safe_load(path.read_text() if path.suffix == ".yaml" else text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{text} is not YAML: {' '.join(str(error).split())}") from None
+        is_file = path.suffix in (".yaml", ".yml")
+        values = read_yaml(path) if is_file else parse_yaml(text, f"the encoder {shortened(text)} is not YAML")
+    except FileNotFoundError:
+        hint = nearest_file(path, ".yaml", ".yml")
+        raise UserError(f"there is no file {path} with an encoder section; {hint}") from None
     values = values if isinstance(values, dict) else {"encoder": values}
+    text = text if len(text) < 80 else shortened(text)
     try:
         config = TypeAdapter(sections.EncoderSection).validate_python(values.get("encoder", values))
+        data = TypeAdapter(_Images).validate_python(values.get("data") or {})
     except ValidationError as error:
         raise UserError(f"encoder {text}: {'; '.join(_complaints(error))}") from None
     if config.weights is None:
         raise UserError(f"encoder {text} names no weights: say where they are, weights: FILE")
-    return config, values.get("data", {}).get("image_size")
+    return config, data.image_size
 
 
 def parse_saved_config(registry: Registry, kind: str, section: Mapping[str, Any]) -> Any:
@@ -132,47 +134,130 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {old} -> {new}"
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key; a new `name` drops the settings that belong to the component named before."""
-    dotted, equals, text = override.partition("=")
-    keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise UserError(f"an override looks like rdm.width=512, not {override!r}")
-    section: Any = values
-    for depth, key in enumerate(keys[:-1], 1):
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise UserError(f"cannot override {dotted}: {'.'.join(keys[:depth])} is {section!r}, not a section")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value of override {override!r} is not YAML") from None
-    if keys[-1] == "name":
-        component, before = _component_at(values, keys[:-1])
+class _Images(BaseModel):
+    """What an encoder section has to know of the data section beside it."""
+
+    image_size: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class _Override:
+    """A dotted key and the text that was typed for it."""
+
+    keys: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def parse(cls, override: str) -> _Override:
+        """Split `section.key=value`."""
+        dotted, equals, text = override.partition("=")
+        keys = tuple(dotted.split("."))
+        if not equals or not all(keys):
+            raise UserError(f"an override looks like rdm.width=512, not {shortened(override)}")
+        return cls(keys, text)
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.keys)}={self.text if len(self.text) < 80 else shortened(self.text)}"
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Sections come before what lies in them, and the name of a component before its settings."""
+        return len(self.keys), self.keys[-1] not in ("name", "preset")
+
+    def apply(self, values: dict[str, Any]) -> None:
+        """Set the key; another component drops the settings that belong to the one before."""
+        section = values
+        place = _Place(Experiment)
+        for depth, key in enumerate(self.keys[:-1], 1):
+            place, inner = place.inside(key, section.get(key))
+            if not isinstance(inner, dict):
+                dotted = ".".join(self.keys[:depth])
+                raise UserError(f"cannot override {'.'.join(self.keys)}: {dotted} is {shortened(inner)}, not a section")
+            section[key] = inner
+            section = inner
+        key, component = self.keys[-1], place.component
+        value = self._value(place)
+        named = component.named({key: value}) if component and isinstance(value, str) else {key: value}
+        if not place.knows(key) and named == {key: value}:
+            self._refuse_misplaced(values)
         # A misspelt name drops nothing: it is about to be refused.
-        if component is not None and before not in (None, value) and value in component.registry.names():
-            _drop_foreign(section, component, f"{override}: left out {before}'s own settings")
-    section[keys[-1]] = value
+        known = component is not None and named.get("name") in component.registry.names()
+        if component is not None and known and place.name not in (None, named["name"]):
+            _drop_foreign(section, component, f"{self}: left out {place.name}'s own settings")
+        section.update(named)
+
+    def _value(self, place: _Place) -> Any:
+        """Return the text itself where the schema asks for text, else what it says as YAML."""
+        annotation = place.annotation(self.keys[-1])
+        if not takes_text(annotation):
+            return parse_yaml(self.text, f"the value of override {self} is not YAML")
+        quoted = re.fullmatch(r"""(["'])(.*)\1""", self.text)
+        if quoted and quoted[1] not in quoted[2]:
+            return quoted[2]
+        is_home = self.text == "~" and Path in alternatives(annotation)
+        return None if self.text in NULLS and not is_home else Unquoted(self.text)
+
+    def _refuse_misplaced(self, values: Mapping[str, Any]) -> None:
+        """Raise `UserError` for a key that other sections have: `batch_size`, or `rdm.batch_size`."""
+        spellings = complete_keys(self.keys, values)
+        if spellings:
+            shown = " or ".join(str(_Override(tuple(spelling.split(".")), self.text)) for spelling in spellings)
+            raise UserError(f"there is no key {'.'.join(self.keys)}; did you mean {shown}?")
 
 
-def _component_at(values: Mapping[str, Any], keys: Sequence[str]) -> tuple[Component | None, str | None]:
-    """Return what the section at dotted `keys` configures, and the name that it has, or has by default."""
-    schema: Any = Experiment
-    component, name = None, None
-    for key in keys:
-        field = schema.model_fields.get(key)
-        if field is None:
-            return None, None
-        values, component = values.get(key, {}), component_of(field)
+@dataclass(frozen=True)
+class _Place:
+    """A section of an experiment.
+
+    Attributes:
+        schema: what its keys are checked against; None: nobody knows the section.
+        component: what it configures, if it is a component's.
+        name: of this component.
+    """
+
+    schema: type[Config] | None
+    component: Component | None = None
+    name: str | None = None
+
+    def knows(self, key: str) -> bool:
+        """Whether the section has such a key."""
+        return self.schema is not None and key in self.schema.model_fields
+
+    def annotation(self, key: str) -> Any:
+        """Return the type of a key's value."""
+        return self.schema.model_fields[key].annotation if self.schema and key in self.schema.model_fields else Any
+
+    def inside(self, key: str, value: Any) -> tuple[_Place, Any]:
+        """Return the section at a key, and its values; a name alone becomes a section."""
+        value = {} if value is None else value
+        if self.schema is None or key not in self.schema.model_fields:
+            return _Place(None), value
+        field = self.schema.model_fields[key]
+        component = component_of(field)
         if component is None:
-            schema, name = field.annotation, None
-        else:
-            default = schema.section_defaults().get(key, {"name": component.registry.default})
-            name = values.get("name", default["name"])
-            schema = component.schema({"name": name}) if name in component.registry.names() else component.base
-        if not (isinstance(schema, type) and issubclass(schema, Config)):
-            return None, None
-    return component, name
+            types = (item for item in alternatives(field.annotation) if isinstance(item, type))
+            return _Place(next((item for item in types if issubclass(item, Config)), None)), value
+        value = component.named(value)
+        default = self.schema.section_defaults().get(key, {"name": component.registry.default})
+        name = value.get("name", default["name"]) if isinstance(value, dict) else None
+        schema = component.schema({"name": name}) if name in component.registry.names() else component.base
+        return _Place(schema, component, name), value
+
+
+def complete_keys(keys: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys, at most five, that end as `keys` do and have the others on their way, in this order."""
+
+    def below(place: _Place, section: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for key in place.schema.model_fields if place.schema else ():
+            yield (*path, key)
+            inner, content = place.inside(key, section.get(key) if isinstance(section, dict) else None)
+            yield from below(inner, content, (*path, key))
+
+    def fits(path: tuple[str, ...]) -> bool:
+        way = iter(path)
+        return path[-1] == keys[-1] and all(key in way for key in keys)
+
+    return [".".join(path) for path in below(_Place(Experiment), values, ()) if fits(path)][:5]
 
 
 def _drop_foreign(section: dict[str, Any], component: Component, message: str) -> None:
@@ -189,11 +274,11 @@ def _complaints(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"]
-        if item["type"] == "unknown_key":
+        if item["type"] == "key":
             yield f"{path}.{item['ctx']['key']}: {message}".lstrip(".")
         elif item["type"] in ("name", "section", "value_error"):
             yield f"{path}: {message.removeprefix('Value error, ')}"
         elif item["type"] == "missing":
             yield f"{path}: this section or key is required"
         else:
-            yield f"{path}: {message[:1].lower()}{message[1:]}, got {item['input']!r}"
+            yield f"{path}: {message[:1].lower()}{message[1:]}, got {shortened(item['input'])}"

@@ -5,7 +5,7 @@ Facts that a neighbor knows (representation width, image shape, class count) are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -71,8 +71,13 @@ class EncoderConfig(ComponentConfig):
     train: Annotated[ContrastiveTrain, ORIGIN] = ContrastiveTrain()
     """Pre-training of encoders without weights."""
 
+    @classmethod
+    def presets(cls) -> Sequence[str]:
+        """Return the names of ready settings that the key `preset` takes, where there is such a key."""
+        return ()
 
-EncoderSection = Annotated[SerializeAsAny[EncoderConfig], Component(ENCODERS, EncoderConfig)]
+
+EncoderSection = Annotated[SerializeAsAny[EncoderConfig], Component(ENCODERS, EncoderConfig, presets="timm_model")]
 
 
 class ProjectionConfig(Config):

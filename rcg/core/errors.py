@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
+
+MAX_SHOWN = 40
+"""Most known names that a hint lists."""
 
 
 class UserError(Exception):
@@ -16,7 +21,21 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `did you mean 'x'? (known: ...)` for the nearest known name, or the known names if none is near."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}? (known: {', '.join(names)})"
-    return f"known: {', '.join(names) or 'none'}"
+    close = difflib.get_close_matches(name[:100], names, n=5, cutoff=0.6)
+    shown = names
+    if len(names) > MAX_SHOWN:
+        shown = [*(close or names[:5]), f"and {len(names) - len(close or names[:5])} others"]
+    listed = f"known: {', '.join(shown) or 'none'}"
+    return f"did you mean {close[0]!r}? ({listed})" if close else listed
+
+
+def nearest_file(path: Path, *endings: str) -> str:
+    """Return what `nearest` says of at most five files beside `path` with one of some endings; without: of folders."""
+    try:
+        with os.scandir(path.parent) as entries:
+            seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return f"there is no folder {path.parent} either"
+    names = sorted(name for name, is_dir in seen if (name.lower().endswith(endings) if endings else is_dir))
+    close = difflib.get_close_matches(path.name, names, n=5, cutoff=0.5) or names[:5]
+    return nearest(str(path), [str(path.parent / name) for name in close])

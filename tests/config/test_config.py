@@ -129,8 +129,8 @@ def test_every_renamed_key_is_tested():
 
 
 def test_a_new_name_is_only_offered_where_it_exists(tmp_path):
-    with pytest.raises(UserError, match=r"rdm\.clip: unknown key; known: "):
-        load_experiment(write(tmp_path), ["rdm.clip=1"])
+    with pytest.raises(UserError, match=r"rdm\.workers: unknown key; known: "):
+        load_experiment(write(tmp_path), ["rdm.workers=1"])
 
 
 @pytest.mark.parametrize(
