@@ -16,4 +16,4 @@ from rcg.config.sections import (
     SamplerConfig,
     TrainableAutoencoderConfig,
 )
-from rcg.config.training import AugmentConfig, AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig
+from rcg.config.training import AugmentConfig, AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig, resolve_epochs

@@ -28,7 +28,7 @@ has 157."""
 class DataConfig(ComponentConfig):
     """Which images to learn from, and how they are cropped."""
 
-    image_size: PositiveInt = 32
+    image_size: Annotated[int, Field(ge=4)] = 32
     """Side of the square images that leave the data set, in pixels."""
     crop: Literal["center", "random"] = "center"
     """Where the square is cropped after the short side was resized to `image_size`."""
@@ -165,6 +165,13 @@ class GuidanceConfig(Config):
     channels: PositiveInt | None = None
     """Guide only so many channels, the first ones; null: all. The published DiT guides three of four."""
 
+    @model_validator(mode="after")
+    def _refuse_falling_interval(self) -> Self:
+        low, high = self.interval
+        if low > high:
+            raise ValueError(f"interval must rise from low to high, not [{low:g}, {high:g}]: [{high:g}, {low:g}] does")
+        return self
+
 
 class ModelConfig(ComponentConfig):
     """A network times a process, given a condition."""
@@ -204,8 +211,22 @@ class ModelConfig(ComponentConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_self_conditioning_of_one(self) -> ModelConfig:
+        if self.self_condition and self.train.micro_batch_size < 2:
+            raise ValueError(
+                f"self_condition shows every second sample an estimate, but train has micro-batches of one: choose a "
+                f"train.batch_size of at least {2 * self.train.grad_accum_steps}, or self_condition: false"
+            )
+        return self
+
     def warnings(self) -> Iterator[str]:
         """Yield warnings about valid but probably unintended settings."""
+        if self.guidance.scale != 1 and self.condition != "none" and self.condition_dropout == 0:
+            yield (
+                f"guidance.scale is {self.guidance.scale:g}, but condition_dropout is 0: guidance leads away from a null "
+                f"condition that is never trained; set condition_dropout to 0.1 or so, or guidance.scale to 1"
+            )
         if self.process.amplification > MAX_AMPLIFICATION and not self.sampler.clips:
             yield (
                 f"process: at the noisiest level an error of the predicted noise is {self.process.amplification:.3g} "

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rcg.config.base import RUNTIME, Config, Fraction
 
@@ -14,10 +22,15 @@ class TrainConfig(Config):
 
     steps: Annotated[NonNegativeInt, RUNTIME] = 10_000
     """Optimizer steps."""
+    epochs: Annotated[PositiveFloat | None, RUNTIME] = None
+    """Passes over the training images, instead of `steps`; null: as many as `steps` take."""
     batch_size: PositiveInt = 64
     """Samples of one optimizer step, over all processes and accumulated micro-batches."""
     grad_accum_steps: PositiveInt = 1
-    """Micro-batches of one optimizer step."""
+    """Micro-batches of one optimizer step; batch normalization and contrast see one at a time."""
+    init_from: str | None = None
+    """Where the weights come from that training starts with: a part of ours, or a run; null: random ones. What does not
+    fit, such as the embedding of another condition, starts at random."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -43,11 +56,50 @@ class TrainConfig(Config):
     evaluate_every: Annotated[PositiveInt | None, RUNTIME] = None
     """Steps between two evaluations (metrics, sample grid); null: at the end only."""
     patience: Annotated[PositiveInt | None, RUNTIME] = None
-    """Evaluations without a better rep-FD, or validation loss, after which training ends; the best model is kept."""
+    """Evaluations without a better score, after which training ends; the best model is kept. The score is the loss on
+    validation images; of an RDM, the rep-FD; of an encoder, its error by neighbors, or without labels alignment plus
+    uniformity."""
     save_every: Annotated[PositiveInt, RUNTIME] = 1000
     """Steps between two checkpoints."""
     tracker: Annotated[Literal["tensorboard", "wandb", "none"], RUNTIME] = "tensorboard"
     """Where accelerate sends the curves; `log.jsonl` is always written."""
+
+    @model_validator(mode="after")
+    def _choose_steps_or_epochs(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError(
+                "steps and epochs both say how long to train: leave one of them out, or set epochs to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_patience_without_evaluations(self) -> Self:
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience counts evaluations, and there is only one, at the end: set evaluate_every")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_computed_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.epochs is not None:
+            values.pop("steps", None)
+        return values
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of a micro-batch, over all processes."""
+        return self.batch_size // self.grad_accum_steps
+
+
+C = TypeVar("C", bound=Config)
+
+
+def resolve_epochs(config: C, images: int) -> C:
+    """Return a configuration whose trainings know their steps, also where epochs of so many images are asked for."""
+    update: dict[str, Any] = {key: resolve_epochs(value, images) for key, value in config if isinstance(value, Config)}
+    if isinstance(config, TrainConfig) and config.epochs is not None:
+        update["steps"] = max(1, round(config.epochs * images / config.batch_size))
+    return config.model_copy(update=update)
 
 
 class AugmentConfig(Config):
@@ -92,6 +144,15 @@ class ContrastiveTrain(TrainConfig):
     augment: AugmentConfig = AugmentConfig()
     """The two views."""
 
+    @model_validator(mode="after")
+    def _refuse_single_images(self) -> Self:
+        if self.micro_batch_size < 2:
+            raise ValueError(
+                f"an image is told apart from the others of its micro-batch, which has {self.micro_batch_size}: choose "
+                f"a batch_size of at least {2 * self.grad_accum_steps}, twice grad_accum_steps"
+            )
+        return self
+
 
 class AutoencoderTrain(TrainConfig):
     """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
@@ -102,8 +163,6 @@ class AutoencoderTrain(TrainConfig):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     pixel: Literal["l1", "l2"] = "l1"
     """Distance of pixels."""
-    init_from: str | None = None
-    """File of weights to start from, ours or as published; null: random ones."""
     decoder_only: bool = False
     """Train nothing but the decoder of `init_from`: its tokens or latents, and generators of them, stay as they are."""
     perceptual: Literal["encoder", "vgg", "none"] = "encoder"
