@@ -16,4 +16,12 @@ from rcg.config.sections import (
     SamplerConfig,
     TrainableAutoencoderConfig,
 )
-from rcg.config.training import AugmentConfig, AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig, resolve_epochs
+from rcg.config.training import (
+    AugmentConfig,
+    AutoencoderTrain,
+    ContrastiveTrain,
+    RDMTrain,
+    TrainConfig,
+    resolve_epochs,
+    trainings,
+)

@@ -224,8 +224,8 @@ class ModelConfig(ComponentConfig):
         """Yield warnings about valid but probably unintended settings."""
         if self.guidance.scale != 1 and self.condition != "none" and self.condition_dropout == 0:
             yield (
-                f"guidance.scale is {self.guidance.scale:g}, but condition_dropout is 0: guidance leads away from a null "
-                f"condition that is never trained; set condition_dropout to 0.1 or so, or guidance.scale to 1"
+                f"guidance.scale is {self.guidance.scale:g}, but condition_dropout is 0, so the null condition that "
+                f"guidance leads away from is never trained: set condition_dropout to 0.1, or guidance.scale to 1"
             )
         if self.process.amplification > MAX_AMPLIFICATION and not self.sampler.clips:
             yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -89,6 +90,15 @@ class TrainConfig(Config):
     def micro_batch_size(self) -> int:
         """Samples of a micro-batch, over all processes."""
         return self.batch_size // self.grad_accum_steps
+
+
+def trainings(config: Config) -> Iterator[TrainConfig]:
+    """Yield the trainings in a configuration."""
+    if isinstance(config, TrainConfig):
+        yield config
+    for _, value in config:
+        if isinstance(value, Config):
+            yield from trainings(value)
 
 
 C = TypeVar("C", bound=Config)

@@ -37,7 +37,7 @@ class Facts(BaseModel):
     classes: tuple[str, ...] = ()
     """Names of the labels."""
     cluster_counts: tuple[int, ...] = ()
-    """Number of training images in each cluster, for a model conditioned on clusters."""
+    """Number of views of training images in each cluster, for a model conditioned on clusters."""
     fingerprint: str = ""
     """Fingerprint of the training images."""
     step: int = 0

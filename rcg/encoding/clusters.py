@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 class Clusters(NamedTuple):
-    """Centers `(K, D)`, and the nearest of them `(N,)` for each representation that they were fitted to."""
+    """Centers `(K, D)`, and the number of the nearest of them `(N, V)` to each of N images in V views."""
 
     centers: Tensor
     labels: Tensor
@@ -34,8 +34,8 @@ class Clusters(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """How many representations each cluster has."""
-        return self.labels.bincount(minlength=len(self.centers)).tolist()
+        """How many views each cluster has."""
+        return self.labels.flatten().bincount(minlength=len(self.centers)).tolist()
 
 
 def default_number(images: int, classes: int) -> int:
@@ -46,14 +46,22 @@ def default_number(images: int, classes: int) -> int:
     return max(2, min(10 * classes or 100, images // 50))
 
 
-def fit(z: Tensor, number: int, seed: int) -> Clusters:
-    """Find so many clusters of representations `(N, D)`, at most N."""
+def fit(views: Iterable[Tensor], number: int, seed: int) -> Clusters:
+    """Find so many clusters of N images, at most N.
+
+    Args:
+        views: representations `(N, D)` of each view; centers are fitted to the first, and all are labeled.
+        number: of clusters.
+        seed: of the search.
+    """
+    remaining = iter(views)
+    z = next(remaining)
     chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:MAX_FITTED]
     from sklearn.cluster import MiniBatchKMeans  # slow to import, and rarely needed
 
     means = MiniBatchKMeans(number, batch_size=4096, n_init=3, random_state=seed % 2**32).fit(z[chosen].numpy())
     centers = torch.from_numpy(means.cluster_centers_).float()
-    return Clusters(centers, assign(z, centers))
+    return Clusters(centers, torch.stack([assign(view, centers) for view in chain([z], remaining)], dim=1))
 
 
 def assign(z: Tensor, centers: Tensor) -> Tensor:

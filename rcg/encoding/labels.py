@@ -17,7 +17,7 @@ class LabelSet(NamedTuple):
 
     Attributes:
         names: of the labels.
-        counts: number of training images of each, for clusters; empty for classes.
+        counts: number of views of training images of each, for clusters; empty for classes.
     """
 
     names: tuple[str, ...]

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg.config import Experiment, GeneratorConfig, differences, identity
+from rcg.config import Experiment, GeneratorConfig, differences, identity, resolve_epochs, trainings
 from rcg.core import checkpoint
 from rcg.core.console import say
 from rcg.core.contracts import Autoencoder, Encoder, Space
@@ -61,6 +61,20 @@ class Workspace:
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.experiment.data.image_size
+
+    def resolve_epochs(self) -> Experiment:
+        """Let all trainings of the experiment know their steps, and return it; raises `UserError` without images."""
+        if any(config.epochs is not None for config in trainings(self.experiment)):
+            self.experiment = resolve_epochs(self.experiment, len(self.images.train))
+        return self.experiment
+
+    def generates(self, space: Space | None) -> bool:
+        """Whether `space` is that of z, as far as this is known before images are encoded."""
+        z = self.raw_representation.space
+        if space is None or not self.raw_representation.transform.needs_fit:
+            return space == z
+        # What is fitted to representations is in the second part of the name.
+        return (space.shape, space.id.partition("/")[0]) == (z.shape, z.id.partition("/")[0])
 
     def seed_weights(self, part: str) -> None:
         """Seed the initial weights of a part, so that they depend on nothing that was drawn before."""
@@ -152,25 +166,32 @@ class Workspace:
             return None
         return cache.fill(partial(pack, self.autoencoder), self.accelerator).map(unpack)
 
-    def clusters(self) -> Clusters:
-        """Return the clusters of the training images' first views, fitted once and kept in the run.
-
-        Raises:
-            UserError: there are fewer training images than clusters.
-        """
+    @property
+    def cluster_count(self) -> int:
+        """The number of clusters; raises `UserError` if there are fewer training images."""
         images = self.images.train
         number = self.experiment.clusters or clusters.default_number(len(images), len(images.classes))
         if number > len(images):
             raise UserError(f"clusters is {number}, but there are {len(images)} training images: choose fewer")
+        return number
+
+    def clusters(self) -> Clusters:
+        """Return the clusters of the training images in all cached views, fitted once and kept in the run.
+
+        Raises:
+            UserError: there are fewer training images than clusters.
+        """
+        number, z = self.cluster_count, self.z("train")
         facts = {
             "representation": self.representation.space.id,
-            "images": images.fingerprint,
+            "images": self.images.train.fingerprint,
+            "views": z.views,
             "clusters": number,
             "seed": self.experiment.seed,
         }
         path = self.run.fitted("clusters", facts)
         if self.accelerator.is_main_process and not path.is_file():
-            fitted = clusters.fit(first_views(self.z("train")), number, self.experiment.seed)
+            fitted = clusters.fit((one_view(z, view) for view in range(z.views)), number, self.experiment.seed)
             checkpoint.save_tensors(path, fitted._asdict(), facts)
         self.accelerator.wait_for_everyone()
         return Clusters(**checkpoint.load_tensors(path)[0])
@@ -250,8 +271,13 @@ def fill_caches(work: Workspace) -> None:
 
 def first_views(z: ShardedViews) -> Tensor:
     """Return z `(N, D)` of the images as they are."""
+    return one_view(z, 0)
+
+
+def one_view(z: ShardedViews, view: int) -> Tensor:
+    """Return z `(N, D)` of the images in a view."""
     positions = torch.arange(len(z))
-    return z.rows(positions, torch.zeros_like(positions))
+    return z.rows(positions, torch.full_like(positions, view))
 
 
 def open_run_representation(

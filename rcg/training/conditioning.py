@@ -26,9 +26,9 @@ class Conditioning(NamedTuple):
         space: the space of the condition; None: it has none.
         z: of the training images in all cached views `(N, V, D)`.
         validation_z: of the validation images `(M, 1, D)`.
-        labels: `(N,)` in place of the images' own.
-        validation_labels: `(M,)` in place of the images' own.
-        cluster_counts: number of training images in each cluster.
+        labels: of the training images in all cached views `(N, V)`, in place of their own.
+        validation_labels: of the validation images `(M, 1)`, in place of their own.
+        cluster_counts: number of views of training images in each cluster.
     """
 
     space: Space | None = None
@@ -69,7 +69,7 @@ def generator_conditioning(work: Workspace) -> Conditioning:
     if condition == "representation":
         return Conditioning(work.representation.space, z, validation_z)
     fitted = work.clusters()
-    nearest = clusters.assign(first_views(validation_z), fitted.centers)
+    nearest = clusters.assign(first_views(validation_z), fitted.centers)[:, None]
     return Conditioning(
         fitted.space, labels=fitted.labels, validation_labels=nearest, cluster_counts=tuple(fitted.counts)
     )

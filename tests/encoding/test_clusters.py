@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from rcg.config import load_experiment
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.distributed.launch import launch
@@ -11,6 +12,8 @@ from rcg.encoding.clusters import GOLDEN, assign, cluster_at, default_number, fi
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.encoding.workspace import Workspace
 from rcg.pipeline import Pipeline, SamplingOptions
+from rcg.training.conditioning import generator_conditioning
+from rcg.training.tasks.generator import ConditionedImages
 from tests.toy import train, write
 
 
@@ -23,19 +26,41 @@ def heaps(*counts):
 
 def test_heaps_are_recovered():
     z, labels = heaps(30, 50, 20)
-    clusters = fit(z, 3, 0)
+    clusters = fit([z], 3, 0)
     assert sorted(clusters.counts) == [20, 30, 50]
     assert all(len(clusters.labels[labels == number].unique()) == 1 for number in range(3))
-    means = torch.stack([z[clusters.labels == number].mean(0) for number in range(3)])
+    means = torch.stack([z[clusters.labels[:, 0] == number].mean(0) for number in range(3)])
     torch.testing.assert_close(clusters.centers, means, atol=0.1, rtol=0)
     assert clusters.space.vocab == 3
-    assert clusters.space != fit(z + 1, 3, 0).space
+    assert clusters.space != fit([z + 1], 3, 0).space
+
+
+def test_every_view_has_the_label_of_its_own_representation():
+    z, _ = heaps(30, 50, 20)
+    other = z.roll(1, dims=0)
+    clusters = fit(iter([z, other]), 3, 0)
+    assert clusters.labels.shape == (100, 2)
+    assert torch.equal(clusters.labels[:, 0].roll(1), clusters.labels[:, 1])
+    assert torch.equal(assign(other, clusters.centers), clusters.labels[:, 1])
+    assert sorted(clusters.counts) == [40, 60, 100]
+
+
+def test_a_generator_learns_each_view_with_its_own_label(tmp_path):
+    path = write(tmp_path, data__shift=0.3, data__views=3, encoder__weights="none", generator__condition="cluster")
+    work = Workspace(load_experiment(path, ["clusters=6"]), launch())
+    condition = generator_conditioning(work)
+    data = ConditionedImages(work.images.train, 3, None, labels=condition.labels)
+    z, centers = work.z("train"), work.clusters().centers
+    for key in [(position, draw) for position in range(0, 180, 7) for draw in (1, 5)]:
+        own = assign(z.rows([key[0]], [key[1] % 3]), centers)
+        assert data[key]["label"] == own[0]
+    assert (condition.labels[:, 0] != condition.labels[:, 1]).any()
 
 
 def test_they_are_nearly_as_tight_as_those_of_lloyds_algorithm():
     z = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
-    clusters = fit(z, 10, 0)
-    inertia = (z - clusters.centers[clusters.labels]).square().sum().item()
+    clusters = fit([z], 10, 0)
+    inertia = (z - clusters.centers[clusters.labels[:, 0]]).square().sum().item()
     assert inertia < 1.1 * KMeans(10, n_init=3, random_state=0).fit(z.numpy()).inertia_
 
 
@@ -76,13 +101,13 @@ def test_a_generator_learns_the_labels_that_are_stored_in_the_run(run):
     stage = RunFolder(run).stage_folder("dit-cluster")
     facts = stage.part().facts
     tensors, origin = checkpoint.load_tensors(path)
-    assert tuple(tensors["labels"].bincount(minlength=4).tolist()) == facts.cluster_counts
+    assert tuple(tensors["labels"].flatten().bincount(minlength=4).tolist()) == facts.cluster_counts
     assert sum(facts.cluster_counts) == 180
     work = Workspace(stage.experiment(), launch())
     assert origin["representation"] == work.representation.space.id
     assert facts.cond == work.clusters().space
     real = work.real_data(work.representation.space)
-    assert torch.equal(assign(real.train_z, tensors["centers"]), tensors["labels"])
+    assert torch.equal(assign(real.train_z, tensors["centers"]), tensors["labels"][:, 0])
 
 
 def test_samples_are_of_clusters_as_often_as_training_images_are(run):

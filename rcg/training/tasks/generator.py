@@ -35,7 +35,7 @@ class ConditionedImages(Dataset[dict[str, Tensor]]):
         views: number of cached views.
         z: representations `(N, V, D)` of exactly these views, or None.
         latents: posteriors `(N, V, *S)` of exactly these views, which are then served in place of the images, or None.
-        labels: `(N,)` in place of the images' own, or None.
+        labels: `(N, V)` of exactly these views, in place of the images' own, or None.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ConditionedImages(Dataset[dict[str, Tensor]]):
         """Return the image `(3, S, S)` or its posterior `(*S)`, its label and, where there are any, its z `(D,)`."""
         position, draw = key
         view = draw % self.views
-        item = {"label": self.images.label(position) if self.labels is None else self.labels[position]}
+        item = {"label": self.images.label(position) if self.labels is None else self.labels[position, view]}
         if self.latents is None:
             item["image"] = self.images[(position, view)]["image"]
         else:
