@@ -8,15 +8,20 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rcg.config import Experiment, load_experiment
+from rcg.config.experiment import complete_keys
 from rcg.config.help import describe_config
+from rcg.config.parsing import Unquoted, shortened
 from rcg.core.console import first_process, warn
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rcg.encoding.run_folder import Mode
@@ -27,43 +32,52 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def positive(text: str) -> int:
-    """Read a whole number above zero from the command line."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
+MAX_SAMPLES = 10_000_000
+"""Most samples of tools that keep something of each."""
 
 
-def natural(text: str) -> int:
-    """Read a whole number from the command line."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or above, got {text!r}")
-    return int(text)
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an option that takes a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        value = Unquoted(text).resolved()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {shortened(text)}")
+        return value
+
+    return read
 
 
-def non_negative(text: str) -> float:
-    """Read a number that is not negative from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number, 0 or above, got {text!r}")
-    return value
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return the type of an option that takes a number from `least` to `most`."""
+
+    def read(text: str) -> float:
+        value = Unquoted(text).resolved()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {shortened(text)}")
+        return float(value)
+
+    return read
 
 
-def fraction(text: str) -> float:
-    """Read a number above zero, at most one, from the command line."""
-    value = non_negative(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
-    return value
+def path(text: str) -> Path:
+    """Read a path from the command line; `~` is the home folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return Path(text).expanduser()
 
+
+count = whole(1, 100_000)
+"""The type of numbers of steps, pixels and the like."""
+batch_size = whole(1, 1_000_000)
+guidance_scale = number(0, 1000)
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--class": {"dest": "label", "type": natural, "help": "number of the class, for models trained on classes"},
+    "--class": {"dest": "label", "type": whole(0, 10**6), "help": "number of the class, for models trained on classes"},
     "--generator": {"help": "name of the generator's folder, in a run that has several"},
-    "--guidance": {"type": non_negative, "help": "scale of classifier-free guidance [as configured]"},
+    "--guidance": {"type": guidance_scale, "help": "scale of classifier-free guidance [as configured]"},
     "--labels": {
         "choices": ("balanced", "random"),
         "default": "balanced",
@@ -74,45 +88,103 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "no",
         "help": "mixed precision of the networks; bf16 is faster, and rounds [no]",
     },
-    "--rdm-steps": {"type": positive, "help": "network evaluations of the RDM [as configured]"},
-    "--representations": {"type": Path, "help": "file of tools/sample_rdm.py to condition on, row i for sample i"},
-    "--seed": {"type": natural, "default": 0, "help": "random seed; sample i depends on (seed, i) alone [0]"},
-    "--steps": {"type": positive, "help": "network evaluations of the generator [as configured]"},
+    "--rdm-steps": {"type": count, "help": "network evaluations of the RDM [as configured]"},
+    "--representations": {"type": path, "help": "file of tools/sample_rdm.py to condition on, row i for sample i"},
+    "--seed": {
+        "type": whole(0, 2**63 - 1),
+        "default": 0,
+        "help": "random seed; sample i depends on (seed, i) alone [0]",
+    },
+    "--steps": {"type": count, "help": "network evaluations of the generator [as configured]"},
 }
 """Options that several tools take."""
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are `UserError`s that say what to type."""
+
     def error(self, message: str) -> NoReturn:
+        commands = re.findall(r"^(?:python|accelerate launch) .*", self.description or "", re.MULTILINE)
+        if "arguments are required" in message and commands:
+            message = f"{message}; for example: {re.split('  +', commands[0])[0]}"
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parse options and positional arguments in any order."""
+        known, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)[:200]}{self._meant(unknown)}")
+        return known
 
-def parser_for(description: str | None, epilog: Callable[[], str] | None = None) -> argparse.ArgumentParser:
+    def _meant(self, unknown: list[str]) -> str:
+        """Return a hint about the first of some unknown arguments."""
+        typed, _, value = unknown[0].partition("=")
+        option = typed.replace("_", "-").replace(".", "-")
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        name = typed.lstrip("-").replace("-", "_")
+        keys = complete_keys(name.split("."), {}) if any(action.dest == "overrides" for action in self._actions) else []
+        if option in options:
+            return f"; did you mean {option}?"
+        if keys:
+            value = value or next((item for item in unknown[1:] if not item.startswith("-")), "VALUE")
+            return f"; a key is written without dashes: {' or '.join(f'{key}={value}' for key in keys)}"
+        return f"; {nearest(option, options)}"
+
+
+def parser_for(description: str | None, epilog: Callable[[], str] | None = None) -> _Parser:
     """Return a parser whose mistakes are `UserError`s; `epilog` is only computed when help is asked for."""
     wants_help = {"-h", "--help"} & set(sys.argv[1:])
     return _Parser(
         description=description,
         epilog=epilog() if epilog and wants_help else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
-def main(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], Any], arguments: Sequence[str] | None = None
-) -> NoReturn:
-    """Parse, run, and exit: 0 when it went well, 2 with one sentence when the user can fix it, 1 on a closed pipe."""
+def main(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Parse, run, and exit: 0 when it went well, 2 with one sentence when the user can fix what went wrong.
+
+    1 stands for a closed pipe, 130 for Ctrl-C. What files, folders and memory refuse is caught here, and nowhere else.
+    """
     try:
-        run(parser.parse_intermixed_args(arguments))
+        run(parser.read(arguments))
         _leave()
-    except UserError as error:
-        if first_process():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
     except BrokenPipeError:
         # The reader of a pipe has read enough, as in `| head`; Python's own flush at exit must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on, or starts again", 130)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        _fail(sentence, 2)
     sys.exit(0)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    if first_process():
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what a user can do about an error, None where it is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return f"{' -> '.join(files)}: {reason[:1].lower()}{reason[1:]}" if files else reason
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+        return f"there is not enough memory: make batches or networks smaller, or ask for less ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def train(stage: str, description: str | None) -> NoReturn:
@@ -145,11 +217,12 @@ def train_stage(stage: Stage, experiment: Experiment, mode: Mode) -> None:
     from rcg.training.stages import run_stage
 
     config = stage.train_config(experiment)
+    output_folder(stage.folder(experiment).path)
     accelerator = launch(config, stage.folder(experiment).path, stage.shardable)
     run_stage(stage, Workspace(experiment, accelerator), mode)
 
 
-def experiment_parser(description: str | None, epilog: Callable[[], str] = describe_config) -> argparse.ArgumentParser:
+def experiment_parser(description: str | None, epilog: Callable[[], str] = describe_config) -> _Parser:
     """Return a parser that takes CONFIG [section.key=value ...], and describes the keys of experiments."""
     parser = parser_for(description, epilog)
     parser.add_argument("config", help="YAML file of the experiment")
@@ -180,17 +253,19 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, **OPTIONS[name])
 
 
-def add_number(parser: argparse.ArgumentParser, default: int, subject: str = "number of samples") -> None:
+def add_number(
+    parser: argparse.ArgumentParser, default: int, subject: str = "number of samples", most: int = MAX_SAMPLES
+) -> None:
     """Let `parser` take --num, as `count`."""
     text = f"{subject} [{default}]"
-    parser.add_argument("--num", dest="count", metavar="NUM", type=positive, default=default, help=text)
+    parser.add_argument("--num", dest="count", metavar="NUM", type=whole(1, most), default=default, help=text)
 
 
-def add_sampling(parser: argparse.ArgumentParser, num: int) -> None:
+def add_sampling(parser: argparse.ArgumentParser, num: int, most: int = MAX_SAMPLES) -> None:
     """Let `parser` take the options of a `SamplingPlan` but --guidance; by default there are `num` samples."""
-    add_number(parser, num)
+    add_number(parser, num, most=most)
     add(parser, "--seed", "--steps", "--rdm-steps")
-    parser.add_argument("--batch-size", type=positive, default=64, help="images generated at a time [64]")
+    parser.add_argument("--batch-size", type=batch_size, default=64, help="images generated at a time [64]")
     add(parser, "--precision")
 
 
@@ -206,7 +281,9 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
         "[own, where there is one]"
     )
     parser.add_argument("--encoder", dest="encoders", metavar="ENCODER", action="append", default=[], help=text)
-    parser.add_argument("--resamples", type=natural, default=10, help="resamples for standard deviations; 0: none [10]")
+    parser.add_argument(
+        "--resamples", type=whole(0, 10_000), default=10, help="resamples for standard deviations; 0: none [10]"
+    )
 
 
 def create(kind: Callable[..., T], arguments: argparse.Namespace, **others: Any) -> T:
@@ -223,11 +300,40 @@ def sampling_plan(arguments: argparse.Namespace) -> SamplingPlan:
     return create(SamplingPlan, arguments, options=create(SamplingOptions, arguments))
 
 
-def output_folder(path: Path) -> Path:
-    """Return the folder that results go to; raises `UserError` if it is a file."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file, not a folder")
-    return path
+def output_folder(folder: Path) -> Path:
+    """Return a folder for results, after trying to write there: before the work, and without leaving a trace.
+
+    Raises:
+        UserError: it is a file, or lies below one.
+        OSError: nothing can be written there.
+    """
+    _refuse_file_above(folder, folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    if first_process():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        finally:
+            for place in missing:
+                with suppress(OSError):  # another process may have begun to write
+                    place.rmdir()
+    return folder
+
+
+def output_file(file: Path) -> Path:
+    """Return a file for results, after trying to write beside it; raises like `output_folder`, and for a folder."""
+    if file.is_dir():
+        raise UserError(f"results cannot go to {file}, which is a folder: name a file in it")
+    _refuse_file_above(file, file.parent)
+    output_folder(file.parent)
+    return file
+
+
+def _refuse_file_above(output: Path, folder: Path) -> None:
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not above.is_dir():
+        raise UserError(f"results cannot go to {output}: {above} is a file, not a folder")
 
 
 def _leave() -> None:

@@ -65,7 +65,7 @@ def test_mixed_precision_rounds_and_does_no_more(run):
     assert set(multiplied) == {torch.bfloat16}
     assert b.images.dtype == b.z.dtype == torch.float32
     assert 0 < float((a.images - b.images).abs().mean()) < 0.03
-    with pytest.raises(UserError, match="fp16, which needs a GPU"):
+    with pytest.raises(UserError, match="precision fp16 needs a GPU"):
         exact.to("cpu", "fp16")
 
 

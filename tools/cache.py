@@ -19,6 +19,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Fill the caches of an experiment."""
     work = cli.open_workspace(arguments)
+    cli.output_folder(work.run.cache)
     from rcg.encoding.workspace import fill_caches
 
     fill_caches(work)

@@ -12,7 +12,6 @@ and real representations that each arm closes.
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 from rcg.comparison.arms import ARMS
@@ -26,13 +25,15 @@ def main() -> None:
     names, text = list(ARMS), "some of those below [all]"
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=text)
     text = "share of the noise at which a second pass begins (the t0 of SDEdit) [0.5]"
-    parser.add_argument("--sdedit-strength", type=cli.fraction, default=0.5, help=text)
+    parser.add_argument("--sdedit-strength", type=cli.number(0.001, 1), default=0.5, help=text)
     parser.add_argument("--no-train", action="store_true", help="evaluate only the arms whose networks are trained")
     cli.add_sampling(parser, num=5000)
     cli.add(parser, "--guidance", "--labels")
     cli.add_metrics(parser)
-    parser.add_argument("--out", type=Path, help="folder of the results [RUN/comparison-GENERATOR]")
-    parser.add_argument("--cache", type=Path, help="folder for features, to share references [RUN/evaluation/features]")
+    parser.add_argument("--out", type=cli.path, help="folder of the results [RUN/comparison-GENERATOR]")
+    parser.add_argument(
+        "--cache", type=cli.path, help="folder for features, to share references [RUN/evaluation/features]"
+    )
     cli.main(parser, run)
 
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         plan=cli.sampling_plan(arguments),
         metrics=cli.create(MetricOptions, arguments),
         out=cli.output_folder(arguments.out or work.run.comparison(config.name)),
-        cache=arguments.cache or work.run.evaluation / "features",
+        cache=cli.output_folder(arguments.cache or work.run.evaluation / "features"),
         train=None if arguments.no_train else train_generator,
     )
     result = compare(study)

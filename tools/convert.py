@@ -7,7 +7,6 @@ python tools/convert.py autoencoder vqgan_jax_strongaug.ckpt runs/paper  -> runs
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 from rcg.core.console import say
@@ -19,8 +18,8 @@ def main() -> None:
     """Parse the command line and convert."""
     parser = cli.parser_for(__doc__)
     parser.add_argument("kind", help=f"kind of the checkpoint: {', '.join(CONVERTERS.names())}")
-    parser.add_argument("source", type=Path, help="the published file, or with --back the folder of a run")
-    parser.add_argument("target", type=Path, help="the folder of a run, or with --back the file")
+    parser.add_argument("source", type=cli.path, help="the published file, or with --back the folder of a run")
+    parser.add_argument("target", type=cli.path, help="the folder of a run, or with --back the file")
     parser.add_argument("--name", help="which autoencoder: kl, vq or vqgan [read off the file]")
     parser.add_argument("--back", action="store_true", help="ours -> the published format")
     cli.main(parser, convert)
@@ -34,12 +33,14 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.back:
         if arguments.target.exists():
             raise UserError(f"{arguments.target} is there already: choose another name")
+        cli.output_file(arguments.target)
         converter.write(RunFolder(arguments.source), arguments.target)
         say(str(arguments.target))
         return
     folder = arguments.target / arguments.kind
     if folder.exists():
         raise UserError(f"{folder} is there already: choose another folder")
+    cli.output_folder(folder)
     for path in converter.read(arguments.source, RunFolder(arguments.target)):
         say(str(path))
 

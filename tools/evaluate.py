@@ -17,19 +17,19 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and evaluate."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("subject", type=Path, help="folder of a run, folder of images, or .npz batch (arr_0, NHWC)")
+    parser.add_argument("subject", type=cli.path, help="folder of a run, folder of images, or .npz batch (arr_0, NHWC)")
     text = "scale of classifier-free guidance; several are compared [as configured]"
-    parser.add_argument("--guidance", type=cli.non_negative, nargs="+", metavar="SCALE", help=text)
+    parser.add_argument("--guidance", type=cli.guidance_scale, nargs="+", metavar="SCALE", help=text)
     cli.add_sampling(parser, num=5000)
     cli.add(parser, "--labels", "--generator", "--representations")
     cli.add_metrics(parser)
     parser.add_argument("--config", help="YAML file of the experiment whose images --reference train means, for files")
-    parser.add_argument("--size", type=cli.positive, help="crop pictures of a folder to this side [the first one's]")
+    parser.add_argument("--size", type=cli.count, help="crop pictures of a folder to this side [the first one's]")
     text = "do not search the training set for samples"
     parser.add_argument("--no-memorization", dest="memorization", action="store_false", help=text)
     parser.add_argument("--save-images", action="store_true", help="write the samples as PNG files too")
-    parser.add_argument("--out", type=Path, help="folder for reports and features [RUN/evaluation]")
-    parser.add_argument("--cache", type=Path, help="folder for features, to share references [OUT/features]")
+    parser.add_argument("--out", type=cli.path, help="folder for reports and features [RUN/evaluation]")
+    parser.add_argument("--cache", type=cli.path, help="folder for features, to share references [OUT/features]")
     cli.main(parser, run)
 
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     accelerator, folder = launch(), RunFolder(arguments.subject)
     default = folder.evaluation if is_run(folder) else Path(f"{folder.path}-evaluation")
     out = cli.output_folder(arguments.out or default)
-    cache = arguments.cache or out / "features"
+    cache = cli.output_folder(arguments.cache or out / "features")
 
     scales = sorted(set(arguments.guidance or []))
     arguments.guidance = scales[0] if scales else None

@@ -8,7 +8,6 @@ python tools/inpaint.py RUN --image cat.png                                     
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -16,18 +15,22 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and complete images."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run with a generator of tokens")
-    parser.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE", help="images to complete")
+    parser.add_argument("run", type=cli.path, help="folder of a run with a generator of tokens")
+    parser.add_argument("--image", type=cli.path, nargs="+", required=True, metavar="FILE", help="images to complete")
     hole = parser.add_mutually_exclusive_group()
     edges = ("LEFT", "TOP", "RIGHT", "BOTTOM")
-    hole.add_argument("--box", type=float, nargs=4, metavar=edges, help="generate inside, edges as shares of the side")
-    hole.add_argument("--outside", type=float, nargs=4, metavar=edges, help="generate outside of such a box")
-    hole.add_argument("--mask", type=Path, metavar="FILE", help="generate where this picture is white")
-    hole.add_argument("--uncrop", type=float, metavar="SHARE", help="shrink to this share of the side, generate around")
+    hole.add_argument(
+        "--box", type=cli.number(0, 1), nargs=4, metavar=edges, help="generate inside, edges as shares of the side"
+    )
+    hole.add_argument("--outside", type=cli.number(0, 1), nargs=4, metavar=edges, help="generate outside of such a box")
+    hole.add_argument("--mask", type=cli.path, metavar="FILE", help="generate where this picture is white")
+    hole.add_argument(
+        "--uncrop", type=cli.number(0.001, 1), metavar="SHARE", help="shrink to this share of the side, generate around"
+    )
     text = "condition on the representation of the whole image, or on generated ones [image]"
     parser.add_argument("--condition", choices=("image", "generated"), default="image", help=text)
     cli.add_number(parser, 4, "number of results for each image")
-    parser.add_argument("--out", type=Path, help="file of the panel: original, masked, results [RUN/inpaint.png]")
+    parser.add_argument("--out", type=cli.path, help="file of the panel: original, masked, results [RUN/inpaint.png]")
     cli.add(parser, "--seed", "--generator", "--guidance", "--steps", "--precision", "--class")
     cli.main(parser, run)
 
@@ -39,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rcg.evaluation.inpainting_panel import Hole, write_panel
 
     folder, hole, plan = RunFolder(arguments.run), cli.create(Hole, arguments), cli.sampling_plan(arguments)
-    own_z, out = arguments.condition == "image", arguments.out or folder.inpainting
+    own_z, out = arguments.condition == "image", cli.output_file(arguments.out or folder.inpainting)
     write_panel(folder, arguments.generator, arguments.image, hole, plan, own_z, out, launch())
 
 

@@ -4,7 +4,6 @@ python tools/inspect_encoder.py configs/cifar10.yaml [section.key=value ...] [--
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -13,7 +12,7 @@ def main() -> None:
     """Parse the command line and inspect."""
     parser = cli.experiment_parser(__doc__)
     cli.add_number(parser, 5000, "largest number of images of each split")
-    parser.add_argument("--out", type=Path, help="folder for report.md and report.png [RUN/encoder-report]")
+    parser.add_argument("--out", type=cli.path, help="folder for report.md and report.png [RUN/encoder-report]")
     cli.main(parser, run)
 
 

@@ -4,7 +4,6 @@ python tools/report.py runs/digits [--out FILE]
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -12,8 +11,8 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and write the page."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--out", type=Path, help="file of the page [RUN/report.html]")
+    parser.add_argument("run", type=cli.path, help="folder of a run")
+    parser.add_argument("--out", type=cli.path, help="file of the page [RUN/report.html]")
     cli.main(parser, run)
 
 
@@ -22,7 +21,8 @@ def run(arguments: argparse.Namespace) -> None:
     from rcg.encoding.run_folder import RunFolder
     from rcg.evaluation.run_page import write_page
 
-    write_page(RunFolder(arguments.run), arguments.out)
+    folder = RunFolder(arguments.run)
+    write_page(folder, cli.output_file(arguments.out or folder.page))
 
 
 if __name__ == "__main__":

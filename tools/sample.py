@@ -1,11 +1,10 @@
 """Generate images with a trained run: noise -> representation -> image.
 
 python tools/sample.py runs/digits --num 64 --seed 0
-torchrun --nproc_per_node 8 tools/sample.py runs/imagenet --num 50000 --save-images --out samples
+accelerate launch tools/sample.py runs/imagenet --num 50000 --save-images --out samples
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -13,9 +12,9 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and sample."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or of save_pretrained")
-    parser.add_argument("--out", type=Path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
-    cli.add_sampling(parser, num=64)
+    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    parser.add_argument("--out", type=cli.path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
+    cli.add_sampling(parser, num=64, most=10**9)  # they are streamed
     cli.add(parser, "--generator", "--guidance", "--class", "--representations")
     parser.add_argument("--save-images", action="store_true", help="also write one PNG per sample, named by its index")
     cli.main(parser, run)

@@ -6,7 +6,6 @@ With classes, a table says class by class how often a probe agrees with them.
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -16,15 +15,17 @@ def main() -> None:
     parser = cli.experiment_parser(__doc__)
     cli.add_number(parser, 1000, "number of representations")
     cli.add(parser, "--seed", "--rdm-steps", "--class")
-    parser.add_argument("--out", type=Path, help="folder of the results [RUN/representations]")
+    parser.add_argument("--out", type=cli.path, help="folder of the results [RUN/representations]")
     text = "scale of guidance, for an RDM with a condition [as configured]"
-    parser.add_argument("--guidance", type=cli.non_negative, help=text)
-    parser.add_argument("--weak", type=Path, help="run with a smaller or shorter trained RDM to --guidance away from")
+    parser.add_argument("--guidance", type=cli.guidance_scale, help=text)
+    parser.add_argument(
+        "--weak", type=cli.path, help="run with a smaller or shorter trained RDM to --guidance away from"
+    )
     text = "strength of classifier guidance, for an RDM without classes [1]"
-    parser.add_argument("--probe", dest="probe_scale", metavar="PROBE", type=cli.non_negative, default=1.0, help=text)
+    parser.add_argument("--probe", dest="probe_scale", metavar="PROBE", type=cli.guidance_scale, default=1.0, help=text)
     text = "safetensors file of conditions, for an RDM that is conditioned on vectors"
-    parser.add_argument("--vectors", type=Path, help=text)
-    parser.add_argument("--batch-size", type=cli.positive, default=1000, help="samples generated at a time [1000]")
+    parser.add_argument("--vectors", type=cli.path, help=text)
+    parser.add_argument("--batch-size", type=cli.batch_size, default=1000, help="samples generated at a time [1000]")
     cli.main(parser, run)
 
 

@@ -4,7 +4,6 @@ python tools/summary.py runs/digits
 """
 
 import argparse
-from pathlib import Path
 
 from rcg import cli
 
@@ -12,7 +11,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and print the table."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("run", type=cli.path, help="folder of a run")
     cli.main(parser, run)
 
 

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", help="samplers to compare [all that the RDM can use]")
     steps = [4, 8, 16, 32, 64]
     text = "numbers of network evaluations to compare [4 8 16 32 64]"
-    parser.add_argument("--steps", nargs="+", type=cli.positive, default=steps, help=text)
+    parser.add_argument("--steps", nargs="+", type=cli.count, default=steps, help=text)
     cli.add_number(parser, 5000, "number of representations, at most the validation images")
     cli.add(parser, "--seed")
     cli.main(parser, run)

@@ -43,7 +43,7 @@ def launch(config: TrainConfig | None = None, folder: Path | None = None, sharda
         raise UserError(
             "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
         )
-    precision = resolve_precision(config.precision)
+    precision = resolve_precision(config.precision, "train.precision=")
     shards = fsdp.plugin(config, precision, shardable) if fsdp.is_requested() else None
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -57,15 +57,15 @@ def launch(config: TrainConfig | None = None, folder: Path | None = None, sharda
     return accelerator
 
 
-def resolve_precision(precision: str) -> str:
-    """Turn `auto` into bf16 where the device multiplies it natively, else no.
+def resolve_precision(precision: str, asked: str = "precision ") -> str:
+    """Turn `auto` into bf16 where the device multiplies it natively, else no; `asked` is how it was asked for.
 
     Raises:
         UserError: fp16 without a GPU.
     """
     gpu = torch.cuda.is_available()
     if precision == "fp16" and not gpu:
-        raise UserError("train.precision is fp16, which needs a GPU; here bf16, no or auto will do")
+        raise UserError(f"{asked}{precision} needs a GPU, and there is none: bf16, no or auto will do")
     if precision != "auto":
         return precision
     on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # private, and may go

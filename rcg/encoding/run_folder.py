@@ -84,8 +84,9 @@ class StageFolder:
         changed = list(differences(identity(saved), identity(experiment)))
         if changed:
             raise UserError(
-                f"{self.path} holds another experiment ({'; '.join(changed[:3])}): "
-                f"choose another run=, or replace it with --overwrite"
+                f"{self.path} holds another experiment ({'; '.join(changed[:3])}): if it was trained with overrides, "
+                f"repeat them, or give {self.config} instead of the file; else choose another run=, or replace it "
+                f"with --overwrite"
             )
         if mode == Mode.START:
             state = self.latest_state()

@@ -106,8 +106,8 @@ class Workspace:
         changed = list(differences(identity(encoder.config), identity(config), "encoder"))
         if changed:
             raise UserError(
-                f"{stage.checkpoint} holds another encoder ({'; '.join(changed)}): train it again or choose another "
-                f"run="
+                f"{stage.checkpoint} holds another encoder ({'; '.join(changed)}): if it was trained with overrides, "
+                f"repeat them, or give {stage.config} instead of the file; or train it again, or choose another run="
             )
         return encoder
 

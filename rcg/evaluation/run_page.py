@@ -13,17 +13,16 @@ from rcg.visual.curves import draw_curves, latest, quality
 from rcg.visual.documents import render
 
 
-def write_page(run: RunFolder, path: Path | None = None) -> None:
+def write_page(run: RunFolder, path: Path) -> None:
     """Write a page about a run: samples, scores, curves, neighbors, cost, configuration.
 
     Args:
         run: with whatever its training, sampling and evaluation left there.
-        path: of the page; None: in the run.
+        path: of the page.
 
     Raises:
         UserError: nothing was trained in the run.
     """
-    path = path or run.page
     logs = run.logs()
     stages = [run.stage_folder(name) for name in logs]
     draw_curves(logs, run.curves)

@@ -136,8 +136,8 @@ def test_classes_are_refused_where_there_are_none(toy_copy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--num", "0"], "expected a whole number above 0, got '0'"),
-        (["--guidance", "-1"], "expected a number, 0 or above, got '-1'"),
+        (["--num", "0"], "expected a whole number from 1 to 1000000000, got '0'"),
+        (["--guidance", "-1"], "expected a number from 0 to 1000, got '-1'"),
         (["--steps", "1001"], "the process has 1000 noise levels"),
         (["--generator", "dut"], "no generator 'dut'; did you mean 'dit'"),
         (["--gudance", "2"], "unrecognized arguments"),
