@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tm
 
 def test_half_precision_without_a_gpu_is_refused_with_what_works():
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="train.precision=fp16 needs a GPU"):
+        with pytest.raises(UserError, match=r"train\.precision=fp16 needs a GPU"):
             launch(TrainConfig(precision="fp16"))
 
 
