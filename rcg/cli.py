@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -187,9 +188,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+SECTIONS = {"encoder": "encoder", "autoencoder": "generator.autoencoder", "rdm": "rdm", "generator": "generator"}
+"""The section of each training, whose components its help describes."""
+
+
 def train(stage: str, description: str | None) -> NoReturn:
     """Run the training called `stage`: CONFIG [section.key=value ...] [--resume | --overwrite]."""
-    parser = experiment_parser(description)
+    parser = experiment_parser(description, partial(describe_config, "data", SECTIONS[stage]))
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     mode.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")

@@ -10,13 +10,15 @@ import torch
 from pydantic import ValidationError
 
 from rcg.config import load_experiment
-from rcg.config.base import RENAMED
+from rcg.config.base import RENAMED, config_class
 from rcg.config.help import describe_config
+from rcg.config.sources import config_of
 from rcg.core.errors import UserError
-from rcg.core.registry import Registry
+from rcg.core.registry import AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS, Registry
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from tests.toy import ROOT, tool, write
 
+REGISTRIES = (AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS)
 DIGITS = ROOT / "configs" / "digits.yaml"
 
 
@@ -170,7 +172,40 @@ def test_help_describes_each_key_on_one_line_with_its_default():
     assert all(re.fullmatch(r"  [a-z_]+ +[^ \[].*[.\]]", line) for line in keys)
     assert all(line[:1].isalpha() and line.endswith((".", ":")) for line in lines if line and line not in keys)
     text = next(line for line in keys if line.split()[0] == "decay_all")
-    assert text.endswith("too, as the published RDM does. [false]")
+    assert text.endswith("too, as the published RDM does. [false; true or false]")
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+def test_the_source_of_a_component_tells_its_keys_without_importing_it(registry):
+    for name in registry.names():
+        real, read = config_class(registry, name), config_of(registry, name)
+        assert list(read.model_fields) == list(real.model_fields)
+        for key, field in real.model_fields.items():
+            other = read.model_fields[key]
+            assert (other.description, repr(other.metadata)) == (field.description, repr(field.metadata)), (name, key)
+            assert repr(other.annotation).split(".")[-1] == repr(field.annotation).split(".")[-1], (name, key)
+            assert repr(other.default) == repr(field.default), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("tool_name", "sections"),
+    [
+        ("train_encoder", {"data": DATASETS, "encoder": ENCODERS}),
+        ("train_rdm", {"data": DATASETS, "rdm": NETWORKS, "rdm.process": PROCESSES, "rdm.sampler": SAMPLERS}),
+        ("train_autoencoder", {"generator.autoencoder": AUTOENCODERS}),
+        ("train_pixel", {"generator": GENERATORS, "generator.process": PROCESSES, "generator.sampler": SAMPLERS}),
+    ],
+)
+def test_the_help_of_a_stage_lists_every_key_of_its_components(tool_name, sections):
+    text = tool(tool_name, "--help").stdout
+    for section, registry in sections.items():
+        blocks = re.split(r"\n\n", text)
+        for name in registry.names():
+            heads = (f"{section}: ", f"{section} of name ")
+            mine = [b for b in blocks if b.startswith(heads[0]) or (b.startswith(heads[1]) and name in b.split(":")[0])]
+            listed = {line.split()[0] for block in mine for line in block.splitlines() if line.startswith("  ")}
+            assert set(config_class(registry, name).model_fields) <= listed, (section, name)
+    assert max(map(len, text.splitlines())) < 400
 
 
 def test_values_are_frozen(tmp_path):
