@@ -259,11 +259,15 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def add_number(
-    parser: argparse.ArgumentParser, default: int, subject: str = "number of samples", most: int = MAX_SAMPLES
+    parser: argparse.ArgumentParser,
+    default: int,
+    subject: str = "number of samples",
+    least: int = 1,
+    most: int = MAX_SAMPLES,
 ) -> None:
     """Let `parser` take --num, as `count`."""
     text = f"{subject} [{default}]"
-    parser.add_argument("--num", dest="count", metavar="NUM", type=whole(1, most), default=default, help=text)
+    parser.add_argument("--num", dest="count", metavar="NUM", type=whole(least, most), default=default, help=text)
 
 
 def add_sampling(parser: argparse.ArgumentParser, num: int, most: int = MAX_SAMPLES) -> None:

@@ -15,7 +15,7 @@ def main() -> None:
     steps = [4, 8, 16, 32, 64]
     text = "numbers of network evaluations to compare [4 8 16 32 64]"
     parser.add_argument("--steps", nargs="+", type=cli.count, default=steps, help=text)
-    cli.add_number(parser, 5000, "number of representations, at most the validation images")
+    cli.add_number(parser, 5000, "number of representations, at most the validation images", least=2)
     cli.add(parser, "--seed")
     cli.main(parser, run)
 

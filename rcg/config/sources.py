@@ -77,7 +77,9 @@ def _define(statement: ast.ClassDef, values: dict[str, Any], file: str) -> None:
         _run(statement, values, file)
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                values[statement.name].model_fields[ast.unparse(field.target)].description = cleandoc(text.value.value)
+                values[statement.name].model_fields[ast.unparse(field.target)].description = cleandoc(
+                    str(text.value.value)
+                )
         names = [ast.Name(statement.name)]
     if registered and names:
         values["Config of the component"] = values[ast.unparse(names[0])]

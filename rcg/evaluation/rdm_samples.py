@@ -15,7 +15,7 @@ from rcg.config import GuidanceConfig, SamplerConfig
 from rcg.core.checkpoint import atomic
 from rcg.core.console import say
 from rcg.core.contracts import Process
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest
 from rcg.core.registry import NETWORKS, SAMPLERS
 from rcg.diffusion.batches import sample_z
 from rcg.diffusion.guidance import ClassifierGuided
@@ -111,12 +111,18 @@ def sweep_samplers(work: Workspace, names: Sequence[str] | None, steps: Sequence
         raise UserError(
             "the RDM is conditioned on vectors, for which there is no sweep: use tools/sample_rdm.py --vectors FILE"
         )
+    known = [name for name in SAMPLERS.names() if not SAMPLERS.get(name).discrete]
+    samplers = names or known
+    for name in samplers:
+        if name not in known:
+            raise UserError(f"the RDM cannot use the sampler {name!r}; {nearest(name, known)}")
+        for number in steps:
+            SAMPLERS.get(name)(steps=number).check(rdm.process)
     real = work.real_data(rdm.data)
     count = min(count, len(real.validation_z), len(real.train_z))
     chosen = torch.randperm(len(real.train_z), generator=torch.Generator().manual_seed(0))[:count]
     validation_z = real.validation_z[:count]
     cond = None if real.train.labels is None or rdm.cond is None else real.train.labels[chosen]
-    samplers = names or [name for name in SAMPLERS.names() if not SAMPLERS.get(name).discrete]
 
     def measure(sampler: SamplerConfig) -> str:
         start = time.perf_counter()

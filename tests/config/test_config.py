@@ -182,7 +182,8 @@ def test_the_source_of_a_component_tells_its_keys_without_importing_it(registry)
         assert list(read.model_fields) == list(real.model_fields)
         for key, field in real.model_fields.items():
             other = read.model_fields[key]
-            assert (other.description, repr(other.metadata)) == (field.description, repr(field.metadata)), (name, key)
+            assert other.description == field.description, (name, key)
+            assert list(map(type, other.metadata)) == list(map(type, field.metadata)), (name, key)
             assert repr(other.annotation).split(".")[-1] == repr(field.annotation).split(".")[-1], (name, key)
             assert repr(other.default) == repr(field.default), (name, key)
 

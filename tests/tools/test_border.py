@@ -212,6 +212,21 @@ def test_the_precision_is_named_as_it_was_asked_for(toy_run, tmp_path):
     assert "train.precision=fp16" in complaint(tool("train_encoder", write(tmp_path), "encoder.train.precision=fp16"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--samplers", "ddim", "maskgit"], "the RDM cannot use the sampler 'maskgit'; known: ddim"),
+        (["--samplers", "dimm"], "did you mean 'ddim'?"),
+        (["--steps", "4", "2000"], "1000 noise levels"),
+        (["--num", "1"], "expected a whole number from 2"),
+    ],
+)
+def test_a_sweep_of_what_the_rdm_cannot_do_is_refused_before_the_work(arguments, words, toy_run):
+    before = snapshot(toy_run)
+    assert words in complaint(tool("sweep_rdm", toy_run / "toy.yaml", *arguments))
+    assert snapshot(toy_run) == before
+
+
 def test_a_forgotten_override_is_answered_with_what_to_repeat(toy_copy, tmp_path):
     sentence = complaint(tool("train_rdm", toy_copy, "encoder.depth=2", "--overwrite"))
     assert f"repeat them, or give {tmp_path / 'run' / 'encoder' / 'config.yaml'}" in sentence
