@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from rcg.config.base import ORIGIN, OWN, RUNTIME, Component, ComponentConfig, Config, Fraction, config_class
 from rcg.config.training import AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig
+from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS
 
 if TYPE_CHECKING:  # torch is not needed to read a configuration, and takes seconds to load
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # torch is not needed to read a configuration, and takes seco
 MAX_AMPLIFICATION = 2.0**9
 """Above this, a bfloat16 rounding error (2^-9) of the predicted noise is as large as the data. DDPM's linear schedule
 has 157."""
+MAX_SCALE = 100.0
+"""Largest scale of guidance; published ones are below 10."""
 
 
 class DataConfig(ComponentConfig):
@@ -155,7 +158,7 @@ ProcessSection = Annotated[SerializeAsAny[ProcessConfig], Component(PROCESSES, P
 class GuidanceConfig(Config):
     """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
 
-    scale: Annotated[float, Field(ge=0)] = 1.0
+    scale: Annotated[float, Field(ge=0, le=MAX_SCALE)] = 1.0
     """null + scale * (conditional - null); 1: no guidance."""
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Part of the noise time, from 0 (clean data) to 1 (pure noise), in which guidance acts."""
@@ -171,6 +174,18 @@ class GuidanceConfig(Config):
         if low > high:
             raise ValueError(f"interval must rise from low to high, not [{low:g}, {high:g}]: [{high:g}, {low:g}] does")
         return self
+
+    def with_scale(self, scale: float | None) -> Self:
+        """Return the guidance at another scale; null: as it is.
+
+        Raises:
+            UserError: the scale is out of range.
+        """
+        if scale is None:
+            return self
+        if not 0 <= scale <= MAX_SCALE:
+            raise UserError(f"a scale of guidance lies between 0 and {MAX_SCALE:g}, not at {scale:g}")
+        return self.model_copy(update={"scale": float(scale)})
 
 
 class ModelConfig(ComponentConfig):
@@ -201,6 +216,19 @@ class ModelConfig(ComponentConfig):
         """Capabilities that the network needs for this config; see `rcg.core.contracts.Denoiser`."""
         return {"self_condition"} if self.self_condition else set()
 
+    def lacks_null(self, guidance: GuidanceConfig) -> bool:
+        """Whether guidance would start from the null condition, and that was never trained."""
+        return guidance.scale != 1 and self.condition != "none" and self.condition_dropout == 0
+
+    def check_guidance(self, guidance: GuidanceConfig, allow_untrained_null: bool) -> None:
+        """Raise `UserError` if guidance starts from a null condition that was never trained, unless that is allowed."""
+        if self.lacks_null(guidance) and not allow_untrained_null:
+            raise UserError(
+                f"guidance of {guidance.scale:g} starts from the null condition of {self.name}, which was never "
+                f"trained (condition_dropout 0): sample at a scale of 1, train with condition_dropout=0.1, or insist "
+                f"with --allow-untrained-null"
+            )
+
     @model_validator(mode="after")
     def _match_sampler_and_process(self) -> ModelConfig:
         if self.process.discrete != self.sampler.discrete:
@@ -222,7 +250,7 @@ class ModelConfig(ComponentConfig):
 
     def warnings(self) -> Iterator[str]:
         """Yield warnings about valid but probably unintended settings."""
-        if self.guidance.scale != 1 and self.condition != "none" and self.condition_dropout == 0:
+        if self.lacks_null(self.guidance):
             yield (
                 f"guidance.scale is {self.guidance.scale:g}, but condition_dropout is 0, so the null condition that "
                 f"guidance leads away from is never trained: set condition_dropout to 0.1, or guidance.scale to 1"

@@ -332,6 +332,10 @@ class Process(Protocol[Estimate]):
         """Return `steps` levels, noisiest first, and the one at which sampling ends; tokens know no spacing."""
         ...
 
+    def matching(self, level: Level) -> Level:
+        """Return the level of this process with the ratio of signal to noise of another's `level`, or the nearest."""
+        ...
+
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Estimate:
         """Evaluate the network at `x` `(B, *S)` and a level, and return its estimate of clean data."""
         ...

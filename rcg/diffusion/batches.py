@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rcg.config import GuidanceConfig, SamplerConfig
-from rcg.core.contracts import Net, Process
+from rcg.core.contracts import Process
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import GenerativeModel
 
@@ -25,7 +25,7 @@ def sample_z(
     *,
     guidance: GuidanceConfig | None = None,
     sampler: SamplerConfig | None = None,
-    weak: Net | None = None,
+    weak: GenerativeModel | None = None,
     wrap_process: Callable[[Process, range], Process] | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -39,7 +39,7 @@ def sample_z(
         batch_size: samples generated at a time.
         guidance: replaces the configured guidance.
         sampler: replaces the configured sampler.
-        weak: a worse network of the same space to guide away from.
+        weak: a worse model of the same data to guide away from.
         wrap_process: changes what the process predicts for the samples at some indices.
         progress: whether to show a progress bar.
     """

@@ -1,9 +1,10 @@
-"""Guidance: classifier-free guidance and autoguidance wrap a network, classifier guidance wraps a process."""
+"""Guidance: classifier-free guidance wraps a network; autoguidance and classifier guidance wrap a process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,62 +22,103 @@ RAMPS: dict[str, Callable[[float], float]] = {
 """Strength of guidance as a function of the share of sampling that is done when a step ends."""
 
 
-class Guided:
-    """A net that extrapolates from a worse output to a better one; it is a net itself, whatever is predicted.
+def scale_at(guidance: GuidanceConfig, time: float, horizon: float, steps: float) -> float:
+    """Return the scale of guidance at a time in [0, horizon]; outside of the interval it is 1, no guidance.
 
-    The worse output is the same network's without its condition (classifier-free guidance, Ho and Salimans, 2022), or
-    that of a weaker network (autoguidance, Karras et al., NeurIPS 2024), which needs no condition at all.
+    A ramp reaches its top in the last of `steps` steps where levels are evenly spaced and evaluated once each, and
+    stays below it with a shifted flow or heun.
+    """
+    low, high = (horizon * bound for bound in guidance.interval)
+    if not low <= time <= high:
+        return 1.0
+    done = min(1.0, 1 - time / horizon + 1 / steps)
+    return 1 + (guidance.scale - 1) * RAMPS[guidance.ramp](done)
+
+
+def extrapolate(better: Tensor, worse: Tensor, scale: float, channels: int | None) -> Tensor:
+    """Return worse + scale * (better - worse) in the first channels of `(B, C, ...)`; the others stay the better's."""
+    guided = better.clone()
+    chosen = (slice(None), slice(channels))
+    guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
+    return guided
+
+
+class Guided:
+    """A net that extrapolates from its output for the null condition to that for its condition.
+
+    That is classifier-free guidance (Ho and Salimans, 2022); the result is a net itself, whatever is predicted.
     """
 
     def __init__(
-        self,
-        net: Net,
-        null: Tensor | None,
-        guidance: GuidanceConfig,
-        horizon: float,
-        weak: Net | None = None,
-        steps: float = math.inf,
+        self, net: Net, null: Tensor, guidance: GuidanceConfig, horizon: float, steps: float = math.inf
     ) -> None:
-        """Guide `net` away from `weak`, or from its own output for the null condition.
+        """Guide `net` away from its own output for the null condition.
 
         Args:
             net: the network to guide.
-            null: the null condition `(B, ...)`; None with `weak`.
+            null: the null condition `(B, ...)`.
             guidance: scale, interval, ramp and channels.
             horizon: times run from 0 to this.
-            weak: a worse network.
-            steps: steps of sampling; a ramp reaches its top in the last one where levels are evenly spaced and
-                evaluated once each, and stays below it with a shifted flow or heun.
+            steps: steps of sampling.
         """
-        self.net, self.null, self.weak, self.guidance = net, null, weak, guidance
-        self.horizon, self.steps = horizon, steps
-        self.low, self.high = (horizon * bound for bound in guidance.interval)
+        self.net, self.null, self.guidance, self.horizon, self.steps = net, null, guidance, horizon, steps
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        time = float(t[0])
-        if not self.low <= time <= self.high:
+        scale = self.scale(float(t[0]))
+        if scale == 1:
             return self.net(x, t, cond)
-        if self.weak is not None:
-            better, worse = self.net(x, t, cond), self.weak(x, t, cond)
-        else:
-            assert cond is not None
-            assert self.null is not None
-            both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
-            better, worse = both.chunk(2)
-        return self._extrapolate(better, worse, self.scale(time))
+        assert cond is not None
+        both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
+        better, worse = both.chunk(2)
+        # The prediction is the first head of `(B, outputs, *S)`; a variance stays the better output's.
+        guided = better.clone()
+        guided[:, 0] = extrapolate(better[:, 0], worse[:, 0], scale, self.guidance.channels)
+        return guided
 
     def scale(self, time: float) -> float:
         """Return the scale of guidance at a time in [0, horizon]."""
-        done = min(1.0, 1 - time / self.horizon + 1 / self.steps)
-        return 1 + (self.guidance.scale - 1) * RAMPS[self.guidance.ramp](done)
+        return scale_at(self.guidance, time, self.horizon, self.steps)
 
-    def _extrapolate(self, better: Tensor, worse: Tensor, scale: float) -> Tensor:
-        """Guide the prediction, the first head of `(B, outputs, *S)`; a variance stays the better output's."""
-        guided = better.clone()
-        chosen = (slice(None), 0, slice(self.guidance.channels))
-        guided[chosen] = worse[chosen] + scale * (better[chosen] - worse[chosen])
-        return guided
+
+class Autoguided(ProcessWrapper):
+    """A process whose estimates lean away from those of a weaker model (autoguidance, Karras et al., NeurIPS 2024).
+
+    The weaker model may predict something else, on another schedule: it sees the data at its own level of the same
+    ratio of signal to noise, scaled as in its training, and its output is read through its own process. What is
+    extrapolated is the estimate of clean data, which means the same in both.
+    """
+
+    def __init__(
+        self, process: Process[Any], weak: Process[Any], weak_net: Net, guidance: GuidanceConfig, steps: float
+    ) -> None:
+        """Guide `process` away from a weaker model.
+
+        Args:
+            process: that of the model to guide.
+            weak: that of the weaker model.
+            weak_net: its network.
+            guidance: scale, interval, ramp and channels.
+            steps: steps of sampling.
+        """
+        super().__init__(process)
+        self.weak, self.weak_net, self.guidance, self.steps = weak, weak_net, guidance, steps
+
+    def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Any:
+        """Evaluate both networks on `x` `(B, *S)` at a level."""
+        better = self.process.predict(net, x, level, cond)
+        scale = scale_at(self.guidance, level.t, self.horizon, self.steps)
+        if scale == 1:
+            return better
+        weak_level = self.weak.matching(level)
+        if not isinstance(better, Prediction):  # logits of tokens
+            worse = self.weak.predict(self.weak_net, x, weak_level, cond)
+            return extrapolate(better, worse, scale, self.guidance.channels)
+        # Equal ratios of signal to noise leave a factor between the two scales of the data.
+        factor = math.hypot(weak_level.alpha, weak_level.sigma) / math.hypot(level.alpha, level.sigma)
+        worse = self.weak.predict(self.weak_net, factor * x, weak_level, cond)
+        x0 = extrapolate(better.x0, worse.x0, scale, self.guidance.channels)
+        return better._replace(x0=x0, eps=(x - level.alpha * x0) / level.sigma)
 
 
 class ClassifierGuided(ProcessWrapper):

@@ -14,7 +14,7 @@ from rcg.core.contracts import Denoiser, Interface, Net, Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
-from rcg.diffusion.guidance import Guided
+from rcg.diffusion.guidance import Autoguided, Guided
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
@@ -42,7 +42,7 @@ class GenerativeModel(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self._new_process().loss(self.network, x, self._drop(self._blur(cond)))
+        return self._with_estimate(self.process).loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -63,7 +63,7 @@ class GenerativeModel(nn.Module):
         *,
         guidance: GuidanceConfig | None = None,
         sampler: SamplerConfig | None = None,
-        weak: Net | None = None,
+        weak: GenerativeModel | None = None,
         wrap_process: Callable[[Process], Process] | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
@@ -74,32 +74,44 @@ class GenerativeModel(nn.Module):
             noise: the source of random draws.
             guidance: replaces the configured guidance; without `cond` and `weak` it has no effect.
             sampler: replaces the configured sampler.
-            weak: a worse network for the same space, self-conditioned as this one is, to guide away from instead of
-                from the null condition.
+            weak: a worse model of the same data and condition to guide away from, instead of from the null condition;
+                network, process and self-conditioning may differ.
             wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
             known: tokens `(B, *S)` to keep, `rcg.core.contracts.MASK` where they are to be generated.
 
         Raises:
-            UserError: tokens are given to a model that does not generate tokens.
+            UserError: tokens are given to a model that does not generate tokens, or `weak` models something else.
         """
         sampler, guidance = sampler or self.config.sampler, guidance or self.config.guidance
         if known is not None and not sampler.discrete:
             raise UserError(f"{self.config.name} cannot keep parts of an image: use a generator of tokens, mage")
         net: Net = self.network
-        if guidance.scale != 1 and (cond is not None or weak is not None):
-            null = None if cond is None or weak is not None else self.null_like(cond)
-            net = Guided(self.network, null, guidance, self.process.horizon, weak, sampler.steps)
+        process = self.process
+        if guidance.scale != 1 and weak is not None:
+            self.check_weak(weak)
+            process = Autoguided(process, weak._with_estimate(weak.process), weak.network, guidance, sampler.steps)
+        elif guidance.scale != 1 and cond is not None:
+            net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon, sampler.steps)
         if sampler.temperature != 1:
             noise = ScaledNoise(noise, sampler.temperature)
-        process = self._new_process()
+        process = self._with_estimate(process)
         if wrap_process is not None:
             process = wrap_process(process)
         options = {} if known is None else {"known": known}
         return sampler(process, net, self.data, cond, noise, **options)
 
-    def _new_process(self) -> Any:
-        """Return the process for one training step or one run of a sampler."""
-        return SelfConditioned(self.process) if self.config.self_condition else self.process
+    def check_weak(self, weak: GenerativeModel) -> None:
+        """Raise `UserError` if samples cannot be guided away from those of `weak`, which models something else."""
+        for what, own, other in (("data", self.data, weak.data), ("a condition", self.cond, weak.cond)):
+            if own != other:
+                raise UserError(
+                    f"a weaker model to guide away from needs {what} of {own or 'no space'}, but this one has "
+                    f"{other or 'none'}: train it with the same encoder and condition"
+                )
+
+    def _with_estimate(self, process: Any) -> Any:
+        """Return a process for one training step or one run of a sampler, self-conditioned if so configured."""
+        return SelfConditioned(process) if self.config.self_condition else process
 
     def _blur(self, cond: Tensor | None) -> Tensor | None:
         if cond is None or self.config.condition_noise == 0 or not cond.is_floating_point():

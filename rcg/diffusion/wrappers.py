@@ -1,4 +1,4 @@
-"""The base of processes that change another one: classifier guidance, self-conditioning, truncation."""
+"""The base of processes that change another one: guidance, self-conditioning, truncation."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class ProcessWrapper:
         """Return the levels of the wrapped process."""
         levels: list[Level] = self.process.levels(steps, *spacing)
         return levels
+
+    def matching(self, level: Level) -> Level:
+        """Return the level of the wrapped process."""
+        matched: Level = self.process.matching(level)
+        return matched
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Any:
         """Evaluate the network as the wrapped process does."""

@@ -55,6 +55,10 @@ class AffineProcess(nn.Module, ABC):
     def levels(self, steps: int, spacing: str) -> list[Level]:
         """Return `steps` levels, noisiest first, and the one at which sampling ends."""
 
+    @abstractmethod
+    def matching(self, level: Level) -> Level:
+        """Return the level with the ratio of signal to noise of another process's `level`, or the nearest."""
+
     def corrupt(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t `(B, *S)` of data `x` at times `t` `(B,)`."""
         alpha, sigma = (expand_like(scale, x) for scale in self.scales(t))

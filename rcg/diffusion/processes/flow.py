@@ -63,6 +63,11 @@ class Flow(AffineProcess):
         times = self._shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
         return [Level(self.horizon * t, 1 - t, t) for t in times]
 
+    def matching(self, level: Level) -> Level:
+        """Return the level with the ratio of signal to noise of another process's `level`."""
+        t = level.sigma / (level.alpha + level.sigma)
+        return Level(self.horizon * t, 1 - t, t)
+
     def _shift(self, t: Tensor) -> Tensor:
         s = self.config.shift
         return s * t / (1 + (s - 1) * t)

@@ -132,8 +132,11 @@ class Gaussian(AffineProcess):
     def levels(self, steps: int, spacing: str) -> list[Level]:
         """Return `steps` distinct levels, noisiest first, and clean data (`rcg`: level 0).
 
+        `leading` and `rcg` are as published where `steps` divides the number of levels, T; for other numbers, which the
+        published code cannot spread over all levels, they go evenly from the last level to the cleanest one.
+
         Raises:
-            UserError: more steps than levels.
+            UserError: more steps than levels, or the first level has more signal than noise.
         """
         if steps > self.steps:
             raise UserError(
@@ -144,8 +147,28 @@ class Gaussian(AffineProcess):
         if spacing == "linspace":
             return [*(self._level(round(t)) for t in np.linspace(self.steps - 1, 0, steps)), CLEAN]
         shift = 1 if spacing == "rcg" and steps < self.steps else 0
-        visited = [self._level(i * (self.steps // steps) + shift) for i in reversed(range(steps))]
+        if self.steps % steps == 0:
+            times = [i * (self.steps // steps) + shift for i in reversed(range(steps))]
+        else:
+            times = [round(t) for t in np.linspace(self.steps - 1, shift, steps)]
+        visited = [self._level(t) for t in times]
+        if visited[0].alpha > visited[0].sigma:
+            raise UserError(
+                f"sampler.spacing {spacing} with {steps} step(s) begins at level {times[0]} of {self.steps}, which is "
+                f"not noise: use spacing trailing, or more steps"
+            )
         return [*visited, self._level(0) if spacing == "rcg" else CLEAN]
+
+    def matching(self, level: Level) -> Level:
+        """Return the level with the ratio of signal to noise of another process's `level`, between two of ours.
+
+        Ratios beyond the first or the last level have that level.
+        """
+        # The angle of (alpha, sigma), from 0 at clean data to pi / 2 at pure noise, where the ratio is infinite.
+        angle = math.atan2(level.sigma, level.alpha)
+        own = np.arctan2(np.sqrt(1 - self.alpha_bar), np.sqrt(self.alpha_bar))
+        t = float(np.interp(angle, own, np.arange(self.steps)))
+        return self._level(int(t)) if t.is_integer() else Level(t, math.cos(angle), math.sin(angle))
 
     def _variational(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the terms of the variational bound at times `t`, in bits, `(B, *S)`.

@@ -92,6 +92,10 @@ class Masked:
         """Return `steps` evenly spaced levels from all masked on, and the one without masks."""
         return [self._level(1 - step / steps) for step in range(steps + 1)]
 
+    def matching(self, level: Level) -> Level:
+        """Return the level itself: all processes of tokens have the same."""
+        return level
+
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Tensor:
         """Return the logits `(B, K, *S)` of the tokens where `x` `(B, *S)` is `MASK`, float32."""
         times = torch.full((len(x),), level.t, device=x.device)

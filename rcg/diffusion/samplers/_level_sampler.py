@@ -15,7 +15,8 @@ class LevelSampler(SamplerConfig):
 
     spacing: Literal["trailing", "leading", "linspace", "rcg"] = "trailing"
     """Levels visited: evenly from the noisiest on (Lin et al., 2023), from the cleanest on (DDIM's own), from one to
-    the other (Improved DDPM, ADM, DiT), or LDM's and the RDM's (rcg: leading, shifted by one, ending at level 0)."""
+    the other (Improved DDPM, ADM, DiT), or LDM's and the RDM's (rcg: leading, shifted by one, ending at level 0).
+    leading and rcg begin at the last level too where steps do not divide the number of levels."""
     clip: bool = False
     """Keep every estimate of clean data in [-1, 1]; for pixels, never for representations."""
 
