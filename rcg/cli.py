@@ -21,6 +21,7 @@ from rcg.config import Experiment, load_experiment
 from rcg.config.experiment import complete_keys
 from rcg.config.help import describe_config
 from rcg.config.parsing import Unquoted, shortened
+from rcg.config.sections import MAX_SCALE
 from rcg.core.console import first_process, warn
 from rcg.core.errors import UserError, nearest
 
@@ -73,9 +74,13 @@ def path(text: str) -> Path:
 count = whole(1, 100_000)
 """The type of numbers of steps, pixels and the like."""
 batch_size = whole(1, 1_000_000)
-guidance_scale = number(0, 1000)
+guidance_scale = number(0, MAX_SCALE)
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "--allow-untrained-null": {
+        "action": "store_true",
+        "help": "guide even from a null condition that was never trained (condition_dropout 0)",
+    },
     "--class": {"dest": "label", "type": whole(0, 10**6), "help": "number of the class, for models trained on classes"},
     "--generator": {"help": "name of the generator's folder, in a run that has several"},
     "--guidance": {"type": guidance_scale, "help": "scale of classifier-free guidance [as configured]"},
@@ -273,7 +278,7 @@ def add_number(
 def add_sampling(parser: argparse.ArgumentParser, num: int, most: int = MAX_SAMPLES) -> None:
     """Let `parser` take the options of a `SamplingPlan` but --guidance; by default there are `num` samples."""
     add_number(parser, num, most=most)
-    add(parser, "--seed", "--steps", "--rdm-steps")
+    add(parser, "--allow-untrained-null", "--seed", "--steps", "--rdm-steps")
     parser.add_argument("--batch-size", type=batch_size, default=64, help="images generated at a time [64]")
     add(parser, "--precision")
 

@@ -76,6 +76,7 @@ class SamplingOptions:
         labels: how classes are assigned to samples, `balanced` or `random`.
         sdedit_strength: share of the way back to noise from which samples are denoised a second time; None: they are
             not.
+        allow_untrained_null: whether guidance may start from a null condition that was never trained.
     """
 
     seed: int = 0
@@ -85,10 +86,7 @@ class SamplingOptions:
     label: int | None = None
     labels: Assignment = "balanced"
     sdedit_strength: float | None = None
-
-    def scaled(self, guidance: GuidanceConfig) -> GuidanceConfig:
-        """Return a model's guidance at the scale of these options."""
-        return guidance if self.guidance is None else guidance.model_copy(update={"scale": self.guidance})
+    allow_untrained_null: bool = False
 
 
 class Pipeline:
@@ -227,6 +225,37 @@ class Pipeline:
         spaces = [self.generator.cond, None if self.rdm is None else self.rdm.cond]
         return any(space is not None and space.vocab is not None for space in spaces)
 
+    def check(self, options: SamplingOptions, generates_z: bool = True) -> None:
+        """Refuse options that this pipeline cannot follow.
+
+        Args:
+            options: how samples are to be generated.
+            generates_z: whether the RDM generates the representations, where the generator is conditioned on one.
+
+        Raises:
+            UserError: guidance without a condition, or from a null condition that was never trained; a class where
+                there are none, or out of range; steps that a sampler cannot take, or for an RDM that is not used.
+        """
+        config = self.config
+        if options.guidance is not None and config.condition == "none":
+            raise UserError(
+                f"{config.folder_name} has no condition to guide toward: leave --guidance out, or choose a generator "
+                f"with a condition"
+            )
+        config.check_guidance(config.guidance.with_scale(options.guidance), options.allow_untrained_null)
+        config.sampler.with_steps(options.steps).check(self.generator.process)
+        if config.condition == "representation" and generates_z and self.rdm is not None:
+            self.rdm.config.check_guidance(self.rdm.config.guidance, options.allow_untrained_null)
+            self.rdm.config.sampler.with_steps(options.rdm_steps).check(self.rdm.process)
+        elif options.rdm_steps is not None:
+            raise UserError("--rdm-steps was given, but no RDM generates representations here: leave it out")
+        if options.label is not None:
+            if not self.takes_labels:
+                raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
+            self.labels.checked(options.label)
+        if not 0 <= options.seed < 2**63:
+            raise UserError(f"a seed is a whole number from 0 to 2^63 - 1, not {options.seed}")
+
     @torch.inference_mode()
     def sample(
         self, indices: Sequence[int], options: SamplingOptions | None = None, *, z: Tensor | None = None
@@ -239,7 +268,7 @@ class Pipeline:
             z: representations `(B, D)` to condition on instead of generated ones.
 
         Raises:
-            UserError: a label is given but nothing here takes one, or it is out of range.
+            UserError: the options do not fit; see `check`.
         """
         options = options or SamplingOptions()
 
@@ -265,7 +294,7 @@ class Pipeline:
             z: the images' own representations `(B, D)`, or others, to condition on instead of generated ones.
 
         Raises:
-            UserError: the generator is not one of tokens, or a class is asked for where there are none.
+            UserError: the generator is not one of tokens, or the options do not fit; see `check`.
         """
         generate = partial(inpaint, self.generator, self.autoencoder, image.to(self.device), hole.to(self.device))
         return self._samples(list(range(len(image))), options or SamplingOptions(), z, generate)
@@ -294,13 +323,14 @@ class Pipeline:
         self, indices: list[int], options: SamplingOptions, z: Tensor | None, generate: Callable[..., Tensor]
     ) -> Samples:
         """Return samples that `generate(cond, noise, guidance, sampler)` generates from their conditions."""
-        labels, condition = self._labels(indices, options), self.config.condition
-        guidance, sampler = options.scaled(self.config.guidance), self.config.sampler.with_steps(options.steps)
+        self.check(options, generates_z=z is None)
+        labels, config = self.labels_of(indices, options), self.config
+        guidance, sampler = config.guidance.with_scale(options.guidance), config.sampler.with_steps(options.steps)
         noise = SampleNoise(options.seed, indices, "generator", self.device)
         with self._autocast():
-            if condition == "representation":
+            if config.condition == "representation":
                 z = self._generate_z(indices, options, labels) if z is None else z.to(self.device)
-            cond = {"none": None, "representation": z}.get(condition, labels)
+            cond = {"none": None, "representation": z}.get(config.condition, labels)
             images = generate(cond, noise, guidance, sampler)
         return Samples(indices, images.float(), z, labels)
 
@@ -316,11 +346,9 @@ class Pipeline:
         sampler = self.rdm.config.sampler.with_steps(options.rdm_steps)
         return self.rdm.sample(cond, noise, sampler=sampler).float()
 
-    def _labels(self, indices: list[int], options: SamplingOptions) -> Tensor | None:
+    def labels_of(self, indices: Sequence[int], options: SamplingOptions) -> Tensor | None:
         """Return the labels `(B,)` of samples, None where nothing takes one."""
         if not self.takes_labels:
-            if options.label is not None:
-                raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
             return None
         if options.label is not None:
             labels = [self.labels.checked(options.label)] * len(indices)

@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--condition", choices=("image", "generated"), default="image", help=text)
     cli.add_number(parser, 4, "number of results for each image")
     parser.add_argument("--out", type=cli.path, help="file of the panel: original, masked, results [RUN/inpaint.png]")
-    cli.add(parser, "--seed", "--generator", "--guidance", "--steps", "--precision", "--class")
+    cli.add(
+        parser, "--seed", "--generator", "--guidance", "--allow-untrained-null", "--steps", "--precision", "--class"
+    )
     cli.main(parser, run)
 
 

@@ -14,7 +14,7 @@ def main() -> None:
     """Parse the command line and sample."""
     parser = cli.experiment_parser(__doc__)
     cli.add_number(parser, 1000, "number of representations")
-    cli.add(parser, "--seed", "--rdm-steps", "--class")
+    cli.add(parser, "--seed", "--rdm-steps", "--class", "--allow-untrained-null")
     parser.add_argument("--out", type=cli.path, help="folder of the results [RUN/representations]")
     text = "scale of guidance, for an RDM with a condition [as configured]"
     parser.add_argument("--guidance", type=cli.guidance_scale, help=text)

@@ -16,7 +16,7 @@ def main() -> None:
     text = "numbers of network evaluations to compare [4 8 16 32 64]"
     parser.add_argument("--steps", nargs="+", type=cli.count, default=steps, help=text)
     cli.add_number(parser, 5000, "number of representations, at most the validation images", least=2)
-    cli.add(parser, "--seed")
+    cli.add(parser, "--seed", "--allow-untrained-null")
     cli.main(parser, run)
 
 
@@ -25,7 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     work = cli.open_workspace(arguments)
     from rcg.evaluation.rdm_samples import sweep_samplers
 
-    sweep_samplers(work, arguments.samplers, arguments.steps, arguments.count, arguments.seed)
+    sweep_samplers(
+        work, arguments.samplers, arguments.steps, arguments.count, arguments.seed, arguments.allow_untrained_null
+    )
 
 
 if __name__ == "__main__":

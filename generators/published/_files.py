@@ -102,6 +102,11 @@ def count(tensors: Tensors, prefix: str) -> int:
     return len({key.split(".")[0] for key in select(tensors, f"{prefix}.")})
 
 
+def dropout_of(args: Any) -> float:
+    """Return the share of representations that RCG replaced by the null in training; 0.1 as published if unknown."""
+    return float(getattr(args, "rep_drop_prob", 0.1))
+
+
 def cond_space(run: RunFolder, dim: int, path: Path) -> Space:
     """Return the space of the representations that a generator was trained on: that of the run's RDM, if it fits.
 

@@ -78,7 +78,8 @@ class DiTConverter(Converter):
         else:
             cond = Space((), vocab=len(embedding) - 1, id="labels")
         autoencoder, data = _files.find_autoencoder(run, "kl", (channels, side, side), path)
-        # The network.
+        # The network. DiT's own table of classes ends with the null class; RCG has a null representation.
+        dropout = 0.1 if condition == "class" else _files.dropout_of(original.args) if NULL in tensors else 0.0
         learns_variance = len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2
         network = GENERATORS.get("dit")
         config = network.Config(
@@ -88,7 +89,7 @@ class DiTConverter(Converter):
             patch=patch,
             gelu="exact" if "rep_embedder.weight" in tensors else "tanh",
             condition=condition,
-            condition_dropout=0.1 if condition == "class" or NULL in tensors else 0.0,
+            condition_dropout=dropout,
             process={"name": "gaussian", "variance": "learned_range" if learns_variance else "fixed_large"},
             sampler={"name": "ddpm", "steps": 250, "spacing": "linspace"},
             guidance={"channels": 3},
@@ -111,8 +112,8 @@ class DiTConverter(Converter):
             raise UserError(f"{run.path}/dit-none has no condition, which the original code cannot load")
         assert part.facts.data is not None
         average = to_original(part.tensors, config["condition"], config["patch"], part.facts.data)
-        if config["condition_dropout"] == 0:
-            average.pop(NULL, None)
+        if NULL in average and config["condition_dropout"] == 0 and not average[NULL].any():
+            del average[NULL]  # the converter filled in what the file did not have
         average |= extra
         if config["condition"] == "representation":
             average.setdefault(f"{COND['class']}.weight", torch.zeros(1, config["width"]))

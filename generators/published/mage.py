@@ -66,12 +66,14 @@ class MAGEConverter(Converter):
         Raises:
             UserError: the file is not a MAGE's, its size was never published, or its tensors do not fit.
         """
-        tensors = pretrained.state_dict(pretrained.read(path))
+        content = pretrained.read(path)
+        tensors = pretrained.state_dict(content)
         if WORDS not in tensors or BIAS not in tensors:
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
         encoder = _encoder.read(tensors, path)
         tokenizer = _autoencoder.read(tensors, TOKENIZER, path, "vqgan")
-        model = _build(tensors, encoder, tokenizer, run, path)
+        dropout = _files.dropout_of(content.get("args"))
+        model = _build(tensors, encoder, tokenizer, dropout, run, path)
         elsewhere = (*RENAMED, CLASSES, *([_encoder.PREFIX] if encoder else []), *([TOKENIZER] if tokenizer else []))
         extra = {key: value for key, value in tensors.items() if not key.startswith(elsewhere)}
         image_size = 16 * model.data.shape[0]
@@ -93,7 +95,7 @@ class MAGEConverter(Converter):
 
 
 def _build(
-    tensors: Tensors, encoder: Any, tokenizer: TrainableAutoencoder | None, run: RunFolder, path: Path
+    tensors: Tensors, encoder: Any, tokenizer: TrainableAutoencoder | None, dropout: float, run: RunFolder, path: Path
 ) -> GenerativeModel:
     """Build the network that the tensors belong to."""
     words, width = tensors[WORDS].shape
@@ -119,6 +121,7 @@ def _build(
         "tie_embedding_grad": False,
         "min_encoder_tokens": 1.0,
         "condition": condition,
+        "condition_dropout": dropout if condition == "representation" else 0.0,  # a null class is made up
         "sampler": {"name": "maskgit", "choice_temperature": size.choice_temperature},
     }
     data = Space((side, side), vocab=_vocab(words), id=f"of {path.name}")

@@ -102,7 +102,7 @@ def compare(study: Study) -> Result | None:
     Raises:
         UserError: the experiment cannot be compared, or a part of its run is missing or belongs to another one.
     """
-    check(study.work, study.keys)
+    check(study.work, study.keys, study.plan.options)
     left_out = study.left_out_arms()
     bench = _set_up(study)  # before hours of training, for it may be refused
     study.announce(left_out)

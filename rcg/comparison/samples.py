@@ -23,11 +23,16 @@ def arm_samples(key: str, work: Workspace, plan: SamplingPlan) -> GeneratedImage
         UserError: a part of its pipeline is missing, or does not fit.
     """
     pipeline = open_arm(ARMS[key], work, plan)
-    options, cond = replace(plan.options, sdedit_strength=None), pipeline.generator.cond
+    options, cond = plan.options, pipeline.generator.cond
+    # Each arm gets the options that mean something to it.
+    if key != "twice":
+        options = replace(options, sdedit_strength=None)
+    if cond is None:
+        options = replace(options, guidance=None)
+    if key != "generated":
+        options = replace(options, rdm_steps=None)
     representations: RepresentationSource | None = None
-    if key == "twice":
-        options = plan.options
-    elif key == "encoded":
+    if key == "encoded":
         work.check_condition(cond)
         first = SamplingOptions(seed=options.seed, steps=options.steps)
         # A copy, for the workspace uses the transform on the CPU.

@@ -14,6 +14,7 @@ from rcg.encoding.run_folder import Mode, StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.evaluation.extractors import MetricOptions
 from rcg.evaluation.samples import SamplingPlan
+from rcg.pipeline import SamplingOptions
 from rcg.training.stages import STAGES
 
 
@@ -109,11 +110,12 @@ class Study:
         return self.work.with_generator(arm.variant(self.generator))
 
 
-def check(work: Workspace, keys: Sequence[str]) -> None:
+def check(work: Workspace, keys: Sequence[str], options: SamplingOptions) -> None:
     """Refuse an experiment whose arms would not be comparable.
 
     Raises:
-        UserError: there is no generator, or a setting belongs to one of the arms or ends trainings at different steps.
+        UserError: there is no generator, or a setting belongs to one of the arms or ends trainings at different steps,
+            or guidance has no condition, or no trained null condition.
     """
     config = work.experiment.require_generator()
     if config.self_condition:
@@ -122,6 +124,14 @@ def check(work: Workspace, keys: Sequence[str]) -> None:
         raise UserError(
             "generator.train.patience ends trainings at different steps, but arms are compared at equal training "
             "compute: leave it out"
+        )
+    guided = [key for key in keys if ARMS[key].condition != "none"]
+    if guided:
+        guidance = config.guidance.with_scale(options.guidance)
+        ARMS[guided[0]].variant(config).check_guidance(guidance, options.allow_untrained_null)
+    elif options.guidance is not None:
+        raise UserError(
+            "none of the arms has a condition to guide toward: leave --guidance out, or choose other --arms"
         )
     conditional = [key for key in keys if ARMS[key].condition == "representation"]
     if conditional and not work.run.rdm.is_trained:

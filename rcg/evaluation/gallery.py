@@ -50,7 +50,7 @@ def write_gallery(
     config = pipeline.config
     steps = config.sampler.with_steps(options.steps).steps
     # Without a condition there is nothing to guide toward.
-    guidance = 1.0 if config.condition == "none" else options.scaled(config.guidance).scale
+    guidance = 1.0 if source.guidance is None else source.guidance.scale
     settings = f"seed {options.seed} · {steps} steps · guidance {guidance:g}"
     title = f"{title} · {config.name} ({config.condition}) · {settings}"
     save_gallery(images[:MAX_SHOWN], captions[:MAX_SHOWN], title, out / "gallery.png")

@@ -145,6 +145,8 @@ def at_each(evaluation: Evaluation, scales: Sequence[float]) -> dict[float, Eval
             f"choose another with --generator"
         )
     options = {scale: replace(samples.options, guidance=scale) for scale in scales}
+    for at_scale in options.values():
+        samples.pipeline.check(at_scale, generates_z=samples.representations is None)
     return {scale: replace(evaluation, samples=replace(samples, options=options[scale])) for scale in scales}
 
 

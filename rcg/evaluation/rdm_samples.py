@@ -52,6 +52,7 @@ class RDMSampling:
         label: class of all samples; None: balanced classes, if the RDM has that condition.
         probe_scale: strength of classifier guidance, for an RDM without classes.
         vectors: safetensors file of conditions `(N, C)` of an RDM that is conditioned on vectors, used in turn.
+        allow_untrained_null: whether guidance may start from a null condition that was never trained.
     """
 
     count: int
@@ -63,6 +64,7 @@ class RDMSampling:
     label: int | None
     probe_scale: float
     vectors: Path | None
+    allow_untrained_null: bool
 
 
 def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> None:
@@ -72,6 +74,10 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
         UserError: the RDM is missing, or belongs to other representations, or has another condition.
     """
     rdm = load_rdm(work.run).to(work.accelerator.device)
+    guidance = rdm.config.guidance.with_scale(options.guidance)
+    weak = None if options.weak is None else _load_weak(options.weak, rdm)
+    if weak is None:
+        rdm.config.check_guidance(guidance, options.allow_untrained_null)
     real = work.real_data(rdm.data)
     if rdm.cond is not None and rdm.cond.vocab is None:
         labels, vectors = None, _vectors(options, rdm.cond.shape[0])
@@ -81,7 +87,7 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     if labels is not None:
         assert real.train.labels is not None  # else there is no class to ask for
         probe = LinearProbe.fit(real.train_z[:MAX_PROBED], real.train.labels[:MAX_PROBED])
-    z = _sample(rdm, labels, vectors, probe, options)
+    z = _sample(rdm, labels, vectors, probe, options, guidance, weak)
 
     condition = {"label": labels, "vector": vectors}
     file = out / "representations.safetensors"
@@ -93,7 +99,14 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     say(f"{file}: {tuple(z.shape)}; look at {out / 'neighbors.png'}")
 
 
-def sweep_samplers(work: Workspace, names: Sequence[str] | None, steps: Sequence[int], count: int, seed: int) -> None:
+def sweep_samplers(
+    work: Workspace,
+    names: Sequence[str] | None,
+    steps: Sequence[int],
+    count: int,
+    seed: int,
+    allow_untrained_null: bool,
+) -> None:
     """Write and print samplers.md: one row per sampler, one column per number of steps.
 
     Args:
@@ -102,6 +115,7 @@ def sweep_samplers(work: Workspace, names: Sequence[str] | None, steps: Sequence
         steps: numbers of network evaluations.
         count: most representations to generate; no more than there are validation images.
         seed: of the noise.
+        allow_untrained_null: whether guidance may start from a null condition that was never trained.
 
     Raises:
         UserError: the RDM is missing, or belongs to other representations, or is conditioned on vectors.
@@ -118,6 +132,7 @@ def sweep_samplers(work: Workspace, names: Sequence[str] | None, steps: Sequence
             raise UserError(f"the RDM cannot use the sampler {name!r}; {nearest(name, known)}")
         for number in steps:
             SAMPLERS.get(name)(steps=number).check(rdm.process)
+    rdm.config.check_guidance(rdm.config.guidance, allow_untrained_null)
     real = work.real_data(rdm.data)
     count = min(count, len(real.validation_z), len(real.train_z))
     chosen = torch.randperm(len(real.train_z), generator=torch.Generator().manual_seed(0))[:count]
@@ -174,7 +189,13 @@ def _labels(options: RDMSampling, rdm: GenerativeModel, real: RealData) -> Tenso
 
 
 def _sample(
-    rdm: GenerativeModel, labels: Tensor | None, vectors: Tensor | None, probe: LinearProbe | None, options: RDMSampling
+    rdm: GenerativeModel,
+    labels: Tensor | None,
+    vectors: Tensor | None,
+    probe: LinearProbe | None,
+    options: RDMSampling,
+    guidance: GuidanceConfig,
+    weak: GenerativeModel | None,
 ) -> Tensor:
     """Generate z `(count, D)`; a probe guides an RDM that has no condition toward the labels."""
 
@@ -191,9 +212,9 @@ def _sample(
         options.count,
         options.seed,
         options.batch_size,
-        guidance=None if options.guidance is None else GuidanceConfig(scale=options.guidance),
+        guidance=guidance,
         sampler=rdm.config.sampler.with_steps(options.rdm_steps),
-        weak=None if options.weak is None else _load_weak(options.weak, rdm).network,
+        weak=weak,
         wrap_process=guided if by_probe else None,
         progress=True,
     )
@@ -202,8 +223,10 @@ def _sample(
 def _load_weak(run: Path, rdm: GenerativeModel) -> GenerativeModel:
     """Load the RDM to guide away from."""
     weak = load_rdm(RunFolder(run))
-    if (weak.data, weak.cond) != (rdm.data, rdm.cond):
-        raise UserError(f"--weak {run} generates representations of {weak.data.id}, not of {rdm.data.id}")
+    try:
+        rdm.check_weak(weak)
+    except UserError as error:
+        raise UserError(f"--weak {run}: {error}") from None
     return weak.to(next(rdm.parameters()).device)
 
 

@@ -138,7 +138,7 @@ class GeneratedImages:
     def guidance(self) -> GuidanceConfig | None:
         """The generator's guidance; None without a condition, for there is nothing to guide toward."""
         config = self.pipeline.config
-        return None if config.condition == "none" else self.options.scaled(config.guidance)
+        return None if config.condition == "none" else config.guidance.with_scale(self.options.guidance)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -213,6 +213,7 @@ def open_samples(
         UserError: a part is missing or does not fit.
     """
     pipeline = Pipeline.load(run.path, generator).to(device, plan.precision)
+    pipeline.check(plan.options, generates_z=representations is None)
     rows = None
     if representations is not None:
         rows = FileRepresentations(representations, pipeline.generator.cond, plan.count)

@@ -5,15 +5,22 @@ import torch
 
 from rcg.core.contracts import Space
 from rcg.diffusion.guidance import ClassifierGuided
+from rcg.diffusion.processes.flow import Flow, FlowConfig
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.samplers.ddim import DDIM
 from rcg.metrics.probe import LinearProbe
 from tests.ideal import BatchNoise
 
+PROCESSES = {
+    **{predict: Gaussian(GaussianConfig(schedule="linear", predict=predict)) for predict in ("x0", "eps", "v")},
+    "flow": Flow(FlowConfig()),
+}
 
-def test_guided_gaussian_data_has_the_mean_of_the_posterior():
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_guided_gaussian_data_has_the_mean_of_the_posterior(process):
     # Data N(0, 1) and p(y = 1 | x) = sigmoid(a x): the posterior's mean is E[x sigmoid(a x)] / E[sigmoid(a x)].
-    process, a = Gaussian(GaussianConfig(schedule="linear", predict="x0")), 0.8
+    a = 0.8
     grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     weight = torch.exp(-(grid**2) / 2) * torch.sigmoid(a * grid)
     expected = float((grid * weight).sum() / weight.sum())
@@ -21,7 +28,10 @@ def test_guided_gaussian_data_has_the_mean_of_the_posterior():
     count = 20_000
 
     def net(x, t, cond):
-        return (process.alpha[t][:, None] * x)[:, None]
+        alpha, sigma = (scale[:, None] for scale in process.scales(t))
+        power = alpha**2 + sigma**2
+        x0, eps = alpha * x / power, sigma * x / power
+        return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}[process.predicts][:, None]
 
     guided = ClassifierGuided(process, probe, torch.ones(count, dtype=torch.long), scale=1.0)
     x = DDIM(steps=200, eta=1.0)(guided, net, Space((1,)), None, BatchNoise(count))

@@ -26,18 +26,6 @@ def test_guidance_extrapolates_from_the_null():
     assert torch.equal(guided(torch.zeros(2, 1), torch.tensor([10, 10]), cond), torch.full((2, 1, 1), 1 + 2.5 * 2))
 
 
-def test_autoguidance_extrapolates_from_a_weaker_network_without_any_condition():
-    def good(x, t, cond):
-        return (0 * x + 3)[:, None]
-
-    def weak(x, t, cond):
-        return (0 * x + 1)[:, None]
-
-    guided = Guided(good, None, GuidanceConfig(scale=2.5, interval=(0.0, 0.5)), horizon=1000, weak=weak)
-    assert guided(torch.zeros(2, 1), torch.tensor([10, 10]), None).flatten().tolist() == [6, 6]
-    assert guided(torch.zeros(2, 1), torch.tensor([900, 900]), None).flatten().tolist() == [3, 3]
-
-
 @pytest.mark.parametrize(("t", "inside"), [(100, False), (200, True), (500, True), (600, True), (601, False)])
 def test_guidance_acts_inside_its_interval_only(t, inside):
     config = GuidanceConfig(scale=2.0, interval=(0.2, 0.6))
@@ -186,3 +174,37 @@ def test_without_condition_dropout_every_trained_parameter_is_reached():
     m = dit(Space((4,)), condition_dropout=0.0)
     m(torch.randn(3, 3, 8, 8), torch.randn(3, 4))["mse"].backward()
     assert all(p.grad is not None for p in m.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("scale", [-1, 100.5, 1e38, float("nan"), float("inf")])
+def test_a_scale_without_meaning_is_refused(scale):
+    with pytest.raises(UserError, match="a scale of guidance lies between 0 and 100"):
+        GuidanceConfig().with_scale(scale)
+    with pytest.raises(ValueError, match="scale"):
+        GuidanceConfig(scale=scale)
+
+
+def test_another_scale_keeps_interval_ramp_and_channels():
+    config = GuidanceConfig(interval=(0.1, 0.5), ramp="cosine", channels=3)
+    assert config.with_scale(4.0) == config.model_copy(update={"scale": 4.0})
+    assert config.with_scale(None) is config
+
+
+@pytest.mark.parametrize(
+    ("cond", "dropout", "scale", "refused"),
+    [
+        (Space((4,)), 0.0, 2.0, True),
+        (Space((), vocab=5), 0.0, 0.5, True),
+        (Space((4,)), 0.0, 1.0, False),
+        (Space((4,)), 0.1, 2.0, False),
+        (None, 0.0, 2.0, False),
+    ],
+)
+def test_guidance_from_a_null_that_was_never_trained_is_refused_unless_it_is_allowed(cond, dropout, scale, refused):
+    config, guidance = dit(cond, condition_dropout=dropout).config, GuidanceConfig(scale=scale)
+    config.check_guidance(guidance, allow_untrained_null=True)
+    if refused:
+        with pytest.raises(UserError, match=r"which was never trained \(condition_dropout 0\): sample at a scale of 1"):
+            config.check_guidance(guidance, allow_untrained_null=False)
+    else:
+        config.check_guidance(guidance, allow_untrained_null=False)
