@@ -15,6 +15,7 @@ from rcg.core.rng import SampleNoise
 from rcg.encoding.workspace import RealData, Workspace
 from rcg.evaluation.scores import Score
 from rcg.metrics.bootstrap import MeanStd
+from rcg.pipeline import SamplingOptions
 from tests.models import dit
 from tests.toy import write
 
@@ -93,7 +94,11 @@ def test_arms_differ_by_their_condition_alone(tmp_path):
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
-        check(Workspace(load_experiment(write(tmp_path, **changes)), None), ["none", "generated", "oracle"])
+        check(
+            Workspace(load_experiment(write(tmp_path, **changes)), None),
+            ["none", "generated", "oracle"],
+            SamplingOptions(),
+        )
 
 
 def test_arms_that_cannot_be_say_why(tmp_path):
