@@ -88,7 +88,10 @@ def test_arms_differ_by_their_condition_alone(tmp_path):
     [
         ({"generator": None}, "add a section generator"),
         ({"generator__self_condition": True}, "self_condition is one of the arms that are compared"),
-        ({"generator__train__patience": 3}, "patience ends trainings at different steps"),
+        (
+            {"generator__train__patience": 3, "generator__train__evaluate_every": 5},
+            "patience ends trainings at different steps",
+        ),
         ({}, "holds no trained RDM, which the arms generated, oracle need: run tools/train_rdm.py"),
     ],
 )
