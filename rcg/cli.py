@@ -203,6 +203,7 @@ def train(stage: str, description: str | None) -> NoReturn:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     mode.add_argument("--overwrite", action="store_true", help="start again, deleting what this stage left in the run")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the configuration, and stop")
 
     def run(arguments: argparse.Namespace) -> None:
         experiment = load(arguments)
@@ -215,13 +216,13 @@ def train(stage: str, description: str | None) -> NoReturn:
             chosen = Mode.RESUME
         else:
             chosen = Mode.START
-        train_stage(stages.STAGES[stage], experiment, chosen)
+        train_stage(stages.STAGES[stage], experiment, chosen, arguments.dry_run)
 
     main(parser, run)
 
 
-def train_stage(stage: Stage, experiment: Experiment, mode: Mode) -> None:
-    """Launch the processes and train one stage of an experiment."""
+def train_stage(stage: Stage, experiment: Experiment, mode: Mode, dry_run: bool = False) -> None:
+    """Launch the processes and train one stage of an experiment, or check that it can be and print what it would be."""
     from rcg.distributed.launch import launch
     from rcg.encoding.workspace import Workspace
     from rcg.training.stages import run_stage
@@ -229,7 +230,7 @@ def train_stage(stage: Stage, experiment: Experiment, mode: Mode) -> None:
     config = stage.train_config(experiment)
     output_folder(stage.folder(experiment).path)
     accelerator = launch(config, stage.folder(experiment).path, stage.shardable)
-    run_stage(stage, Workspace(experiment, accelerator), mode)
+    run_stage(stage, Workspace(experiment, accelerator), mode, dry_run)
 
 
 def experiment_parser(description: str | None, epilog: Callable[[], str] = describe_config) -> _Parser:

@@ -373,6 +373,18 @@ class Pipeline:
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "
                 f"{self.rdm.data}: train one of them again on the other's encoder"
             )
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Refuse parts that were trained on different images; those of other programs do not say on which."""
+        own = self.parts["generator"].facts
+        for kind in ("rdm", "encoder"):
+            other = self.parts[kind].facts if kind in self.parts else own
+            if "" not in (own.fingerprint, other.fingerprint) and own.fingerprint != other.fingerprint:
+                raise UserError(
+                    f"the generator was trained on other images than the {kind}, or on other crops of them: train one "
+                    f"of them again on the other's"
+                )
 
 
 def save_representations(path: Path, z: Tensor, space: Space, seed: int, condition: dict[str, Tensor]) -> None:

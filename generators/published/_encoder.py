@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rcg.core import checkpoint, pretrained
+from rcg.core.checkpoint import Facts
 from rcg.core.contracts import Space
 from rcg.core.registry import ENCODERS
 from rcg.encoding.encoder import build_encoder, encoder_part
@@ -53,7 +54,7 @@ def save(encoder: Any, run: RunFolder) -> list[Path]:
     """Write the encoder into the run, if there is one, and return the files that were written."""
     if encoder is None:
         return []
-    checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, SIDE, fingerprint=""))
+    checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, Facts(image_size=SIDE)))
     return [run.encoder.checkpoint]
 
 

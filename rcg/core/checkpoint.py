@@ -46,6 +46,8 @@ class Facts(BaseModel):
     """Training steps configured."""
     seconds: float = 0.0
     """Seconds that these took."""
+    program: dict[str, str] = {}
+    """What trained it: versions of rcg and torch, the commit of rcg where it is known, and the command."""
     details: dict[str, Any] = {}
     """What only people read, or a converter on the way back."""
 

@@ -167,6 +167,10 @@ class Encoder(nn.Module):
         """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without a grid."""
         raise UserError(f"the encoder {self.config.name} has no features on a grid")
 
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a published file under our names; by default they have these."""
+        return tensors
+
     def project(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1], with gradients, to what contrastive pre-training compares, `(B, P)`."""
         raise UserError(f"the encoder {self.config.name} cannot be pre-trained")
@@ -377,10 +381,12 @@ class Task(ABC):
         modules: what is trained, by name; each gets an optimizer of its own.
         data: the data set: it has a length and `in_memory`, and `data[position, draw]` is a sample; or it is an
             `rcg.data.loading.TensorDataset`, which serves whole batches.
+        facts: an `rcg.core.checkpoint.Facts`, what the exported part says of its neighbors.
     """
 
     modules: dict[str, nn.Module]
     data: Any
+    facts: Any
 
     @abstractmethod
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

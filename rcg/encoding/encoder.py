@@ -29,9 +29,8 @@ def open_encoder(config: EncoderConfig, image_size: int, seed: int = 0) -> Encod
         return build_encoder(config, image_size)
 
 
-def encoder_part(encoder: Encoder, image_size: int, fingerprint: str) -> Part:
+def encoder_part(encoder: Encoder, facts: Facts) -> Part:
     """Describe an encoder so that `restore_encoder` builds it again from one file."""
-    facts = Facts(image_size=image_size, fingerprint=fingerprint)
     return Part("encoder", encoder.config.model_dump(mode="json"), facts, encoder.state_dict())
 
 

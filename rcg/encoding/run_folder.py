@@ -40,6 +40,7 @@ class StageFolder:
         self.checkpoint = path / "model.safetensors"
         self.config = path / "config.yaml"
         self.log = path / "log.jsonl"
+        self.record = path / "training.json"
         self.samples = path / "samples"
         self.states = path / "state"
         self.original = path / "original.safetensors"

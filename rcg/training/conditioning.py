@@ -12,6 +12,7 @@ from rcg.core.errors import UserError
 from rcg.data.images import Images
 from rcg.data.views import ShardedViews
 from rcg.encoding import clusters
+from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.vectors import read_vectors
 from rcg.encoding.workspace import Workspace, first_views
 
@@ -64,8 +65,8 @@ def generator_conditioning(work: Workspace) -> Conditioning:
         return Conditioning(label_space(work.images.train))
     if condition == "none":
         return Conditioning()
-    check_rdm(work)
     z, validation_z = work.z("train"), work.z("validation")
+    check_rdm(work, work.representation.space)
     if condition == "representation":
         return Conditioning(work.representation.space, z, validation_z)
     fitted = work.clusters()
@@ -101,15 +102,39 @@ def label_space(images: Images) -> Space:
     return Space((), vocab=len(images.classes), id="labels")
 
 
-def check_rdm(work: Workspace) -> None:
-    """Refuse to train a generator for hours on another representation than the RDM of the same run generates."""
+def check_rdm(work: Workspace, fitted: Space | None = None) -> None:
+    """Refuse to train a generator for hours on other representations, or images, than the RDM of the same run.
+
+    Args:
+        work: the experiment.
+        fitted: the space of z; None: compared are spaces as far as they are known before images are encoded.
+    """
     stage = work.run.rdm
     if not stage.is_trained or work.experiment.require_generator().condition != "representation":
         return
-    generated, needed = stage.part(weights=False).facts.data, work.representation.space
-    if generated != needed:
+    facts = stage.part(weights=False).facts
+    generated, needed = facts.data, fitted or work.raw_representation.space
+    if generated != fitted if fitted else not work.generates(generated):
         raise UserError(
             f"{stage.checkpoint} generates representations of {generated and generated.id}, but the generator would be "
             f"trained on those of {needed.id}: train the RDM again (tools/train_rdm.py --overwrite) or choose another "
             f"run="
+        )
+    _check_images(work, stage, "the RDM", "tools/train_rdm.py")
+
+
+def check_encoder(work: Workspace) -> None:
+    """Refuse an encoder that was trained in the run, but on other images."""
+    stage = work.run.encoder
+    if work.experiment.encoder.weights is None and stage.is_trained:
+        _check_images(work, stage, "the encoder", "tools/train_encoder.py")
+
+
+def _check_images(work: Workspace, stage: StageFolder, part: str, tool: str) -> None:
+    trained, now = stage.part(weights=False).facts.fingerprint, work.images.train.fingerprint
+    if trained not in ("", now):
+        raise UserError(
+            f"{stage.checkpoint} was trained on other images, or on other crops of them, than the configuration names: "
+            f"give the data section that {part} was trained with, train it again ({tool} --overwrite), or choose "
+            f"another run="
         )

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from rcg.config import Config, Experiment, ModelConfig, TrainableAutoencoderConfig, TrainConfig, training_identity
+from rcg.config import Config, Experiment, TrainableAutoencoderConfig, TrainConfig, training_identity
 from rcg.core.checkpoint import Facts
-from rcg.core.console import say
-from rcg.core.contracts import Denoiser, Encoder, Space, Task, TrainableAutoencoder
+from rcg.core.console import say, warn
+from rcg.core.contracts import Encoder, Space, Task, TrainableAutoencoder
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS, GENERATORS, NETWORKS
-from rcg.data.images import Images
 from rcg.data.loading import StepKeys
-from rcg.diffusion.alignment import AlignmentHead
-from rcg.diffusion.model import build
+from rcg.diffusion.alignment import AlignedModel, AlignmentHead
+from rcg.diffusion.model import GenerativeModel, build
 from rcg.distributed.batch_norm import synchronized
-from rcg.encoding.autoencoder import build_autoencoder, check_space, load_weights
+from rcg.encoding.autoencoder import build_autoencoder
 from rcg.encoding.encoder import build_encoder
 from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.training import conditioning
-from rcg.training.loop import train
+from rcg.training.initial import LEAST, Initial
+from rcg.training.loop import learning_rate, train
+from rcg.training.record import Start, program, record, trained_facts
+from rcg.training.tasks._discriminator import PatchDiscriminator
 from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons
 from rcg.training.tasks.encoder import EncoderTask
 from rcg.training.tasks.generator import ConditionedImages, GeneratorTask
@@ -38,11 +42,13 @@ class Stage(ABC):
         name: its key in `STAGES`, and for people.
         next_tool: the command that comes after it.
         shardable: whether its module can be sharded over processes (FSDP).
+        encodes: whether it learns from what frozen networks make of the images, which takes long the first time.
     """
 
     name: ClassVar[str]
     next_tool: ClassVar[str]
     shardable: ClassVar[bool] = False
+    encodes: ClassVar[bool] = False
 
     @abstractmethod
     def folder(self, experiment: Experiment) -> StageFolder:
@@ -61,29 +67,63 @@ class Stage(ABC):
         """Raise `UserError` for everything that can be refused before the stage's folder is touched."""
 
     @abstractmethod
+    def outline(self, work: Workspace) -> dict[str, nn.Module]:
+        """Build what is trained without memory and without encoding images, for its sizes and for what it refuses."""
+
+    @abstractmethod
     def task(self, work: Workspace) -> Task:
         """Build the task, its initial weights seeded."""
 
+    def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
+        """Yield in what the neighbors of a half-trained part, other than images, differ from today's; by default none.
 
-def run_stage(stage: Stage, work: Workspace, mode: Mode) -> None:
+        Args:
+            work: the experiment; no image is encoded.
+            trained: what the part says.
+        """
+        yield from ()
+
+
+def run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool = False) -> None:
     """Train one stage of an experiment; nothing is written into its folder before all checks have passed.
 
     Args:
         stage: which training.
         work: the experiment, with an accelerator that was launched for this training.
         mode: what to do with a folder that is not empty.
+        dry_run: make all checks, print the configuration, and train nothing.
 
     Raises:
         UserError: something is missing, or does not fit, or the folder belongs to another experiment.
     """
-    experiment = work.experiment
+    stage.train_config(work.experiment)  # refuses what has nothing to train, before images are looked for
+    experiment = work.resolve_epochs()
     folder, config = stage.folder(experiment), stage.train_config(experiment)
     StepKeys.check(config, work.accelerator.num_processes)
     folder.check(stage.identity, experiment, mode)
+    trained = trained_facts(folder) if mode == Mode.RESUME else None
+    if trained is not None:
+        _check_images(folder, trained, work)
     stage.check(work, mode)
+    if trained is not None:
+        _refuse(folder, list(stage.changes(work, trained)))
+        _warn_of_jump(config, folder, trained)
+    start = Start.of(config, work.images, stage.outline(work), work.accelerator)
+    say(f"{stage.name}: {start}")
+    if dry_run:
+        if not stage.encodes:
+            stage.task(work)
+        say(f"{experiment.to_yaml()}nothing was trained or written: {folder.path} is as it was")
+        return
     task = stage.task(work)
+    facts = task.facts.model_copy(update={"program": program()})
+    if trained is not None:
+        _refuse(folder, list(_other_spaces(trained, facts)))
+    task.facts = facts
     task.modules = {name: synchronized(module, work.accelerator.device) for name, module in task.modules.items()}
     folder.claim(experiment, mode, work.accelerator)
+    if work.accelerator.is_main_process:
+        record(folder, start, facts)
     progress = train(task, config, folder, work.accelerator, experiment.seed, experiment.data.num_workers)
     if progress.step >= config.steps:
         say(f"{folder.checkpoint}: step {progress.step}, {progress.seconds:.0f} s. Next: {stage.next_tool}")
@@ -119,13 +159,38 @@ class EncoderStage(Stage):
                 f"encoder.name is {name!r}, which is used frozen and cannot be pre-trained here: "
                 f"set encoder.name=moco_v3, or go straight to tools/train_rdm.py"
             )
-
-    def task(self, work: Workspace) -> Task:
-        """Build the contrastive task."""
         images, validation = work.images
+        if work.experiment.encoder.train.patience is not None and images.labels is None and len(validation) < 2:
+            raise UserError(
+                f"encoder.train.patience needs labels or two images for validation, but {work.experiment.data.name} "
+                f"has neither: leave it out"
+            )
+        self._initial(work).check(work.experiment.encoder.model_dump(mode="json"), _overwritten(self, work, mode))
+
+    def outline(self, work: Workspace) -> dict[str, nn.Module]:
+        """Build the encoder without memory."""
+        with torch.device("meta"):
+            encoder = build_encoder(work.experiment.encoder, work.image_size)
+        self._load(work, encoder)
+        return {"encoder": encoder}
+
+    def task(self, work: Workspace) -> EncoderTask:
+        """Build the contrastive task."""
+        config, (images, validation) = work.experiment.encoder, work.images
         work.seed_weights("encoder")
-        encoder = build_encoder(work.experiment.encoder, work.image_size)
-        return EncoderTask(encoder, images, validation, work.experiment.encoder.train)
+        encoder = build_encoder(config, work.image_size)
+        self._load(work, encoder)
+        return EncoderTask(encoder, images, validation, config.train, self._facts(work))
+
+    def _facts(self, work: Workspace) -> Facts:
+        return _facts(work, image_size=work.image_size, classes=())  # an encoder learns nothing of classes
+
+    def _load(self, work: Workspace, encoder: Encoder) -> None:
+        section = work.experiment.encoder.model_dump(mode="json")
+        self._initial(work).load(encoder, section, self._facts(work), encoder.rename)
+
+    def _initial(self, work: Workspace) -> Initial:
+        return Initial("encoder", "encoder", work.experiment.encoder.train.init_from)
 
 
 class AutoencoderStage(Stage):
@@ -149,17 +214,21 @@ class AutoencoderStage(Stage):
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse a perceptual loss without an encoder, and to start from weights that are about to be deleted."""
-        config = self._config(work.experiment).train
         self._perceptual_encoder(work)
-        folder = self.folder(work.experiment).path
-        start = config.init_from and Path(config.init_from).resolve()
-        if mode == Mode.OVERWRITE and start and start.is_relative_to(folder.resolve()):
-            raise UserError(
-                f"generator.autoencoder.train.init_from is {config.init_from}, in the folder that --overwrite "
-                f"replaces: copy the file to another place first"
-            )
+        config = self._config(work.experiment).model_dump(mode="json")
+        self._initial(work).check(config, _overwritten(self, work, mode))
 
-    def task(self, work: Workspace) -> Task:
+    def outline(self, work: Workspace) -> dict[str, nn.Module]:
+        """Build the autoencoder, and the discriminator if there is one, without memory."""
+        config = self._config(work.experiment)
+        with torch.device("meta"):
+            modules: dict[str, nn.Module] = {"autoencoder": build_autoencoder(config, work.image_size)}
+            if config.train.adversarial:
+                modules["discriminator"] = PatchDiscriminator(config.train.discriminator_width, work.image_size)
+        self._load(work, modules["autoencoder"])
+        return modules
+
+    def task(self, work: Workspace) -> AutoencoderTask:
         """Build the reconstruction task."""
         config, encoder = self._config(work.experiment), self._perceptual_encoder(work)
         if config.train.inception is None:
@@ -169,13 +238,26 @@ class AutoencoderStage(Stage):
         work.seed_weights("tokenizer")  # what autoencoders were called first: seeds keep their meaning
         autoencoder = build_autoencoder(config, work.image_size)
         assert isinstance(autoencoder, TrainableAutoencoder)
-        if config.train.init_from:
-            load_weights(autoencoder, Path(config.train.init_from))
+        self._load(work, autoencoder)
         if config.train.decoder_only:
             autoencoder.train_decoder_only()
         comparisons = build_comparisons(config.train, encoder, work.accelerator.device)
-        facts = Facts(image_size=work.image_size, fingerprint=images.fingerprint)
+        facts = self._facts(work)
         return AutoencoderTask(autoencoder, images, validation, config.train, comparisons, facts)
+
+    def _facts(self, work: Workspace) -> Facts:
+        return _facts(work, image_size=work.image_size, classes=())
+
+    def _load(self, work: Workspace, autoencoder: nn.Module) -> None:
+        config = self._config(work.experiment)
+        assert isinstance(autoencoder, TrainableAutoencoder)
+        # Where the decoder alone learns, all else has to fit, or the latents would not stay what they are.
+        least = 1.0 if config.train.decoder_only else LEAST
+        section = config.model_dump(mode="json")
+        self._initial(work).load(autoencoder, section, self._facts(work), autoencoder.rename, least)
+
+    def _initial(self, work: Workspace) -> Initial:
+        return Initial("autoencoder", "generator.autoencoder", self._config(work.experiment).train.init_from)
 
     def _config(self, experiment: Experiment) -> TrainableAutoencoderConfig:
         config = experiment.require_generator().autoencoder
@@ -204,7 +286,7 @@ class AutoencoderStage(Stage):
 class RDMStage(Stage):
     """Training of the representation diffusion model (RDM) on representations that are computed once."""
 
-    name, next_tool, shardable = "rdm", "tools/train_pixel.py", True
+    name, next_tool, shardable, encodes = "rdm", "tools/train_pixel.py", True, True
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -219,24 +301,51 @@ class RDMStage(Stage):
         return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm")
 
     def check(self, work: Workspace, mode: Mode) -> None:
-        """Refuse an encoder that is not there, and conditions that are not."""
-        config, condition = work.experiment.rdm, conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
-        _check_model(config, NETWORKS.get(config.name), work.raw_representation.space, condition.space)
+        """Refuse an encoder or a condition that is not there, or an encoder of other images."""
+        conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
+        conditioning.check_encoder(work)
+        self._initial(work).check(work.experiment.rdm.model_dump(mode="json"), _overwritten(self, work, mode))
 
-    def task(self, work: Workspace) -> Task:
+    def outline(self, work: Workspace) -> dict[str, nn.Module]:
+        """Build the model without memory."""
+        z, cond = work.raw_representation.space, conditioning.rdm_conditioning(work.experiment.rdm, *work.images).space
+        with torch.device("meta"):
+            model = self._build(work, z, cond)
+        self._load(work, model)
+        work.experiment.rdm.sampler.check(model.process)
+        return {"rdm": model}
+
+    def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
+        """Yield another encoder, and another condition."""
+        yield from _other_z(work, "it generates", trained.data)
+        cond = conditioning.rdm_conditioning(work.experiment.rdm, *work.images).space
+        yield from _other("its condition is", trained.cond, cond)
+
+    def task(self, work: Workspace) -> RDMTask:
         """Build the task of modeling z."""
-        config, (images, validation) = work.experiment.rdm, work.images
         z, validation_z = work.z("train"), work.z("validation")
-        condition = conditioning.rdm_conditioning(config, images, validation)
+        condition = conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
         work.seed_weights("rdm")
-        model = build(config, NETWORKS.get(config.name), work.representation.space, condition.space)
-        return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, _facts(images))
+        model = self._build(work, work.representation.space, condition.space)
+        self._load(work, model)
+        return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, _facts(work))
+
+    def _initial(self, work: Workspace) -> Initial:
+        return Initial("rdm", "rdm", work.experiment.rdm.train.init_from)
+
+    def _build(self, work: Workspace, z: Space, cond: Space | None) -> GenerativeModel:
+        config = work.experiment.rdm
+        return build(config, NETWORKS.get(config.name), z, cond)
+
+    def _load(self, work: Workspace, model: GenerativeModel) -> None:
+        facts = _facts(work, data=model.data, cond=model.cond)
+        self._initial(work).load(model, work.experiment.rdm.model_dump(mode="json"), facts)
 
 
 class GeneratorStage(Stage):
     """Training of the pixel generator, conditioned on representations, labels, clusters or nothing."""
 
-    name, next_tool, shardable = "generator", "tools/sample.py", True
+    name, next_tool, shardable, encodes = "generator", "tools/sample.py", True, True
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -260,50 +369,136 @@ class GeneratorStage(Stage):
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse neighbors that are missing or do not fit."""
-        config, folder = work.experiment.require_generator(), self.folder(work.experiment)
-        if config.condition in conditioning.FROM_REPRESENTATIONS and not work.raw_representation.transform.needs_fit:
-            conditioning.check_rdm(work)  # else the space is known only once the transform is fitted
-        space = folder.part(weights=False).facts.data if folder.is_trained and mode != Mode.OVERWRITE else None
-        if space is not None:
-            check_space(work.autoencoder, space, str(folder.checkpoint))
+        config = work.experiment.require_generator()
+        if config.condition in conditioning.FROM_REPRESENTATIONS:
+            conditioning.check_encoder(work)
+            conditioning.check_rdm(work)
+        if config.condition == "cluster":
+            assert work.cluster_count
         _patch_space(work)
+        self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
+
+    def outline(self, work: Workspace) -> dict[str, nn.Module]:
+        """Build the model without memory, and the head that aligns it if there is one."""
+        config = work.experiment.require_generator()
         cond: Space | None = None
         if config.condition == "class":
             cond = conditioning.label_space(work.images.train)
         elif config.condition == "cluster":
-            cond = Space((), vocab=1, id="clusters")  # their number does not matter here
+            cond = Space((), vocab=work.cluster_count, id="clusters")
         elif config.condition == "representation":
             cond = work.raw_representation.space
-        _check_model(config, GENERATORS.get(config.name), work.autoencoder.space, cond)
+        data = work.autoencoder.space
+        with torch.device("meta"):
+            model = self._build(work, data, cond)
+        self._load(work, model)
+        config.sampler.check(model.process)
+        head = self._head(work, model)
+        return {"generator": model if head is None else AlignedModel(model, head)}
 
-    def task(self, work: Workspace) -> Task:
+    def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
+        """Yield another autoencoder, and another encoder or other classes where they are the condition."""
+        config = work.experiment.require_generator()
+        yield from _other("it generates latents of", trained.data, work.autoencoder.space)
+        if config.condition == "representation":
+            yield from _other_z(work, "its condition is", trained.cond)
+        elif config.condition == "class":
+            yield from _other("its condition is", trained.cond, conditioning.label_space(work.images.train))
+
+    def task(self, work: Workspace) -> GeneratorTask:
         """Build the task of generating images."""
-        config, (images, validation) = work.experiment.require_generator(), work.images
+        images, validation = work.images
         condition = conditioning.generator_conditioning(work)
-        patches = _patch_space(work)
         # Alignment needs the images themselves, for the encoder's patch tokens.
-        posteriors = None if patches is not None else work.posteriors()
+        is_aligned = work.experiment.require_generator().align is not None
+        posteriors = None if is_aligned else work.posteriors()
         views = work.experiment.data.cached_views
         train_set = ConditionedImages(images, views, condition.z, posteriors, condition.labels)
         validation_set = ConditionedImages(validation, 1, condition.validation_z, labels=condition.validation_labels)
         work.seed_weights("generator")
-        model = build(config, GENERATORS.get(config.name), work.autoencoder.space, condition.space)
-        head, encoder = None, None
-        if patches is not None and config.align is not None:
-            head = AlignmentHead(config.align, model.network.width, patches)
-            encoder = work.encoder.to(work.accelerator.device)
-        facts = _facts(images).model_copy(
-            update={"image_size": work.image_size, "cluster_counts": condition.cluster_counts}
-        )
+        model = self._build(work, work.autoencoder.space, condition.space)
+        self._load(work, model)
+        head = self._head(work, model)
+        encoder = None if head is None else work.encoder.to(work.accelerator.device)
+        facts = _facts(work, image_size=work.image_size, cluster_counts=condition.cluster_counts)
         autoencoder = work.autoencoder.to(work.accelerator.device)
         return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder)
 
+    def _initial(self, work: Workspace) -> Initial:
+        return Initial("generator", "generator", work.experiment.require_generator().train.init_from)
 
-def _check_model(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space | None) -> None:
-    """Refuse what the network, the process or the sampler cannot do, before hours of encoding."""
-    with torch.device("meta"):
-        model = build(config, network, data, cond)
-    config.sampler.check(model.process)
+    def _build(self, work: Workspace, data: Space, cond: Space | None) -> GenerativeModel:
+        config = work.experiment.require_generator()
+        return build(config, GENERATORS.get(config.name), data, cond)
+
+    def _load(self, work: Workspace, model: GenerativeModel) -> None:
+        facts = _facts(work, data=model.data, cond=model.cond, image_size=work.image_size)
+        self._initial(work).load(model, work.experiment.require_generator().model_dump(mode="json"), facts)
+
+    def _head(self, work: Workspace, model: GenerativeModel) -> AlignmentHead | None:
+        """Build the head that aligns a model with the encoder's patch tokens, if that is asked for."""
+        config, patches = work.experiment.require_generator(), _patch_space(work)
+        if config.align is None or patches is None:
+            return None
+        return AlignmentHead(config.align, model.network.width, patches)
+
+
+def _check_images(folder: StageFolder, trained: Facts, work: Workspace) -> None:
+    """Refuse to go on with images other than a part was trained on."""
+    images, data = work.images.train, work.experiment.data
+    if trained.fingerprint in ("", images.fingerprint):
+        return
+    root = f" in {data.root}" if "root" in type(data).model_fields else ""
+    changed = f": classes were {', '.join(trained.classes)}, now {', '.join(images.classes)}"
+    raise UserError(
+        f"{folder.path} was trained on other images than data set {data.name!r} holds{root} now"
+        f"{changed if trained.classes and trained.classes != tuple(images.classes) else ''}: restore them to go on, "
+        f"choose another run=, or train it again with --overwrite"
+    )
+
+
+def _refuse(folder: StageFolder, changes: Sequence[str]) -> None:
+    """Refuse to go on with other neighbors than a part was trained with."""
+    if changes:
+        raise UserError(
+            f"{folder.path} was trained with other neighbors ({'; '.join(changes)}): restore them to go on, choose "
+            f"another run=, or train it again with --overwrite"
+        )
+
+
+def _other(what: str, trained: Space | None, now: Space | None) -> Iterator[str]:
+    if trained is not None and trained != now:
+        yield f"{what} {trained}, not {now}"
+
+
+def _other_z(work: Workspace, what: str, trained: Space | None) -> Iterator[str]:
+    if trained is not None and not work.generates(trained):
+        yield f"{what} representations of {trained.id}, not of {work.raw_representation.space.id}"
+
+
+def _other_spaces(trained: Facts, facts: Facts) -> Iterator[str]:
+    """Yield the spaces that are known only now that images are encoded, where they are others."""
+    yield from _other("it generates", trained.data, facts.data)
+    yield from _other("its condition is", trained.cond, facts.cond)
+
+
+def _warn_of_jump(config: TrainConfig, folder: StageFolder, trained: Facts) -> None:
+    """Warn where a training that is made longer goes on at another learning rate than it had."""
+    if not 0 < trained.step < config.steps or trained.steps in (0, config.steps):
+        return
+    before = learning_rate(config.model_copy(update={"steps": trained.steps}), trained.step - 1)
+    after = learning_rate(config, trained.step)
+    if after > 1.1 * before:
+        warn(
+            f"{folder.path} was to end at step {trained.steps}, and now at {config.steps}: its {config.schedule} "
+            f"schedule is stretched, and the learning rate jumps from {before:.2g} to {after:.2g} at step "
+            f"{trained.step}"
+        )
+
+
+def _overwritten(stage: Stage, work: Workspace, mode: Mode) -> Path | None:
+    """Return the folder that a training replaces, None where it keeps what is there."""
+    return stage.folder(work.experiment).path if mode == Mode.OVERWRITE else None
 
 
 def _identity(experiment: Experiment, *sections: str) -> dict[str, Any]:
@@ -318,8 +513,9 @@ def _identity(experiment: Experiment, *sections: str) -> dict[str, Any]:
     return values
 
 
-def _facts(images: Images) -> Facts:
-    return Facts(classes=tuple(images.classes), fingerprint=images.fingerprint)
+def _facts(work: Workspace, **others: Any) -> Facts:
+    images = work.images.train
+    return Facts(**{"classes": tuple(images.classes), "fingerprint": images.fingerprint} | others)
 
 
 def _patch_space(work: Workspace) -> Space | None:

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 
-from rcg.config import DataConfig
+from rcg.config import RUNTIME, DataConfig
 from rcg.core.errors import UserError
 
 
@@ -49,9 +49,9 @@ class ArraySource:
 class TorchvisionConfig(DataConfig):
     """Settings of a data set that torchvision can download."""
 
-    root: Path = Path("data")
+    root: Annotated[Path, RUNTIME] = Path("data")
     """Folder that holds the data set's own folder."""
-    download: bool = False
+    download: Annotated[bool, RUNTIME] = False
     """Download the data set into `root` if it is not there."""
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import PIL
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from rcg.config import DataConfig
+from rcg.config import RUNTIME, DataConfig
 from rcg.core.checkpoint import atomic
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import DATASETS
@@ -33,7 +33,7 @@ class ImageFolderConfig(DataConfig):
     """Settings of a folder of pictures."""
 
     name: str = "image_folder"
-    root: Path = Path("data")
+    root: Annotated[Path, RUNTIME] = Path("data")
     """Folder that is searched for pictures; its sub-folders are the classes if there are two or more and they hold all
     pictures."""
 

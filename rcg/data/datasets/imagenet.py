@@ -6,13 +6,14 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 from torchvision import datasets
 
-from rcg.config import DataConfig
+from rcg.config import RUNTIME, DataConfig
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.datasets.image_folder import decode
@@ -24,7 +25,7 @@ class ImageNetConfig(DataConfig):
     name: str = "imagenet"
     image_size: PositiveInt = 256
     """Side of the square images after preprocessing, in pixels."""
-    root: Path = Path("data")
+    root: Annotated[Path, RUNTIME] = Path("data")
     """Folder of the two archives, or of the files that torchvision unpacked from them."""
 
 

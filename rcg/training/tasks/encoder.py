@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.config import ContrastiveTrain
-from rcg.core.checkpoint import Part
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Encoder, EvalResult, Task
 from rcg.data.augment import ContrastivePairs
 from rcg.data.images import Images
@@ -78,10 +78,13 @@ class EncoderTask(Task):
         train: images to learn from.
         validation: images for the metrics.
         config: of the training.
+        facts: what the checkpoint says about its neighbors.
     """
 
-    def __init__(self, encoder: Encoder, train: Images, validation: Images, config: ContrastiveTrain) -> None:
-        self.config, self.train, self.validation = config, train, validation
+    def __init__(
+        self, encoder: Encoder, train: Images, validation: Images, config: ContrastiveTrain, facts: Facts
+    ) -> None:
+        self.config, self.train, self.validation, self.facts = config, train, validation, facts
         self.data = ContrastivePairs(train, config.augment)
         with torch.no_grad():
             width = encoder.eval().project(train[0]["image"][None]).shape[1]
@@ -100,7 +103,11 @@ class EncoderTask(Task):
         unwrapped(self.modules["encoder"]).follow(momentum)
 
     def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
-        """Encode part of both splits and measure the representation."""
+        """Encode part of both splits and measure the representation.
+
+        The score, lower is better, is the error of classification by neighbors; without labels it is alignment plus
+        uniformity, which predicts that error (Wang and Isola, ICML 2020).
+        """
         encoder: Any = models["encoder"].base
         train, train_labels = self._encode(encoder, self.train)
         validation, validation_labels = self._encode(encoder, self.validation)
@@ -114,12 +121,15 @@ class EncoderTask(Task):
         }
         if train_labels is not None and validation_labels is not None:
             metrics["knn_accuracy"] = knn_accuracy(train, train_labels, validation, validation_labels)
-        return EvalResult(metrics, {"views": grid(views[:32].flatten(0, 1), columns=16)})
+            score = 1 - metrics["knn_accuracy"]
+        else:
+            score = metrics["alignment"] + metrics["uniformity"]
+        return EvalResult(metrics, {"views": grid(views[:32].flatten(0, 1), columns=16)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the base encoder, as the published method does."""
         encoder: Any = models["encoder"].base
-        return encoder_part(encoder, self.train.config.image_size, self.train.fingerprint)
+        return encoder_part(encoder, self.facts)
 
     def _encode(self, encoder: Any, images: Images) -> tuple[Tensor, Tensor | None]:
         device = next(encoder.parameters()).device

@@ -91,7 +91,8 @@ class GeneratorTask(Task):
     ) -> None:
         self.modules: dict[str, nn.Module] = {"generator": model if head is None else AlignedModel(model, head)}
         self.autoencoder, self.data, self.validation = autoencoder, train, validation
-        self.facts, self.encoder = facts, encoder
+        self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
+        self.encoder = encoder
         self.key = CONDITION_KEYS[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

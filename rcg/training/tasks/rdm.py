@@ -48,7 +48,8 @@ class RDMTask(Task):
         facts: Facts,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
-        self.facts, self.conditions = facts, conditions
+        self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
+        self.conditions = conditions
         columns: dict[str, Tensor | ShardedViews] = {"z": z} if conditions is None else {"z": z, "cond": conditions}
         self.data = TensorDataset(columns)
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rcg.config import ContrastiveTrain
+from rcg.core.checkpoint import Facts
 from rcg.core.errors import UserError
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import Images, load_images
@@ -63,7 +64,9 @@ def test_the_momentum_encoder_follows():
 @torch.no_grad()
 def test_an_evaluation_works_with_labels_and_without():
     train, validation = load_images(DigitsConfig(limit=120))
-    task = EncoderTask(MoCoV3(MoCoV3Config(**TINY), 16), train, validation, ContrastiveTrain(steps=1, predictor=8))
+    task = EncoderTask(
+        MoCoV3(MoCoV3Config(**TINY), 16), train, validation, ContrastiveTrain(steps=1, predictor=8), Facts()
+    )
     report = task.evaluate({"encoder": task.modules["encoder"].eval()}, 0)
     assert set(report.metrics) == {"alignment", "uniformity", "effective_rank", "knn_accuracy"}
     assert report.images["views"].shape[0] == 3
@@ -76,4 +79,4 @@ def test_an_encoder_without_a_projector_cannot_be_trained():
     train, validation = load_images(DigitsConfig(limit=20))
     frozen = TimmModel(TimmModelConfig(model="resnet10t", weights="none", input_size=32), 16)
     with pytest.raises(UserError, match="the encoder timm_model cannot be pre-trained"):
-        EncoderTask(frozen, train, validation, ContrastiveTrain())
+        EncoderTask(frozen, train, validation, ContrastiveTrain(), Facts())
