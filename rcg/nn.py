@@ -156,8 +156,9 @@ def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:
     """Evaluate a module; if enabled, recompute its activations in the backward pass instead of storing them."""
     if enabled and torch.is_grad_enabled():
         # torch restores its own generators; ours have to draw again what they drew.
-        replay = {} if torch.compiler.is_compiling() else {"context_fn": draws().replay}
-        return checkpoint(module, *inputs, use_reentrant=False, **replay)
+        if torch.compiler.is_compiling():
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return checkpoint(module, *inputs, use_reentrant=False, context_fn=draws().replay)
     return module(*inputs)
 
 

@@ -448,7 +448,7 @@ def _check_images(folder: StageFolder, trained: Facts, work: Workspace) -> None:
     images, data = work.images.train, work.experiment.data
     if trained.fingerprint in ("", images.fingerprint):
         return
-    root = f" in {data.root}" if "root" in type(data).model_fields else ""
+    root = f" in {vars(data)['root']}" if "root" in vars(data) else ""
     changed = f": classes were {', '.join(trained.classes)}, now {', '.join(images.classes)}"
     raise UserError(
         f"{folder.path} was trained on other images than data set {data.name!r} holds{root} now"

@@ -159,7 +159,7 @@ def test_a_generator_refuses_another_autoencoder_of_the_same_shape(copy, tmp_pat
     train("autoencoder", copy, "seed=7", mode=Mode.OVERWRITE)
     assert "generates latents of kl:" in refused("sample", tmp_path / "run", "--out", tmp_path / "out")
     sentence = refused("train_pixel", copy, "--resume")
-    assert "train the generator again" in sentence
+    assert "train it again with --overwrite" in sentence
 
 
 def test_mistakes_are_named(copy, tmp_path):
