@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rcg.config import GeneratorConfig, GuidanceConfig, SamplerConfig, TrainableAutoencoderConfig, parse_saved_config
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
-from rcg.core.contracts import Noise, Space
+from rcg.core.contracts import Noise
 from rcg.core.errors import UserError, nearest
 from rcg.core.hub import download
 from rcg.core.registry import GENERATORS, NETWORKS
@@ -113,8 +113,8 @@ class Pipeline:
             autoencoder: needed when it was trained here.
 
         Raises:
-            UserError: the RDM generates other representations than the generator was trained on, or the autoencoder is
-                not the one in whose space it was trained.
+            UserError: the RDM generates other representations than the generator was trained on, or learned them from
+                other images, or the autoencoder is not the one in whose space it was trained.
         """
         self.parts = {part.kind: part for part in (generator, rdm, encoder) if part is not None}
         self.generator = restore(generator, GENERATORS)
@@ -268,15 +268,17 @@ class Pipeline:
             z: representations `(B, D)` to condition on instead of generated ones.
 
         Raises:
-            UserError: the options do not fit; see `check`.
+            UserError: the options do not fit, see `check`; or something is not finite.
         """
         options = options or SamplingOptions()
 
         def generate(cond: Tensor | None, noise: Noise, guidance: GuidanceConfig, sampler: SamplerConfig) -> Tensor:
             latent = self.generator.sample(cond, noise, guidance=guidance, sampler=sampler)
+            check_finite(latent, f"what {self.config.name} generates")
             if options.sdedit_strength is not None:
                 noise = SampleNoise(options.seed, list(indices), "second pass", self.device)
                 latent = sdedit(self.generator, latent, options.sdedit_strength, cond, noise, guidance, sampler)
+                check_finite(latent, f"what {self.config.name} generates in its second pass")
             return self.autoencoder.decode(latent)
 
         return self._samples(list(indices), options, z, generate)
@@ -329,9 +331,15 @@ class Pipeline:
         noise = SampleNoise(options.seed, indices, "generator", self.device)
         with self._autocast():
             if config.condition == "representation":
-                z = self._generate_z(indices, options, labels) if z is None else z.to(self.device)
+                if z is None:
+                    z = self._generate_z(indices, options, labels)
+                    check_finite(z, "what the RDM generates")
+                else:
+                    z = z.to(self.device)
+                    check_finite(z, "what was given as representation")
             cond = {"none": None, "representation": z}.get(config.condition, labels)
             images = generate(cond, noise, guidance, sampler)
+            check_finite(images, "what the autoencoder decodes")
         return Samples(indices, images.float(), z, labels)
 
     def _generate_z(self, indices: list[int], options: SamplingOptions, labels: Tensor | None) -> Tensor:
@@ -368,6 +376,12 @@ class Pipeline:
             raise UserError(
                 "the generator is conditioned on representations, but there is no RDM: run tools/train_rdm.py"
             )
+        images = {kind: self.parts[kind].facts.fingerprint for kind in ("rdm", "generator")}
+        if "" not in images.values() and images["rdm"] != images["generator"]:
+            raise UserError(
+                f"the RDM and the generator were trained on different images (fingerprints {images['rdm']} and "
+                f"{images['generator']}): train one of them again on the other's images"
+            )
         if self.rdm.data != needed:
             raise UserError(
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "
@@ -387,26 +401,10 @@ class Pipeline:
                 )
 
 
-def save_representations(path: Path, z: Tensor, space: Space, seed: int, condition: dict[str, Tensor]) -> None:
-    """Write z `(N, D)` of a space, with what it was conditioned on, for `read_representations`."""
-    facts = Facts(data=space, details={"seed": seed})
-    checkpoint.save(path, Part("representations", {}, facts, {"z": z, **condition}))
-
-
-def read_representations(path: Path, cond: Space | None, count: int) -> Tensor:
-    """Return the z `(N, D)` of a file of tools/sample_rdm.py, at least `count`, that belong to a generator's `cond`.
-
-    Raises:
-        UserError: they are fewer, or of another space, or the generator is not conditioned on any.
-    """
-    part = checkpoint.load(path)
-    if cond is None or part.facts.data != cond:
-        wanted = "nothing" if cond is None else str(cond)
+def check_finite(x: Tensor, what: str) -> None:
+    """Raise `UserError` if `x` holds numbers that are not finite, which would become black images without a word."""
+    if not x.isfinite().all():
         raise UserError(
-            f"{path} holds representations of {part.facts.data and part.facts.data.id}, but the generator is "
-            f"conditioned on {wanted}"
+            f"{what} is not finite: its weights diverged in training (see log.jsonl), or guidance, temperature or "
+            f"precision is too much for them"
         )
-    z = part.tensors["z"]
-    if len(z) < count:
-        raise UserError(f"{path} holds {len(z)} representations: --num {count} is more than that")
-    return z

@@ -18,7 +18,7 @@ from rcg.encoding.encoder import load_encoder
 from rcg.encoding.run_folder import RunFolder
 from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_uint8
-from tests.toy import ROOT, images, tool, train, write
+from tests.toy import ROOT, complaint, images, tool, train, write
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,59 @@ def test_given_representations_replace_generated_ones(run):
     samples = pipeline.sample([0, 1], z=z)
     assert torch.equal(samples.z, z)
     assert not torch.equal(samples.images, pipeline.sample([0, 1]).images)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["rdm", "generator", "decoder", "representation"])
+def test_what_is_not_finite_is_refused_and_says_where_it_began(run, where, value, monkeypatch):
+    pipeline, z = Pipeline.load(run, "dit"), None
+    if where == "rdm":
+        pipeline.rdm.network.output.bias[0] = value
+    elif where == "generator":
+        pipeline.generator.network.output.bias[0] = value
+    elif where == "decoder":
+        monkeypatch.setattr(pipeline.autoencoder, "decode", lambda latent: latent * value)
+    else:
+        z = torch.full((2, 8), value)
+    said = {
+        "rdm": "what the RDM generates",
+        "generator": "what dit generates",
+        "decoder": "what the autoencoder decodes",
+        "representation": "what was given as representation",
+    }
+    with pytest.raises(UserError, match=f"{said[where]} is not finite"):
+        pipeline.sample([0, 1], z=z)
+
+
+def test_a_tool_writes_nothing_that_is_not_finite(run, tmp_path, monkeypatch):
+    restore = Pipeline._load_run.__func__
+
+    def diverged(cls, folder, name):
+        pipeline = restore(cls, folder, name)
+        pipeline.generator.network.output.bias[0] = float("nan")
+        return pipeline
+
+    monkeypatch.setattr(Pipeline, "_load_run", classmethod(diverged))
+    for name in ("sample", "evaluate"):
+        options = ["--inception", "none"] if name == "evaluate" else []
+        done = tool(name, run, "--generator", "dit", "--num", 4, "--save-images", *options, "--out", tmp_path / "out")
+        assert "what dit generates is not finite" in complaint(done)
+        assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_an_rdm_and_a_generator_of_different_images_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    stage = RunFolder(tmp_path / "run").rdm
+    part = stage.part()
+    for fingerprint, fits in (("0123456789abcdef", False), ("", True)):  # a converted part does not know its images
+        facts = part.facts.model_copy(update={"fingerprint": fingerprint})
+        checkpoint.save(stage.checkpoint, replace(part, facts=facts))
+        if fits:
+            Pipeline.load(tmp_path / "run", "dit")
+        else:
+            with pytest.raises(UserError, match="the RDM and the generator were trained on different images"):
+                Pipeline.load(tmp_path / "run", "dit")
+            Pipeline.load(tmp_path / "run", "dit-class")  # it takes nothing from the RDM
 
 
 def test_eight_bits_are_rounded_and_not_cut_off():

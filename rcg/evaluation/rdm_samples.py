@@ -21,13 +21,12 @@ from rcg.diffusion.batches import sample_z
 from rcg.diffusion.guidance import ClassifierGuided
 from rcg.diffusion.model import GenerativeModel, restore
 from rcg.encoding.run_folder import RunFolder
-from rcg.encoding.vectors import read_vectors
+from rcg.encoding.vectors import read_vectors, save_representations
 from rcg.encoding.workspace import RealData, Workspace
 from rcg.metrics.frechet import frechet_distance
 from rcg.metrics.per_class import per_class, table
 from rcg.metrics.probe import LinearProbe
 from rcg.metrics.representation import nearest_by_cosine
-from rcg.pipeline import save_representations
 from rcg.visual.documents import render
 from rcg.visual.grids import save_gallery
 

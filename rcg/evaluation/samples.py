@@ -26,8 +26,9 @@ from rcg.core.registry import DATASETS
 from rcg.data.images import Images
 from rcg.data.loading import batches
 from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.vectors import read_representations
 from rcg.evaluation.npz import NpzImages
-from rcg.pipeline import Pipeline, Samples, SamplingOptions, read_representations
+from rcg.pipeline import Pipeline, Samples, SamplingOptions
 from rcg.visual.grids import to_uint8
 
 READ_BATCH = 64

@@ -172,7 +172,7 @@ def test_an_rdm_is_conditioned_on_vectors_from_a_file(toy):
     assert "holds 80 vectors, but the data set has 1797 images: one row per image" in short.stderr
     save_file({"embedding": torch.randn(1797, 6)}, vectors)
     assert (
-        "must hold a tensor 'vectors' of shape (N, D); it holds embedding (1797, 6)"
+        "must hold a floating-point tensor 'vectors' of shape (N, D); it holds embedding (1797, 6)"
         in tool("train_rdm", toy, *settings).stderr
     )
     save_file({"vectors": torch.randn(1797, 6)}, vectors)
