@@ -22,7 +22,7 @@ from rcg.config.experiment import complete_keys
 from rcg.config.help import describe_config
 from rcg.config.parsing import Unquoted, shortened
 from rcg.config.sections import MAX_SCALE
-from rcg.core.console import first_process, warn
+from rcg.core.console import complain, first_process, session, warn
 from rcg.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -154,26 +154,30 @@ def main(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: S
     1 stands for a closed pipe, 130 for Ctrl-C. What files, folders and memory refuse is caught here, and nowhere else.
     """
     try:
-        run(parser.read(arguments))
-        _leave()
+        with session():
+            _run(parser, run, arguments)
     except BrokenPipeError:
         # The reader of a pipe has read enough, as in `| head`; Python's own flush at exit must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    sys.exit(0)
+
+
+def _run(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: Sequence[str] | None) -> None:
+    try:
+        run(parser.read(arguments))
+        _leave()
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on, or starts again", 130)
+        complain("error: interrupted; the same command goes on, or starts again")
+        sys.exit(130)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        _fail(sentence, 2)
-    sys.exit(0)
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    if first_process():
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(code)
+        complain(f"error: {sentence}")
+        sys.exit(2)
 
 
 def _sentence(error: Exception) -> str | None:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.config import GeneratorConfig, GuidanceConfig, SamplerConfig, TrainableAutoencoderConfig, parse_saved_config
-from rcg.core import checkpoint
+from rcg.core import checkpoint, console
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Noise
 from rcg.core.errors import UserError, nearest
@@ -314,7 +313,7 @@ class Pipeline:
 
         Sample i is conditioned on row i of `z`, where that is given.
         """
-        with tqdm(total=len(indices), desc="sampling", unit="image", disable=not progress) as bar:
+        with console.progress(total=len(indices), desc="sampling", unit="image", shown=progress) as bar:
             for start in range(0, len(indices), batch_size):
                 batch = list(indices[start : start + batch_size])
                 samples = self.sample(batch, options, z=None if z is None else z[batch])

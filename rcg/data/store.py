@@ -13,9 +13,9 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.core import checkpoint
+from rcg.core.console import progress
 from rcg.core.errors import UserError
 
 Computation = Callable[[range, Sequence[str], Callable[[int], Any]], Mapping[str, Mapping[str, Tensor]]]
@@ -99,7 +99,7 @@ def fill(
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     mine = sorted(work, key=lambda positions: positions.start)[accelerator.process_index :: accelerator.num_processes]
     total = rows * sum(len(positions) for positions in mine)
-    with tqdm(total=total, desc=what, unit="image", disable=not (accelerator.is_main_process and total)) as bar:
+    with progress(total=total, desc=what, unit="image", shown=accelerator.is_main_process and total > 0) as bar:
         for positions in mine:
             for name, tensors in compute(positions, work[positions], bar.update).items():
                 stores[name].write(positions, tensors)

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.config import GuidanceConfig, SamplerConfig
+from rcg.core import console
 from rcg.core.contracts import Process
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import GenerativeModel
@@ -45,7 +45,7 @@ def sample_z(
     """
     device = next(model.parameters()).device
     batches = []
-    with tqdm(total=count, desc="representations", unit="vector", disable=not progress) as bar:
+    with console.progress(total=count, desc="representations", unit="vector", shown=progress) as bar:
         for start in range(0, count, batch_size):
             indices = range(start, min(start + batch_size, count))
             z = model.sample(

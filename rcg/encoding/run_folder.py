@@ -121,6 +121,8 @@ class RunFolder:
         self.gallery = self.path / "gallery"
         self.inpainting = self.path / "inpaint.png"
         self.curves = self.path / "curves.png"
+        self.log = self.path / "log.txt"
+        """What the trainings said, with the time."""
         self.page = self.path / "report.html"
 
     def stage_folder(self, name: str) -> StageFolder:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from rcg.config import identity
 from rcg.core.checkpoint import atomic
-from rcg.core.console import say
+from rcg.core.console import progress, say
 from rcg.core.errors import UserError
 from rcg.data.augment import ContrastivePairs
 from rcg.data.images import Images, Split
@@ -122,7 +121,7 @@ def _encode(
     positions = range(min(count, len(images)))
     representation.encoder.to(device)  # the transform stays where the vectors are gathered
     rep, seconds = [], 0.0
-    with tqdm(total=len(positions), desc=title, unit="image") as bar:
+    with progress(total=len(positions), desc=title, unit="image") as bar:
         for batch in batches(images, positions, ENCODE_BATCH):
             image = batch["image"].to(device)
             start = time.perf_counter()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.config import GuidanceConfig, SamplerConfig
 from rcg.core.checkpoint import atomic
-from rcg.core.console import say
+from rcg.core.console import progress, say
 from rcg.core.contracts import Process
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import NETWORKS, SAMPLERS
@@ -145,7 +144,7 @@ def sweep_samplers(
         bar.update()
         return f"{frechet_distance(z, validation_z):.3f} ({seconds:.1f} s)"
 
-    with tqdm(total=1 + len(steps) * len(samplers), desc="sweep", unit="setting") as bar:
+    with progress(total=1 + len(steps) * len(samplers), desc="sweep", unit="setting") as bar:
         configured = measure(rdm.config.sampler)
         rows = [[name, *(measure(SAMPLERS.get(name)(steps=number)) for number in steps)] for name in samplers]
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from rcg.core.console import progress
 
 
 class MeanStd(NamedTuple):
@@ -29,7 +30,7 @@ def bootstrap(metric: Callable[[Tensor], float], x: Tensor, resamples: int, seed
     if resamples < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
-    bar = tqdm(range(resamples), desc="resampling", delay=5, leave=False)
+    bar = progress(range(resamples), desc="resampling", unit="resample", total=resamples, delay=5, leave=False)
     draws = (torch.randint(len(x), (len(x),), generator=generator) for _ in bar)
     values = torch.tensor([metric(x[draw.to(x.device)]) for draw in draws], dtype=torch.float64)
     return MeanStd(float(values.mean()), float(values.std()))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.core import checkpoint
+from rcg.core.console import say
 from rcg.core.contracts import EvalResult
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import StageFolder
@@ -76,7 +76,7 @@ class TrainingLogger:
             return
         if result.metrics:
             self._line(result.metrics)
-            tqdm.write("  ".join([f"step {self.progress.step}:", *_pretty(result.metrics)]))
+            say("  ".join([f"step {self.progress.step}:", *_pretty(result.metrics)]))
         for name, image in result.images.items():
             save_image(image, self.folder.samples / f"{name}-{self.progress.step:09d}.png")
 

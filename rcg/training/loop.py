@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rcg.config import TrainConfig
 from rcg.core import checkpoint
+from rcg.core.console import progress as progress_bar
 from rcg.core.console import say
 from rcg.core.contracts import EvalResult, Task
 from rcg.core.errors import UserError
@@ -101,7 +101,14 @@ def train(
     progress = training.progress
     keys = StepKeys(len(task.data), config, seed, progress.step, accelerator.process_index, accelerator.num_processes)
     batches = iter(training_batches(task.data, keys, num_workers, pin=accelerator.device.type == "cuda"))
-    bar = tqdm(total=config.steps, initial=progress.step, desc=folder.name, disable=not training.is_main, unit="step")
+    bar = progress_bar(
+        total=config.steps,
+        initial=progress.step,
+        desc=folder.name,
+        shown=training.is_main,
+        unit="step",
+        interval=math.inf,
+    )
     with bar, TrainingLogger(folder, accelerator, progress) as log, _stop_requests() as stop:
         while not training.is_finished:
             log.add(_step(training, batches, seed))

@@ -12,7 +12,7 @@ from torch import nn
 
 from rcg.config import Config, Experiment, TrainableAutoencoderConfig, TrainConfig, training_identity
 from rcg.core.checkpoint import Facts
-from rcg.core.console import say, warn
+from rcg.core.console import log_to, say, warn
 from rcg.core.contracts import Encoder, Space, Task, TrainableAutoencoder
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS, GENERATORS, NETWORKS
@@ -122,6 +122,7 @@ def run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool = False) 
     task.facts = facts
     task.modules = {name: synchronized(module, work.accelerator.device) for name, module in task.modules.items()}
     folder.claim(experiment, mode, work.accelerator)
+    log_to(work.run.log)
     if work.accelerator.is_main_process:
         record(folder, start, facts)
     progress = train(task, config, folder, work.accelerator, experiment.seed, experiment.data.num_workers)

@@ -18,10 +18,10 @@ import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from rcg.config import RUNTIME, DataConfig
 from rcg.core.checkpoint import atomic
+from rcg.core.console import progress
 from rcg.core.errors import UserError, nearest
 from rcg.core.registry import DATASETS
 
@@ -182,8 +182,8 @@ def _check(root: Path, files: Sequence[File]) -> dict[str, str]:
 def _decode_all(root: Path, files: Sequence[File]) -> dict[str, str]:
     with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # Pillow's remarks on readable files
         reasons = pool.imap(_complaint, [root / file.path for file in files], chunksize=16)
-        progress = tqdm(reasons, "checking pictures", len(files), unit="file", delay=2, leave=False)
-        return {file.path: reason for file, reason in zip(files, progress, strict=True) if reason}
+        seen = progress(reasons, desc="checking pictures", total=len(files), unit="file", delay=2, leave=False)
+        return {file.path: reason for file, reason in zip(files, seen, strict=True) if reason}
 
 
 def _complaint(path: Path) -> str:
