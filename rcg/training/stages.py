@@ -28,8 +28,7 @@ from rcg.training import conditioning
 from rcg.training.initial import LEAST, Initial
 from rcg.training.loop import learning_rate, train
 from rcg.training.record import Start, program, record, trained_facts
-from rcg.training.tasks._discriminator import PatchDiscriminator
-from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons
+from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons, trained_modules
 from rcg.training.tasks.encoder import EncoderTask
 from rcg.training.tasks.generator import ConditionedImages, GeneratorTask
 from rcg.training.tasks.rdm import RDMTask
@@ -223,9 +222,7 @@ class AutoencoderStage(Stage):
         """Build the autoencoder, and the discriminator if there is one, without memory."""
         config = self._config(work.experiment)
         with torch.device("meta"):
-            modules: dict[str, nn.Module] = {"autoencoder": build_autoencoder(config, work.image_size)}
-            if config.train.adversarial:
-                modules["discriminator"] = PatchDiscriminator(config.train.discriminator_width, work.image_size)
+            modules = trained_modules(build_autoencoder(config, work.image_size), config.train, work.image_size)
         self._load(work, modules["autoencoder"])
         return modules
 

@@ -65,6 +65,14 @@ def build_comparisons(config: AutoencoderTrain, encoder: Encoder | None, device:
     return Comparisons(perceptual, extractors)
 
 
+def trained_modules(autoencoder: nn.Module, config: AutoencoderTrain, image_size: int) -> dict[str, nn.Module]:
+    """Return an autoencoder and, if there is a loss for it, a new discriminator of its images."""
+    modules = {"autoencoder": autoencoder}
+    if config.adversarial:
+        modules["discriminator"] = PatchDiscriminator(config.discriminator_width, image_size)
+    return modules
+
+
 class AutoencoderTask(Task):
     """Trains an autoencoder, and from some step on a discriminator against it.
 
@@ -86,9 +94,7 @@ class AutoencoderTask(Task):
         comparisons: Comparisons,
         facts: Facts,
     ) -> None:
-        self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
-        if config.adversarial:
-            self.modules["discriminator"] = PatchDiscriminator(config.discriminator_width, train.config.image_size)
+        self.modules = trained_modules(autoencoder, config, train.config.image_size)
         self.data = ConditionedImages(train, train.config.cached_views, None)
         self.train, self.validation, self.config, self.facts = train, validation, config, facts
         self.perceptual, self.extractors = comparisons
