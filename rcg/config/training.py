@@ -62,8 +62,9 @@ class TrainConfig(Config):
     uniformity."""
     save_every: Annotated[PositiveInt, RUNTIME] = 1000
     """Steps between two checkpoints."""
-    tracker: Annotated[Literal["tensorboard", "wandb", "none"], RUNTIME] = "tensorboard"
-    """Where accelerate sends the curves; `log.jsonl` is always written."""
+    tracker: Annotated[str, RUNTIME] = "tensorboard"
+    """Where curves, pictures and the configuration are sent: tensorboard, wandb, mlflow, comet_ml, trackio or another
+    tracker that accelerate knows, or `none`; `log.jsonl` is always written."""
 
     @model_validator(mode="after")
     def _choose_steps_or_epochs(self) -> Self:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, is_wandb_available
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rcg.config import TrainConfig
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest
 from rcg.distributed import fsdp
 
 
@@ -39,10 +40,8 @@ def launch(config: TrainConfig | None = None, folder: Path | None = None, sharda
     # Each micro-batch is one global batch's share, so the loop, not the end of a loader, ends an accumulation.
     plugin = GradientAccumulationPlugin(num_steps=config.grad_accum_steps, sync_with_dataloader=False)
     tracker = None if config.tracker == "none" else config.tracker
-    if tracker == "wandb" and not is_wandb_available():
-        raise UserError(
-            "train.tracker is wandb, which is not installed: pip install wandb, or choose tensorboard or none"
-        )
+    if tracker is not None:
+        _check_tracker(tracker)
     precision = resolve_precision(config.precision, "train.precision=")
     shards = fsdp.plugin(config, precision, shardable) if fsdp.is_requested() else None
     accelerator = Accelerator(
@@ -55,6 +54,16 @@ def launch(config: TrainConfig | None = None, folder: Path | None = None, sharda
     if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
         fsdp.shard_on_cpus(accelerator, shards)
     return accelerator
+
+
+def _check_tracker(name: str) -> None:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = nearest(name, [*LOGGER_TYPE_TO_CLASS, "none"])
+        raise UserError(f"train.tracker is {name!r}, which accelerate does not know; {known}")
+    if name not in map(str, get_available_trackers()):
+        raise UserError(
+            f"train.tracker is {name}, which is not installed: pip install {name}, or choose tensorboard or none"
+        )
 
 
 def resolve_precision(precision: str, asked: str = "precision ") -> str:

@@ -16,6 +16,7 @@ from rcg.core.contracts import EvalResult
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import StageFolder
 from rcg.training.progress import Progress
+from rcg.training.trackers import log_image
 from rcg.visual.grids import save_image
 
 
@@ -79,6 +80,7 @@ class TrainingLogger:
             say("  ".join([f"step {self.progress.step}:", *_pretty(result.metrics)]))
         for name, image in result.images.items():
             save_image(image, self.folder.samples / f"{name}-{self.progress.step:09d}.png")
+            log_image(self.accelerator, name, image, self.progress.step)
 
     def pause(self) -> None:
         """Add the time since the last look to the run's seconds."""

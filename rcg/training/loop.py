@@ -27,6 +27,7 @@ from rcg.core.rng import batch_draws, fold_seed
 from rcg.data.loading import StepKeys, training_batches
 from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters, unshard
 from rcg.encoding.run_folder import StageFolder
+from rcg.training import trackers
 from rcg.training.ema import EMA
 from rcg.training.logger import TrainingLogger
 from rcg.training.progress import Progress
@@ -170,7 +171,8 @@ def _prepare(training: Training) -> Training:
             shard_parameters(training.averages[name].module, training.task.modules[name])
     accelerator.register_for_checkpointing(training.progress)
     # TensorBoard makes this the name of a folder, the others the name of a project.
-    accelerator.init_trackers("tensorboard" if config.tracker == "tensorboard" else "rcg")
+    project = "tensorboard" if config.tracker == "tensorboard" else "rcg"
+    trackers.start(accelerator, project, training.folder.experiment() if training.is_main else None)
     state = training.folder.latest_state()
     if state is not None:
         _check_sharding(state, accelerator)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from safetensors.torch import load_file
 from torch import nn
 
@@ -138,9 +139,15 @@ def test_half_precision_without_a_gpu_is_refused_with_what_works():
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr("rcg.distributed.launch.is_wandb_available", lambda: False)
-    with pytest.raises(UserError, match="pip install wandb"):
-        launch(TrainConfig(tracker="wandb", precision="no"))
+    monkeypatch.setattr("rcg.distributed.launch.get_available_trackers", list)
+    for name in LOGGER_TYPE_TO_CLASS:
+        with pytest.raises(UserError, match=f"pip install {name}, or choose"):
+            launch(TrainConfig(tracker=name, precision="no"))
+
+
+def test_a_tracker_that_accelerate_does_not_know_is_refused():
+    with pytest.raises(UserError, match="did you mean 'wandb'"):
+        launch(TrainConfig(tracker="wanbd", precision="no"))
 
 
 @pytest.mark.slow
