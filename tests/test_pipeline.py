@@ -18,7 +18,7 @@ from rcg.encoding.encoder import load_encoder
 from rcg.encoding.run_folder import RunFolder
 from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_uint8
-from tests.toy import ROOT, complaint, images, tool, train, write
+from tests.toy import ROOT, complaint, images, snapshot, tool, train, write
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,102 @@ def test_given_representations_replace_generated_ones(run):
     samples = pipeline.sample([0, 1], z=z)
     assert torch.equal(samples.z, z)
     assert not torch.equal(samples.images, pipeline.sample([0, 1]).images)
+
+
+def sampled(run, out, *arguments, num=7):
+    done = tool("sample", run, "--generator", "dit", "--num", num, "--batch-size", 2, *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def stop_after(batches, monkeypatch):
+    """Let sampling be interrupted when it has generated so many batches."""
+    generate, done = Pipeline.sample, []
+
+    def sample(self, *args, **options):
+        if len(done) == batches:
+            raise KeyboardInterrupt
+        done.append(args[0])
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(Pipeline, "sample", sample)
+    return done
+
+
+def test_samples_that_were_interrupted_go_on_where_they_stopped(run, tmp_path, monkeypatch):
+    sampled(run, tmp_path / "whole", "--save-images")
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert (
+            tool(
+                "sample",
+                run,
+                "--generator",
+                "dit",
+                "--num",
+                7,
+                "--batch-size",
+                2,
+                "--save-images",
+                "--out",
+                tmp_path / "parts",
+            ).returncode
+            == 130
+        )
+    (tmp_path / "parts" / "images" / ".000004.png.123").write_bytes(b"half")  # what SIGKILL leaves
+    assert sorted(p.name for p in (tmp_path / "parts" / "images").glob("*.png")) == [f"{i:06d}.png" for i in range(4)]
+    done = stop_after(99, monkeypatch)
+    said = sampled(run, tmp_path / "parts", "--save-images")
+    assert done == [[4, 5], [6]]
+    assert "7 images, 3 of them generated" in said.stdout
+    whole, parts = (snapshot(tmp_path / name) for name in ("whole", "parts"))
+    relative = [
+        {str(p.relative_to(tmp_path / n)): v for p, v in s.items() if p.name != "samples.json"}
+        for n, s in (("whole", whole), ("parts", parts))
+    ]
+    assert relative[0] == relative[1]
+    again = sampled(run, tmp_path / "parts", "--save-images", "--guidance", "1")  # as configured
+    assert "0 of them generated" in again.stdout
+    assert json.loads((tmp_path / "parts" / "samples.json").read_text())["images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--num", 7, "--seed", 1], "holds samples of other settings (seed: 0 -> 1)"),
+        (["--num", 7, "--guidance", 1.5], "holds samples of other settings (guidance.scale:"),
+        (
+            ["--num", 7, "--generator", "dit-class"],
+            "holds samples of other settings (condition: representation -> class",
+        ),
+        (["--num", 4], "holds 7 samples, more than --num 4"),
+    ],
+)
+@pytest.mark.parametrize("save", [["--save-images"], []])
+def test_samples_of_two_commands_do_not_mix(run, tmp_path, arguments, sentence, save):
+    sampled(run, tmp_path / "out", "--save-images")
+    before = snapshot(tmp_path)
+    done = tool("sample", run, "--generator", "dit", *arguments, *save, "--out", tmp_path / "out")
+    assert sentence in complaint(done)
+    assert snapshot(tmp_path) == before
+
+
+def test_more_samples_of_the_same_settings_are_added(run, tmp_path):
+    sampled(run, tmp_path / "out", "--save-images", num=4)
+    sampled(run, tmp_path / "out", "--save-images", num=7)
+    sampled(run, tmp_path / "once", "--save-images", num=7)
+    assert all(np.array_equal(a, b) for a, b in zip(images(tmp_path / "out"), images(tmp_path / "once"), strict=True))
+    gallery, once = ((tmp_path / name / "gallery.png").read_bytes() for name in ("out", "once"))
+    assert gallery == once
+
+
+def test_pictures_of_unknown_settings_are_left_alone(run, tmp_path):
+    sampled(run, tmp_path / "out", "--save-images", num=2)
+    for content in (None, "{"):
+        settings = tmp_path / "out" / "images" / "settings.json"
+        settings.unlink() if content is None else settings.write_text(content)
+        done = tool("sample", run, "--generator", "dit", "--num", 2, "--save-images", "--out", tmp_path / "out")
+        assert ("but no settings.json" if content is None else "is not JSON") in complaint(done)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

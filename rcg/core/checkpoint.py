@@ -93,6 +93,14 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_temporaries(folder: Path) -> None:
+    """Remove the temporary files of `atomic` that killed processes left in a folder; nobody may be writing there."""
+    for path in folder.glob(".*"):
+        name, _, process = path.name[1:].rpartition(".")
+        if name and process.isdigit():
+            path.unlink()
+
+
 def save(path: Path, part: Part) -> None:
     """Write a part atomically."""
     _write(path, part.tensors, {"kind": part.kind, "config": part.config, "facts": part.facts.model_dump(mode="json")})
