@@ -16,7 +16,7 @@ from rcg.config import GeneratorConfig, GuidanceConfig, SamplerConfig, Trainable
 from rcg.core import checkpoint, console
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Noise
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest_file
 from rcg.core.hub import download
 from rcg.core.registry import GENERATORS, NETWORKS
 from rcg.core.rng import SampleNoise
@@ -149,8 +149,7 @@ class Pipeline:
         if not folder.is_dir():
             looks_remote = str(source).count("/") == 1 and not folder.parent.is_dir()
             if not looks_remote:
-                siblings = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-                raise UserError(f"there is no run {folder}; {nearest(str(folder), siblings)}")
+                raise UserError(f"there is no run {folder}; {nearest_file(folder)}")
             folder = download(str(source), revision)
         saved = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *SHARED_STAGES)}
         if saved["generator"].is_file():

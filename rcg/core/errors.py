@@ -38,4 +38,4 @@ def nearest_file(path: Path, *endings: str) -> str:
         return f"there is no folder {path.parent} either"
     names = sorted(name for name, is_dir in seen if (name.lower().endswith(endings) if endings else is_dir))
     close = difflib.get_close_matches(path.name, names, n=5, cutoff=0.5) or names[:5]
-    return nearest(str(path), [str(path.parent / name) for name in close])
+    return nearest(path.name, close)

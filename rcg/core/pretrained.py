@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest_file
 
+ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
+"""How the names of weight files end."""
 _LISTED = 3
 """Most tensor names that a complaint lists."""
 
@@ -26,10 +28,9 @@ def read(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, or holds pickled code.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
-        siblings = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"there is no weight file {path}; {nearest(str(path), siblings)}")
+        raise UserError(f"there is no weight file {path}; {nearest_file(path, *ENDINGS)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -13,7 +13,7 @@ from rcg.config import differences
 from rcg.core import checkpoint, pretrained
 from rcg.core.checkpoint import Facts
 from rcg.core.console import say
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest_file
 from rcg.encoding.run_folder import RunFolder, StageFolder
 
 LEAST = 0.5
@@ -129,10 +129,8 @@ class Initial:
         if not path.is_dir():
             if path.is_file():
                 return path
-            siblings = [str(item) for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(
-                f"{self.key}.train.init_from is {self.text}, which is not there; {nearest(str(path), siblings)}"
-            )
+            hint = nearest_file(path, *(pretrained.ENDINGS if path.suffix else ()))
+            raise UserError(f"{self.key}.train.init_from is {self.text}, which is not there; {hint}")
         run = RunFolder(path)
         if (path / f"{self.kind}.safetensors").is_file():
             return path / f"{self.kind}.safetensors"

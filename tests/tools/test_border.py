@@ -2,10 +2,14 @@
 
 import errno
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rcg import cli
 from tests.toy import ROOT, complaint, snapshot, tool, write
@@ -58,6 +62,28 @@ def test_ctrl_c_is_one_sentence(capsys):
     code, text = outcome(raising(KeyboardInterrupt()), capsys)
     assert (code, text.count("\n")) == (130, 1)
     assert "interrupted" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.5, 6])
+def test_ctrl_c_stops_a_program_and_its_workers_in_one_sentence(seconds, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(2000):
+        Image.new("RGB", (64, 64), (i % 256, i // 256, 0)).save(pictures / f"{i}.bmp")
+    path = write(
+        tmp_path,
+        data={"name": "image_folder", "root": str(pictures), "image_size": 64},
+        encoder={"name": "timm_model", "model": "resnet50", "weights": "none", "input_size": 224},
+    )
+    command = [sys.executable, str(ROOT / "tools" / "cache.py"), str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [line for line in text.splitlines() if line.startswith("error: ")] == [text.splitlines()[-1]]
+    assert "Traceback" not in text
 
 
 def test_a_fault_of_the_program_is_not_hidden():

@@ -22,7 +22,7 @@ from torch import Tensor
 from rcg.config import RUNTIME, DataConfig
 from rcg.core.checkpoint import atomic
 from rcg.core.console import progress
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest_file
 from rcg.core.registry import DATASETS
 
 _UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognizes these formats, but cannot decode them
@@ -122,9 +122,8 @@ def _existing(root: Path) -> Path:
     if root.exists():
         raise UserError(f"{root} (data.root) is a file, but a folder of pictures is expected")
     missing = next(path for path in (root, *root.parents) if path.parent.is_dir())
-    siblings = [path.name for path in missing.parent.iterdir() if path.is_dir()]
     where = "" if missing == root else f" (data.root is {root})"
-    raise UserError(f"there is no folder {missing}{where}; {nearest(missing.name, siblings)}")
+    raise UserError(f"there is no folder {missing}{where}; {nearest_file(missing)}")
 
 
 def _find(root: Path) -> Iterator[File]:
