@@ -56,14 +56,12 @@ class PublishedEncoder(Encoder):
 
     Attributes:
         origin: where a person gets the weights, for the catalog.
-        wrapper: the key of a full checkpoint that holds the network, besides `state_dict` and `model`.
         left_out: prefixes of the names in a file whose tensors are not part of the encoder.
         trunk: a ViT, BEiT or ResNet of timm without its classifier.
         head: the projection head; None where `feature` does not need it.
     """
 
     origin: ClassVar[str] = "give a file"
-    wrapper: ClassVar[str] = ""
     left_out: ClassVar[tuple[str, ...]] = ()
     mean: Tensor
     std: Tensor
@@ -156,9 +154,7 @@ class PublishedEncoder(Encoder):
 
     def _load(self, path: str) -> None:
         """Load the published file; raises `UserError` if it does not fit."""
-        content = pretrained.read(path)
-        wrapped = content.get(self.wrapper)
-        tensors = self.rename(pretrained.state_dict(wrapped if isinstance(wrapped, dict) else content))
+        tensors = self.rename(pretrained.read_weights(path))
         if self.head is None:
             tensors = {key: value for key, value in tensors.items() if not key.startswith("head.")}
         elif not any(key.startswith("head.") for key in tensors):
@@ -224,7 +220,6 @@ class StudentTeacher(PublishedEncoder):
     It reads the `teacher` of a full checkpoint, or a file of the backbone alone, without the prototypes.
     """
 
-    wrapper = "teacher"
     left_out = ("head.last_layer",)
 
     def build_head(self, width: int) -> nn.Module:

@@ -23,5 +23,4 @@ class MSN(PublishedEncoder):
 
     Config = MSNConfig
     license = "cc-by-nc-4.0"
-    wrapper = "target_encoder"
     left_out = ("fc.",)  # its projection, which was trained for prototypes

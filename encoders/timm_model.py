@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from timm.data import resolve_model_data_config
+from timm.models import build_model_with_cfg
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
@@ -25,6 +27,13 @@ from rcg.core.registry import ENCODERS
 from rcg.encoders._presets import PRESETS
 
 Plain = bool | int | float | str
+LOADING = {
+    name
+    for function in (timm.create_model, build_model_with_cfg)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind != inspect.Parameter.VAR_KEYWORD
+} | {"features_only", "pruned"}
+"""Arguments of timm's functions, not of a network: some of them read files past our own reader."""
 
 
 class TimmModelConfig(EncoderConfig):
@@ -79,6 +88,14 @@ class TimmModelConfig(EncoderConfig):
         if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
             raise ValueError(f"timm has no model {name!r}; {_close(name, timm.list_models())}")
         return name
+
+    @field_validator("options")
+    @classmethod
+    def _describe_the_network(cls, options: dict[str, Plain]) -> dict[str, Plain]:
+        for name in options:
+            if name in LOADING:
+                raise ValueError(f"{name}: options are those of the network alone; encoder.weights names a file")
+        return options
 
 
 @ENCODERS.register
@@ -162,7 +179,7 @@ class TimmModel(Encoder):
         return (image - self.mean) / self.std
 
     def _load(self, path: str) -> None:
-        tensors = pretrained.state_dict(pretrained.read(path))
+        tensors = pretrained.read_weights(path)
         expected = self.network.state_dict()
         # A file may hold a classifier, which is not part of an encoder.
         extra = [key for key in tensors if key not in expected and key.split(".")[0] in ("head", "fc", "classifier")]

@@ -45,13 +45,15 @@ class Loaded(NamedTuple):
 
 
 def read_original(path: Path) -> Original:
-    """Read `model` and `model_ema` (or `ema`) of a training checkpoint, or a plain state dict."""
+    """Read the average, and `model` where there is both, of a training checkpoint; or a plain state dict."""
     content = pretrained.read(path)
-    average = content.get("model_ema", content.get("ema"))
-    if isinstance(average, Mapping):
-        live = pretrained.state_dict({"model": content["model"]})
-        return Original(pretrained.state_dict(average), live, content.get("args"))
-    return Original(pretrained.state_dict(content), {}, content.get("args"))
+    args = content.get("args")
+    average = next((content[key] for key in pretrained.AVERAGES if isinstance(content.get(key), Mapping)), None)
+    if average is None:
+        return Original(pretrained.state_dict(content, path), {}, args)
+    model = content.get("model")
+    live = pretrained.state_dict(model, path) if isinstance(model, Mapping) else {}
+    return Original(pretrained.state_dict(average, path), live, args)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class AutoencoderConverter(Converter):
         Raises:
             UserError: the file holds no such autoencoder, or its tensors do not fit the network of their shapes.
         """
-        return save(rebuild(pretrained.state_dict(pretrained.read(path)), path, self.name), run)
+        return save(rebuild(pretrained.read_weights(path), path, self.name), run)
 
     def write(self, run: RunFolder, path: Path) -> None:
         """Turn the run's autoencoder into a file that the original code loads.

@@ -53,7 +53,7 @@ class LDMConverter(Converter):
         Raises:
             UserError: the file is not an LDM's, or its tensors do not fit the network.
         """
-        tensors = pretrained.state_dict(pretrained.read(path))
+        tensors = pretrained.read_weights(path)
         if f"{NETWORK}input_blocks.0.0.weight" not in tensors or UPDATES not in tensors:
             raise UserError(f"{path} is not an LDM checkpoint: it has no {NETWORK}input_blocks with its average")
         live = _files.select(tensors, NETWORK)

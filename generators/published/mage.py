@@ -67,7 +67,7 @@ class MAGEConverter(Converter):
             UserError: the file is not a MAGE's, its size was never published, or its tensors do not fit.
         """
         content = pretrained.read(path)
-        tensors = pretrained.state_dict(content)
+        tensors = pretrained.state_dict(content, path)
         if WORDS not in tensors or BIAS not in tensors:
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
         encoder = _encoder.read(tensors, path)

@@ -43,7 +43,7 @@ class RDMConverter(Converter):
         Raises:
             UserError: the file is not an RDM's, or its tensors do not fit the published network.
         """
-        tensors = pretrained.state_dict(pretrained.read(path))
+        tensors = pretrained.read_weights(path)
         if f"{NETWORK}input_proj.weight" not in tensors or UPDATES not in tensors:
             raise UserError(f"{path} is not an RDM checkpoint: it has no {NETWORK}input_proj.weight with its average")
         # The neighbors.

@@ -52,7 +52,7 @@ def load_weights(autoencoder: Autoencoder, path: Path) -> None:
     """
     if not checkpoint.is_part(path):
         assert isinstance(autoencoder, TrainableAutoencoder)
-        tensors = autoencoder.rename(pretrained.state_dict(pretrained.read(path)))
+        tensors = autoencoder.rename(pretrained.read_weights(path))
         pretrained.fit(autoencoder, tensors, path)
         return
     part = checkpoint.load(path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -43,16 +43,18 @@ class Inception(nn.Module):
         """
         super().__init__()
         self.taps = taps
-        # torch-fidelity executes pickled code; reading the file here first refuses such files.
-        tensors = {} if path is None else pretrained.read(path)
-        file = None if path is None else str(path)
+        path = _published_file() if path is None else path
+        tensors = pretrained.read_weights(path)
+        # torch-fidelity executes pickled code: it gets the tensors that were read here, in a file in memory.
+        file = io.BytesIO()
+        torch.save(tensors, file)
+        file.seek(0)
         try:
             self.network = FeatureExtractorInceptionV3("inception", list(taps), feature_extractor_weights_path=file)
-        except (URLError, TimeoutError) as error:
-            raise UserError(f"torch-fidelity's InceptionV3 cannot be downloaded here ({error})") from None
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} does not fit torch-fidelity's InceptionV3 ({reason})") from None
+        pretrained.check_finite(tensors, path)
         self.network.to(memory_format=torch.channels_last)  # on a CPU 1.4 times as fast
         last = tensors.get("Mixed_7c.branch1x1.conv.weight")
         if {*taps} & {*DEEP} and last is not None and not last.any():
@@ -81,6 +83,21 @@ class Inception(nn.Module):
         if self.has_spatial:
             features[SPATIAL] = spatial[0].permute(0, 2, 3, 1).flatten(1)
         return features
+
+
+def _published_file() -> Path:
+    """Return the file of torch-fidelity's own weights, in torch's cache; it is downloaded where it is not there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"torch-fidelity's InceptionV3 cannot be downloaded here ({error}): name its file, or none, as "
+                f"--inception"
+            ) from None
+    return path
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> MeanStd:

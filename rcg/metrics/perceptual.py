@@ -73,7 +73,7 @@ class VGGDistance(PerceptualDistance):
                 f"and name it as generator.autoencoder.train.vgg, or set perceptual to encoder or none"
             )
         network = vgg16()
-        pretrained.fit(network, pretrained.state_dict(pretrained.read(file)), file)
+        pretrained.fit(network, pretrained.read_weights(file), file)
         self.layers = network.features[: VGG_LAYERS[-1] + 1].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))

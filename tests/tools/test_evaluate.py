@@ -220,7 +220,8 @@ def test_weights_that_cannot_be_had_are_said_to_be_missing(run, tmp_path, monkey
     def offline(*_, **__):
         raise URLError("no network")
 
-    monkeypatch.setattr("rcg.metrics.inception.FeatureExtractorInceptionV3", offline)
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     done = tool("evaluate", run, "--num", 40, "--resamples", 0, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no FID: torch-fidelity's InceptionV3 cannot be downloaded here" in report(tmp_path)["warnings"][0]
