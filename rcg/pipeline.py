@@ -153,7 +153,7 @@ class Pipeline:
             folder = download(str(source), revision)
         saved = {kind: folder / f"{kind}.safetensors" for kind in ("generator", *SHARED_STAGES)}
         if saved["generator"].is_file():
-            return cls(**{kind: checkpoint.load(path) for kind, path in saved.items() if path.is_file()})
+            return cls(**{kind: checkpoint.load(path, kind) for kind, path in saved.items() if path.is_file()})
         return cls._load_run(RunFolder(folder), generator)
 
     @classmethod

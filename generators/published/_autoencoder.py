@@ -69,7 +69,7 @@ def save(autoencoder: TrainableAutoencoder | None, run: RunFolder) -> list[Path]
     if not path.is_file():
         checkpoint.save(path, autoencoder_part(autoencoder, Facts(image_size=SIDE)))
         return [path]
-    if checkpoint.digest(checkpoint.load(path).tensors) != checkpoint.digest(autoencoder.state_dict()):
+    if checkpoint.digest(checkpoint.load(path, "autoencoder").tensors) != checkpoint.digest(autoencoder.state_dict()):
         raise UserError(f"{path} holds another autoencoder than the checkpoint: choose another folder")
     return []
 

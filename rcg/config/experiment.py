@@ -118,8 +118,11 @@ def parse_saved_config(registry: Registry, kind: str, section: Mapping[str, Any]
     Raises:
         UserError: another version of rcg wrote it, which had other names, keys or values.
     """
+    name = section.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"the {kind}'s checkpoint names no component: config.name is {name!r}")
     try:
-        return config_class(registry, section["name"]).model_validate(section)
+        return config_class(registry, name).model_validate(section)
     except ValidationError as error:
         complaints = "; ".join(_complaints(error))
         raise UserError(f"the {kind}'s checkpoint was written by another version of rcg: {complaints}") from None

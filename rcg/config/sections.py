@@ -114,7 +114,7 @@ class SamplerConfig(ComponentConfig):
     discrete: ClassVar[bool] = False
     """Whether it generates tokens."""
 
-    steps: PositiveInt = 50
+    steps: Annotated[PositiveInt, Field(le=100_000)] = 50
     """Network evaluations for one sample, without those for guidance."""
     temperature: PositiveFloat = 1.0
     """Scale of all normal noise, applied by `GenerativeModel.sample`; below 1 samples are more typical and less

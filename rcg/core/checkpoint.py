@@ -5,22 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
+from rcg.core.pretrained import check_finite, misfits
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _HEADER = "rcg"
+MAX_HEADER = 2**26
+"""Most characters of a header; JSON takes many times as much memory as its text."""
+MAX_SIZE = 2**24
+"""Largest number in a config, training apart."""
+MAX_BUFFERS = 2**28
+"""Most bytes of tables that a module computes instead of storing them (positions, noise levels)."""
 
 
 class Facts(BaseModel):
@@ -32,17 +42,17 @@ class Facts(BaseModel):
     """The space that a generative model works in."""
     cond: Space | None = None
     """The space of its condition."""
-    image_size: int = 0
+    image_size: NonNegativeInt = 0
     """Side of the images in pixels; 0 where none were involved."""
     classes: tuple[str, ...] = ()
     """Names of the labels."""
-    cluster_counts: tuple[int, ...] = ()
+    cluster_counts: tuple[NonNegativeInt, ...] = ()
     """Number of views of training images in each cluster, for a model conditioned on clusters."""
     fingerprint: str = ""
     """Fingerprint of the training images."""
-    step: int = 0
+    step: NonNegativeInt = 0
     """Training steps taken."""
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Training steps configured."""
     seconds: float = 0.0
     """Seconds that these took."""
@@ -51,22 +61,42 @@ class Facts(BaseModel):
     details: dict[str, Any] = {}
     """What only people read, or a converter on the way back."""
 
+    @field_validator("data", "cond")
+    @classmethod
+    def _refuse_impossible_spaces(cls, space: Space | None) -> Space | None:
+        sizes = () if space is None else (*space.shape, 1 if space.vocab is None else space.vocab)
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"a space has positive sizes, not {sizes}")
+        if space is not None and len(set(space.shape[-2:])) > 1:
+            raise ValueError(f"a space is square, and {space.shape} is not")
+        return space
+
+
+class _Header(BaseModel):
+    """What the header of a part says."""
+
+    kind: str
+    config: dict[str, Any]
+    facts: Facts
+
 
 @dataclass(frozen=True)
 class Part:
     """A trained component.
 
     Attributes:
-        kind: `encoder`, `autoencoder`, `rdm` or `generator`.
+        kind: `encoder`, `transform`, `autoencoder`, `rdm`, `generator` or `representations`.
         config: what a person chose, as the component's dumped config (its `name` finds the class).
         facts: its neighbors and its training.
         tensors: the weights.
+        source: the file that it was read from; empty for a part that was made here.
     """
 
     kind: str
     config: dict[str, Any]
     facts: Facts
     tensors: dict[str, Tensor] = field(repr=False)
+    source: str = field(default="", compare=False)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -106,17 +136,68 @@ def save(path: Path, part: Part) -> None:
     _write(path, part.tensors, {"kind": part.kind, "config": part.config, "facts": part.facts.model_dump(mode="json")})
 
 
-def load(path: Path | str, device: str = "cpu", weights: bool = True) -> Part:
-    """Read a part, with or without its weights.
+def load(path: Path | str, kind: str | None = None, *, weights: bool = True, finite: bool = True) -> Part:
+    """Read a part.
+
+    Args:
+        path: its file.
+        kind: what it has to be; None: anything.
+        weights: whether to read its tensors as well.
+        finite: whether to refuse values that are not.
 
     Raises:
-        UserError: the file is missing, truncated, or not a part.
+        UserError: the file is missing, truncated, not a part or one of another kind, or holds values that are not
+            finite.
     """
-    header, tensors = _read(Path(path), device, weights)
+    values, tensors = _read(Path(path), weights)
     try:
-        return Part(header["kind"], header["config"], Facts.model_validate(header["facts"]), tensors)
-    except (KeyError, ValidationError):
-        raise UserError(f"{path} is no trained part, or was written by another version of rcg") from None
+        header = _Header.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path} is no trained part, or was written by another version of rcg ({key} in its header: {first['msg']})"
+        ) from None
+    if kind not in (None, header.kind):
+        raise UserError(f"{path} holds another part than expected: kind is {header.kind!r} instead of {kind!r}")
+    if finite:
+        check_finite(tensors, path)
+    return Part(header.kind, header.config, header.facts, tensors, str(path))
+
+
+def rebuild(part: Part, build: Callable[[], Module]) -> Module:
+    """Build the module that a part describes, and load its weights.
+
+    The module is built twice, at first without memory: a file whose header and tensors do not belong together is
+    refused before anything large is allocated.
+
+    Args:
+        part: config, facts and tensors.
+        build: builds the module of the part's config and facts on torch's default device.
+
+    Raises:
+        UserError: no such module can be built, or the tensors are not exactly its state.
+    """
+    owner = part.source or f"the {part.kind}"
+    try:
+        _check_sizes({key: value for key, value in part.config.items() if key != "train"}, "config")
+        with torch.device("meta"), _limited(len(part.tensors)):
+            outline = build()
+        expected = outline.state_dict()
+        computed = sum(buffer.nbytes for name, buffer in outline.named_buffers() if name not in expected)
+        if computed > MAX_BUFFERS:
+            raise UserError(f"its config and facts ask for {computed:.2g} bytes of tables")
+    except UserError as error:
+        raise UserError(f"{owner}: {error}") from None
+    except Exception as error:  # an edited header may break a constructor in any way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{owner}: its config and facts describe no {part.kind} that can be built ({reason})") from None
+    complaints = misfits(expected, part.tensors, exact=True)
+    if complaints:
+        raise UserError(f"{owner} holds other tensors than its config describes: {complaints}")
+    module = build()
+    module.load_state_dict(part.tensors)
+    return module
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -124,15 +205,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     _write(path, tensors, {"tensors_of": dict(facts)})
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: tensors and facts.
 
+    Args:
+        path: its file.
+        finite: whether to check that all values are; that reads all of a file whose rows are read only as they are
+            used.
+
     Raises:
-        UserError: the file is missing, truncated, or not one of these.
+        UserError: the file is missing, truncated, or not one of these, or holds values that are not finite.
     """
-    header, tensors = _read(path, "cpu", True)
-    if "tensors_of" not in header:
+    header, tensors = _read(path, True)
+    if not isinstance(header.get("tensors_of"), dict):
         raise UserError(f"{path} is a trained part, or was written by another version of rcg")
+    if finite:
+        check_finite(tensors, path)
     return tensors, header["tensors_of"]
 
 
@@ -153,15 +241,50 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
         save_file(contiguous, temporary, metadata={_HEADER: json.dumps(header), "format": "pt"})
 
 
-def _read(path: Path, device: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _check_sizes(values: Any, path: str) -> None:
+    """Refuse numbers of layers, channels or pixels that no machine has room for."""
+    if isinstance(values, int) and values > MAX_SIZE:
+        raise UserError(f"{path} is {values}, and more than {MAX_SIZE} cannot be built")
+    children: Any = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
+    for key, value in children.items():
+        _check_sizes(value, f"{path}.{key}")
+
+
+@contextmanager
+def _limited(tensors: int) -> Iterator[None]:
+    """Refuse to build a module of many more parameters than there are tensors for, before it takes time and memory."""
+    most, made = 2 * tensors + 100, 0  # layers may be replaced while a module is built
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise UserError(f"its config describes a network of more than its {tensors} tensors")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _read(path: Path, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            names = file.keys() if weights else ()
-            return header, {name: file.get_tensor(name) for name in names}
-    except KeyError:
-        raise UserError(f"{path} holds weights but was not written by rcg: it has no description of them") from None
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
     except (SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error})") from None
+    if text is None:
+        raise UserError(f"{path} holds weights but was not written by rcg: it has no description of them")
+    if len(text) > MAX_HEADER:
+        raise UserError(f"{path} has a description of {len(text)} characters: at most {MAX_HEADER} are read")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} has a description that is damaged ({error})") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} has a description that is damaged (it is a {type(header).__name__})")
+    return header, tensors

@@ -119,28 +119,40 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> N
             message lists them.
     """
     expected = module.state_dict()
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = [key for key in expected if key not in tensors and key not in counters]
-    unexpected = [key for key in tensors if key not in expected]
-    shapes = [
-        f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in tensors and tensors[key].shape != expected[key].shape
-    ]
-    types = [
-        f"{key} is {tensors[key].dtype} instead of {expected[key].dtype}"
-        for key in expected
-        if key in tensors and tensors[key].is_floating_point() != expected[key].is_floating_point()
-    ]
-    groups = {"lacks": missing, "has also": unexpected, "differs:": shapes or types}
-    complaints = [f"it {verb} {_first(names)}" for verb, names in groups.items() if names]
+    complaints = misfits(expected, tensors)
     if complaints:
         architecture = guess_architecture(tensors)
-        if architecture:
-            complaints.append(f"it looks like {architecture}")
-        raise UserError(f"{path} does not fit {type(module).__name__}: {'; '.join(complaints)}")
+        likeness = f"; it looks like {architecture}" if architecture else ""
+        raise UserError(f"{path} does not fit {type(module).__name__}: {complaints}{likeness}")
     check_finite(tensors, path)
-    module.load_state_dict({**{key: expected[key] for key in counters}, **tensors})
+    module.load_state_dict({**{key: expected[key] for key in expected if _is_counter(key)}, **tensors})
+
+
+def misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], exact: bool = False) -> str:
+    """Return in what tensors differ from a module's state by name, shape and kind of numbers; empty if they fit.
+
+    Args:
+        expected: the module's state; without memory is enough.
+        tensors: those of a file.
+        exact: whether the types of numbers must be the same, and none may be left out; else floats of any precision
+            serve for each other, and counters of batch normalization may be missing.
+    """
+    missing = [key for key in expected if key not in tensors and (exact or not _is_counter(key))]
+    unexpected = [key for key in tensors if key not in expected]
+    shared = [key for key in expected if key in tensors]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in shared
+        if tensors[key].shape != expected[key].shape
+    ]
+    types = [
+        f"{key} is of {tensors[key].dtype} instead of {expected[key].dtype}"
+        for key in shared
+        if tensors[key].dtype != expected[key].dtype
+        and (exact or tensors[key].is_floating_point() != expected[key].is_floating_point())
+    ]
+    groups = {"lacks": missing, "has also": unexpected, "differs:": shapes or types}
+    return "; ".join(f"it {verb} {_first(names)}" for verb, names in groups.items() if names)
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
@@ -167,6 +179,10 @@ def guess_architecture(tensors: Mapping[str, Tensor]) -> str:
         name = f"a ResNet-{depths[counts]}" if counts in depths else f"a ResNet of {counts} blocks"
         return f"{name} of width {stem.shape[0]}"
     return ""
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def _first(names: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ class ShardedStore:
         Raises:
             UserError: it is of other items or of another network.
         """
-        tensors, facts = checkpoint.load_tensors(path)
+        tensors, facts = checkpoint.load_tensors(path, finite=False)
         if facts != self.facts:
             raise UserError(
                 f"{path} holds tensors of other images or of another network ({facts}, not {self.facts}): "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
+from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Denoiser, Interface, Net, Noise, Process, Space
 from rcg.core.errors import UserError
@@ -160,9 +161,16 @@ def model_part(kind: str, model: GenerativeModel, facts: Facts) -> Part:
 
 
 def restore(part: Part, registry: Registry) -> GenerativeModel:
-    """Rebuild a generative model, frozen, from its part and the registry that knows its network."""
-    config = parse_saved_config(registry, part.kind, part.config)
-    assert part.facts.data is not None
-    model = build(config, registry.get(config.name), part.facts.data, part.facts.cond)
-    model.load_state_dict(part.tensors)
-    return model.eval().requires_grad_(False)
+    """Rebuild a generative model, frozen, from its part and the registry that knows its network.
+
+    Raises:
+        UserError: config, facts and tensors do not belong together.
+    """
+
+    def build_described() -> GenerativeModel:
+        config = parse_saved_config(registry, part.kind, part.config)
+        if part.facts.data is None:
+            raise UserError("facts.data is missing: a generative model has a space that it works in")
+        return build(config, registry.get(config.name), part.facts.data, part.facts.cond)
+
+    return checkpoint.rebuild(part, build_described).eval().requires_grad_(False)

@@ -55,7 +55,7 @@ def load_weights(autoencoder: Autoencoder, path: Path) -> None:
         tensors = autoencoder.rename(pretrained.read_weights(path))
         pretrained.fit(autoencoder, tensors, path)
         return
-    part = checkpoint.load(path)
+    part = checkpoint.load(path, "autoencoder")
     saved = parse_saved_config(AUTOENCODERS, part.kind, part.config)
     changed = list(differences(identity(saved), identity(autoencoder.config), "generator.autoencoder"))
     if changed:
@@ -66,11 +66,12 @@ def load_weights(autoencoder: Autoencoder, path: Path) -> None:
 
 
 def restore_autoencoder(part: Part) -> Autoencoder:
-    """Rebuild the frozen autoencoder of a part."""
-    config = parse_saved_config(AUTOENCODERS, part.kind, part.config)
-    autoencoder = build_autoencoder(config, part.facts.image_size)
-    autoencoder.load_state_dict(part.tensors)
-    return autoencoder.freeze()
+    """Rebuild the frozen autoencoder of a part; raises `UserError` if its config and tensors do not belong together."""
+
+    def build() -> Autoencoder:
+        return build_autoencoder(parse_saved_config(AUTOENCODERS, part.kind, part.config), part.facts.image_size)
+
+    return checkpoint.rebuild(part, build).freeze()
 
 
 def autoencoder_part(autoencoder: Autoencoder, facts: Facts) -> Part:

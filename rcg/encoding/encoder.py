@@ -35,16 +35,17 @@ def encoder_part(encoder: Encoder, facts: Facts) -> Part:
 
 
 def restore_encoder(part: Part) -> Encoder:
-    """Rebuild the encoder of a part."""
-    config = parse_saved_config(ENCODERS, part.kind, part.config)
-    encoder = build_encoder(config, part.facts.image_size, load=False)
-    encoder.load_state_dict(part.tensors)
-    return encoder
+    """Rebuild the encoder of a part; raises `UserError` if its config and its tensors do not belong together."""
+
+    def build() -> Encoder:
+        return build_encoder(parse_saved_config(ENCODERS, part.kind, part.config), part.facts.image_size, load=False)
+
+    return checkpoint.rebuild(part, build)
 
 
 def load_encoder(path: Path) -> Encoder:
     """Rebuild the encoder of a checkpoint."""
-    return restore_encoder(checkpoint.load(path))
+    return restore_encoder(checkpoint.load(path, "encoder"))
 
 
 def encoder_id(encoder: Encoder) -> str:

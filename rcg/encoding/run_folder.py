@@ -53,7 +53,8 @@ class StageFolder:
 
     def part(self, weights: bool = True) -> Part:
         """Read the trained part, with or without its weights; raises `UserError` where there is none."""
-        return checkpoint.load(self.checkpoint, weights=weights)
+        kind = self.name if self.name in SHARED_STAGES else "generator"
+        return checkpoint.load(self.checkpoint, kind, weights=weights)
 
     def latest_state(self) -> Path | None:
         """Return the newest complete state of the training."""

@@ -44,7 +44,7 @@ def read_representations(path: Path, cond: Space | None, count: int) -> Tensor:
     Raises:
         UserError: they are fewer, or of another space, or not finite, or the generator is not conditioned on any.
     """
-    part = checkpoint.load(path)
+    part = checkpoint.load(path, "representations", finite=False)  # the complaint below names the rows
     if cond is None or part.facts.data != cond:
         wanted = "nothing" if cond is None else str(cond)
         raise UserError(

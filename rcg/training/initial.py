@@ -149,7 +149,7 @@ class Initial:
             part = checkpoint.load(path)
             return Weights(path, part.tensors, part.config, part.facts)
         assert rename is not None
-        return Weights(path, rename(pretrained.state_dict(pretrained.read(path))))
+        return Weights(path, rename(pretrained.read_weights(path)))
 
 
 def _differences(weights: Weights, config: Mapping[str, Any], facts: Facts) -> Iterator[str]:

@@ -215,7 +215,7 @@ def test_a_safetensors_file_is_read_whatever_it_is_called(tmp_path):
     [
         ({"weight": torch.full((2, 3), torch.nan)}, "weight holds values that are infinite or no numbers"),
         ({"bias": torch.tensor([0, torch.inf])}, "bias holds values"),
-        ({"weight": torch.zeros(2, 3, dtype=torch.int64)}, "weight is torch.int64 instead of torch.float32"),
+        ({"weight": torch.zeros(2, 3, dtype=torch.int64)}, "weight is of torch.int64 instead of torch.float32"),
         ({"weight": torch.zeros(1).expand(10**9, 10**6)}, r"weight is \(1000000000, 1000000\) instead of \(2, 3\)"),
         ({"other": torch.zeros(1)}, "it has also other"),
     ],

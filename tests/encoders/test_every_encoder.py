@@ -8,21 +8,14 @@ from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
 from rcg.encoding.representation import Representation
 from rcg.encoding.transform import Transform
-
-TINY_VIT = {"width": 16, "depth": 1, "heads": 2, "patch": 8, "input_size": 32, "weights": "none"}
-SMALL = {
-    **dict.fromkeys(["data2vec", "deit", "dino", "ibot", "msn"], TINY_VIT),
-    **{name: {"input_size": 32, "weights": "none"} for name in ("swav", "vicreg")},
-    "moco_v3": {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6},
-    "timm_model": {"model": "resnet10t", "weights": "none", "input_size": 32},
-}
+from tests.small import ENCODER
 
 
 @pytest.fixture(params=ENCODERS.names())
 def encoder(request):
     torch.manual_seed(0)  # with some seeds the tiny networks map images to a constant
     network = ENCODERS.get(request.param)
-    return network(network.Config(**SMALL.get(request.param, {})), image_size=32)
+    return network(network.Config(**ENCODER.get(request.param, {})), image_size=32)
 
 
 def test_its_config_is_frozen_and_carries_the_name_of_its_file(encoder):

@@ -10,26 +10,14 @@ from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, restore_autoencoder
 from rcg.encoding.cache import pack, unpack
 from rcg.generators.autoencoders._latents import draw_latents
-
-CONV = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": [2]}
-NETWORK = {
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [32, 32],
-}
-SMALL = {
-    "vqgan": {**CONV, "quantizer": {"codes": 16}},
-    "vq": {**CONV, "quantizer": {"name": "fsq", "levels": [3, 3, 3, 3]}},
-    "kl": CONV,
-    "diffusers": {"network": NETWORK},
-}
+from tests.small import AUTOENCODER
 
 
 @pytest.fixture(params=AUTOENCODERS.names())
 def autoencoder(request):
     torch.manual_seed(0)
     schema = AUTOENCODERS.get(request.param).Config
-    return build_autoencoder(schema(**SMALL.get(request.param, {})), 16).freeze()
+    return build_autoencoder(schema(**AUTOENCODER.get(request.param, {})), 16).freeze()
 
 
 def test_it_maps_images_into_its_space_and_back(autoencoder):
@@ -116,9 +104,9 @@ def test_latents_are_drawn_with_the_mean_and_std_of_the_posterior():
 def test_images_and_levels_that_do_not_fit_are_refused(name):
     schema = AUTOENCODERS.get(name).Config
     with pytest.raises(UserError, match=r"data\.image_size is 30.*down-sampling by 4.*nearest that fits is 32"):
-        build_autoencoder(schema(**{**CONV, "multipliers": [1, 1, 1]}), 30)
+        build_autoencoder(schema(**{**AUTOENCODER["kl"], "multipliers": [1, 1, 1]}), 30)
     with pytest.raises(UserError, match=r"attention names the down-sampling factor 3.*1, 2"):
-        build_autoencoder(schema(**{**CONV, "attention": [3]}), 16)
+        build_autoencoder(schema(**{**AUTOENCODER["kl"], "attention": [3]}), 16)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,11 @@ from rcg.core.rng import SampleNoise, batch_draws
 from rcg.diffusion.model import build
 from rcg.pipeline import Pipeline, SamplingOptions
 from tests.ideal import CONTINUOUS
+from tests.small import GENERATOR, PIXELS, TOKENS
 from tests.toy import tool, write
 
-SMALL = {
-    "dit": {"width": 16, "depth": 2, "heads": 2, "patch": 4},
-    "adm": {"width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
-    "ldm": {"width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
-    "mage": {"width": 16, "depth": 2, "heads": 2, "decoder_depth": 2, "decoder_heads": 2},
-}
-"""A small network of each kind for images of 16 px, or 4 x 4 tokens."""
 CONTINUOUS_GENERATORS = [name for name in GENERATORS.names() if not GENERATORS.get(name).Config().process.discrete]
 CONDITIONS = {"none": None, "class": Space((), vocab=5), "representation": Space((6,))}
-PIXELS, TOKENS = Space((3, 16, 16)), Space((4, 4), vocab=12, id="tokens")
 WITHOUT_EFFECT = (".cross.q.", ".cross.kv.weight", ".norm2.")
 """With one token to attend to, queries and keys change nothing."""
 
@@ -29,7 +22,7 @@ WITHOUT_EFFECT = (".cross.q.", ".cross.kv.weight", ".norm2.")
 def model(name, condition="representation", **config):
     torch.manual_seed(0)
     network = GENERATORS.get(name)
-    config = network.Config(condition=condition, **SMALL.get(name, {}) | config)
+    config = network.Config(condition=condition, **GENERATOR.get(name, {}) | config)
     return build(config, network, TOKENS if config.process.discrete else PIXELS, CONDITIONS[condition])
 
 
@@ -91,7 +84,7 @@ def test_every_sampler_samples_from_it(name, process, sampler):
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)
 def test_it_trains_and_samples_through_the_tools(name, condition, tmp_path):
-    generator = {"name": name, "condition": condition, **SMALL.get(name, {})}
+    generator = {"name": name, "condition": condition, **GENERATOR.get(name, {})}
     generator["train"] = {"steps": 2, "batch_size": 8, "precision": "no", "tracker": "none"}
     generator["sampler"] = GENERATORS.get(name).Config().sampler.model_dump() | {"steps": 2}
     path = write(tmp_path, generator=generator, encoder__weights="none")

@@ -29,7 +29,7 @@ class GaussianConfig(AffineConfig):
     """Growth of beta: linear (DDPM), sqrt_linear (LDM, the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
     predict: Literal["eps", "x0", "v"] = "eps"
     """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
-    steps: Annotated[PositiveInt, Field(gt=1)] = 1000
+    steps: Annotated[PositiveInt, Field(gt=1, le=100_000)] = 1000
     """Number T of noise levels."""
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
     """Variance of a step of ancestral sampling: of the posterior q(x_s | x_t, x_0), or beta (the two bounds of Ho et
