@@ -46,7 +46,7 @@ def make_part(kind: str, name: str) -> Part:
     torch.manual_seed(0)
     component = KINDS[kind].get(name)
     if kind == "encoder":
-        return encoder_part(build_encoder(component.Config(**ENCODER.get(name, {})), 32), 32, "")
+        return encoder_part(build_encoder(component.Config(**ENCODER.get(name, {})), 32), Facts(image_size=32))
     if kind == "autoencoder":
         autoencoder = build_autoencoder(component.Config(**AUTOENCODER.get(name, {})), 16)
         return autoencoder_part(autoencoder, Facts(image_size=16))
