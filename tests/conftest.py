@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as rcg.cli does: before torch is loaded
 
 from rcg.core.registry import AUTOENCODERS
 from tests.toy import train, write

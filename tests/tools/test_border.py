@@ -258,3 +258,15 @@ def test_a_forgotten_override_is_answered_with_what_to_repeat(toy_copy, tmp_path
     assert f"repeat them, or give {tmp_path / 'run' / 'encoder' / 'config.yaml'}" in sentence
     sentence = complaint(tool("train_pixel", toy_copy, "generator.depth=3", "--resume"))
     assert f"repeat them, or give {tmp_path / 'run' / 'dit' / 'config.yaml'}" in sentence
+
+
+def test_waiting_threads_do_not_spin():
+    """The policy is set before torch is loaded, which reads it once."""
+    script = (
+        "import os, sys; from rcg import cli\n"
+        "def run(arguments): print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.main(cli.parser_for('No options.'), run, [])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "PASSIVE False\n"
