@@ -51,13 +51,9 @@ def test_no_module_imports_a_private_module_of_another_package(name):
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
 def test_no_plug_in_imports_another(registry):
     plug_ins = {f"{registry.package}.{name}" for name in registry.names()}
-    allowed = {
-        # The picture decoder of folders is shared on purpose.
-        ("rcg.data.datasets.imagenet", "rcg.data.datasets.image_folder")
-    }
     for name in sorted(plug_ins):
         others = {target for target in imports(name, modules()[name]) if target in plug_ins - {name}}
-        assert not {(name, other) for other in others} - allowed
+        assert not others
 
 
 def test_the_root_of_the_package_stays_small():

@@ -44,12 +44,13 @@ class DataConfig(ComponentConfig):
     views: PositiveInt | None = None
     """Views of one image that are encoded and cached; null: 1, times 2 with `flip`, times 4 with random crops,
     `shift` or `rotate`."""
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the images in the validation split."""
+    validation: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Share of the images that are held out for validation, at least 4 images; null: the official validation or test
+    split where the data set has one, 0.1 where it has none."""
     split_seed: NonNegativeInt = 0
     """Seed of the split."""
     limit: PositiveInt | None = None
-    """Use only so many images, drawn at random."""
+    """Use only so many images of a split, drawn at random."""
     num_workers: Annotated[NonNegativeInt | None, RUNTIME] = None
     """Data loader processes; null: chosen from the data set and the machine."""
 

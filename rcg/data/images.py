@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
@@ -22,10 +25,16 @@ from rcg.core.rng import fold_seed
 
 CACHED_BYTES = 2**28
 """Most memory that the views of a data set may take."""
+LEAST_VALIDATION = 4
+"""Images that are held out at least, where they are not more than a quarter: scores of three neighbors need them."""
+LONGEST = 8
+"""Longest side of a picture in short sides; thinner ones are cut before they are enlarged."""
+LARGE = 2**24
+"""Pixels above which the channels of a picture are resized one after the other."""
 
 
-class DataSource(Protocol):
-    """A data set before preprocessing.
+class DataSource(ABC):
+    """Base class of data sets before preprocessing.
 
     Attributes:
         labels: `(N,)` int64, or `None` for unlabeled images.
@@ -33,22 +42,30 @@ class DataSource(Protocol):
         in_memory: whether `load` reads no files.
     """
 
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    in_memory: bool
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    in_memory: bool = True
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the content."""
-        ...
+        raise NotImplementedError
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
 
+    @abstractmethod
     def load(self, index: int) -> Tensor:
         """Return one image `(3, H, W)` in RGB: uint8, or float32 in [0, 1] where 8 bits are too few."""
-        ...
+
+    def key(self, index: int) -> str:
+        """Return a name of an image that lasts while the data set grows; the split is drawn by it."""
+        return str(index)
+
+    def official_validation(self) -> DataSource | None:
+        """Return the official validation or test split, None where there is none."""
+        return None
 
 
 class Sample(TypedDict):
@@ -123,23 +140,13 @@ class Images(Dataset[Sample]):
 
     @torch.autocast("cpu", enabled=False)  # affine maps in half precision would move images by other amounts
     def _view(self, position: int, view: int) -> Tensor:
-        image = resize(self.raw(position), self.config.image_size)
         variant = view // 2 if self.config.flip else view
         generator = torch.Generator().manual_seed(fold_seed(int(self.indices[position]), variant))
-        image = self._crop(image, generator)
+        image = square(self.raw(position), self.config.image_size, generator if self.config.crop == "random" else None)
         if variant and (self.config.shift or self.config.rotate):
             image = self._move(image, generator)
         is_mirrored = self.config.flip and view % 2 == 1
         return image.flip(-1) if is_mirrored else image
-
-    def _crop(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        size = self.config.image_size
-        spare_y, spare_x = image.shape[1] - size, image.shape[2] - size
-        top, left = spare_y // 2, spare_x // 2
-        if self.config.crop == "random":
-            top = int(torch.randint(spare_y + 1, (), generator=generator))
-            left = int(torch.randint(spare_x + 1, (), generator=generator))
-        return image[:, top : top + size, left : left + size]
 
     def _move(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Translate the image by a random share of its side and rotate it; border pixels are repeated."""
@@ -162,23 +169,73 @@ class Split(NamedTuple):
 
 
 def load_images(config: DataConfig) -> Split:
-    """Open the data set that `config` names, and split it by a permutation seeded with `config.split_seed`.
+    """Open the data set that `config` names, with its official validation split or some of its images held out.
+
+    Whether an image is held out follows from its key and `config.split_seed`, not from the images beside it: a data set
+    that grows holds out the same images, and, from 16 images on, none that was trained on.
 
     Raises:
-        UserError: the data set is missing, or has fewer than the two images that a split needs.
+        UserError: the data set is missing, or has fewer images than its splits need.
     """
     source: DataSource = DATASETS.get(config.name)(config)
-    generator = torch.Generator().manual_seed(fold_seed(config.split_seed))
-    chosen = torch.randperm(len(source), generator=generator)[: config.limit]
-    if len(chosen) < 2:
+    official = source.official_validation() if config.validation is None else None
+    order, draws = _draw(source, config)
+    if official is not None:
+        return Split(Images(source, order, config), Images(official, _draw(official, config)[0], config))
+    if len(order) < 2:
         limit = f" under data.limit={config.limit}" if len(source) > 1 else ""
-        raise UserError(f"data set {config.name!r} has {len(chosen)} image(s){limit}, but a split needs at least 2")
-    count = min(max(round(config.validation * len(chosen)), 1), len(chosen) - 1)
-    return Split(Images(source, chosen[count:], config), Images(source, chosen[:count], config))
+        raise UserError(f"data set {config.name!r} has {len(order)} image(s){limit}, but a split needs at least 2")
+    share = 0.1 if config.validation is None else config.validation
+    least = max(1, min(LEAST_VALIDATION, len(order) // 4))
+    count = min(max(int((draws < share).sum()), least), len(order) - 1)
+    return Split(Images(source, order[count:], config), Images(source, order[:count], config))
+
+
+def _draw(source: DataSource, config: DataConfig) -> tuple[Tensor, np.ndarray]:
+    """Draw the images of a source, at most `config.limit`.
+
+    Returns:
+        Their indices `(M,)`, and for each a number in [0, 1), by which they are sorted.
+    """
+    keys = (os.fsencode(f"{config.split_seed}/{source.key(index)}") for index in range(len(source)))
+    digests = b"".join(hashlib.blake2b(key, digest_size=16).digest() for key in keys)
+    place, chance = np.frombuffer(digests, dtype="<u8").reshape(-1, 2).T / 2**64
+    chosen = np.argsort(chance, kind="stable")[: config.limit]
+    order = chosen[np.argsort(place[chosen], kind="stable")]
+    return torch.from_numpy(order), place[order]
+
+
+def square(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Resize the short side of `(3, H, W)`, uint8 or float32 in [0, 1], to `size`, and crop a square.
+
+    Args:
+        image: of any shape.
+        size: side of the square in pixels.
+        generator: draws the place of the square; None: its middle.
+
+    Returns:
+        `(3, size, size)` float32 in [0, 1].
+    """
+    height, width = image.shape[1:]
+    longest = LONGEST * min(height, width)
+    if longest < max(height, width):  # enlarged as a whole, a rule of 4000 x 1 pixels would take gigabytes
+        image = _crop(image, min(height, longest), min(width, longest), generator)
+    return _crop(resize(image, size), size, size, generator)
+
+
+def _crop(image: Tensor, height: int, width: int, generator: torch.Generator | None) -> Tensor:
+    spare = (image.shape[1] - height, image.shape[2] - width)
+    if generator is None:
+        top, left = (pixels // 2 for pixels in spare)
+    else:
+        top, left = (int(torch.randint(pixels + 1, (), generator=generator)) for pixels in spare)
+    return image[:, top : top + height, left : left + width]
 
 
 def resize(image: Tensor, size: int) -> Tensor:
-    """Resize the short side of `(3, H, W)`, uint8 or float32 in [0, 1], to `size`; returns float32 in [0, 1]."""
+    """Resize the short side of `(C, H, W)`, uint8 or float32 in [0, 1], to `size`; returns float32 in [0, 1]."""
+    if len(image) > 1 and image[0].numel() > LARGE:  # a third of the memory, the same result
+        return torch.cat([resize(channel[None], size) for channel in image])
     image = F.to_dtype(image, torch.float32, scale=True)
     image = F.resize(image, [size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     return image.clamp(0, 1)  # bicubic interpolation overshoots

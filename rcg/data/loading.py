@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -103,7 +103,15 @@ def training_batches(dataset: Any, keys: Sampler[list[Key]], num_workers: int | 
 def batches(dataset: Any, keys: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
     """Yield the samples of `keys`, in their order, in batches: the one way to go through a data set once."""
     chunks: Any = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    yield from DataLoader(dataset, batch_sampler=chunks, num_workers=default_workers(dataset))
+    yield from in_own_words(DataLoader(dataset, batch_sampler=chunks, num_workers=default_workers(dataset)))
+
+
+def in_own_words(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches; a `UserError` of a worker says its sentence alone, to which torch adds the worker's traceback."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def default_workers(dataset: Any) -> int:

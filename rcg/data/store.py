@@ -1,7 +1,7 @@
 """The one store of computed tensors: safetensors shards on disk, filled by all processes.
 
 The name of a store's folder and the header of each shard say which network saw which images. A killed run loses at most
-the shards that its processes were writing.
+the shards that its processes were writing; a damaged shard is computed again.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from rcg.core import checkpoint
-from rcg.core.console import progress
+from rcg.core.console import progress, warn
 from rcg.core.errors import UserError
 
 Computation = Callable[[range, Sequence[str], Callable[[int], Any]], Mapping[str, Mapping[str, Tensor]]]
@@ -49,8 +50,19 @@ class ShardedStore:
 
     @property
     def missing(self) -> list[range]:
-        """The shards that are not written yet."""
-        return [positions for positions in self.shards if not self.path(positions).is_file()]
+        """The shards that are not written yet, or damaged."""
+        return [positions for positions in self.shards if not self._is_whole(positions)]
+
+    def _is_whole(self, positions: range) -> bool:
+        """Whether a shard is there and can be read; that it is of something else is left for `read` to refuse."""
+        path = self.path(positions)
+        if not is_readable(path):
+            return False
+        tensors, facts = checkpoint.load_tensors(path)
+        if facts == self.facts and any(tensor.shape[:1] != (len(positions),) for tensor in tensors.values()):
+            warn(f"{path} does not hold {len(positions)} items: it is computed again")
+            return False
+        return True
 
     def path(self, positions: range) -> Path:
         """Return the file of a shard."""
@@ -75,9 +87,29 @@ class ShardedStore:
         return tensors
 
     def tensors(self, name: str) -> Iterator[Tensor]:
-        """Yield the tensor called `name` of each shard, in order."""
+        """Yield the tensor called `name` of each shard, in order.
+
+        Raises:
+            UserError: a shard is missing, damaged, or of something else.
+        """
         for positions in self.shards:
-            yield self.read(self.path(positions))[name]
+            path = self.path(positions)
+            tensors = self.read(path)
+            if name not in tensors:
+                raise UserError(f"{path} holds {', '.join(tensors) or 'nothing'} and no {name!r}: delete {self.folder}")
+            yield tensors[name]
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file of tensors is there and whole, as far as its header tells; if not, it is computed again."""
+    if not path.is_file():
+        return False
+    try:
+        checkpoint.load_tensors(path)
+    except UserError as error:
+        warn(f"{error}: it is computed again")
+        return False
+    return True
 
 
 def fill(
@@ -89,18 +121,39 @@ def fill(
         stores: by names of the caller's choice, equally many items in shards of equal size.
         compute: computes the tensors of a shard.
         accelerator: the processes that share the work.
-        what: a word for the progress bar.
+        what: a few words for the progress bar and messages.
         rows: how many rows one item counts for in the progress bar.
+
+    Raises:
+        UserError: the network gives values that are not finite.
+        OSError: a folder cannot be written; this is found out before the work.
     """
     work: dict[range, list[str]] = {}
     for name, store in stores.items():
-        for positions in store.missing:
+        missing = store.missing
+        for positions in missing:
             work.setdefault(positions, []).append(name)
+        if missing:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=store.folder):
+                pass
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     mine = sorted(work, key=lambda positions: positions.start)[accelerator.process_index :: accelerator.num_processes]
     total = rows * sum(len(positions) for positions in mine)
     with progress(total=total, desc=what, unit="image", shown=accelerator.is_main_process and total > 0) as bar:
         for positions in mine:
             for name, tensors in compute(positions, work[positions], bar.update).items():
+                _check_finite(tensors, positions, what)
                 stores[name].write(positions, tensors)
     accelerator.wait_for_everyone()
+
+
+def _check_finite(tensors: Mapping[str, Tensor], positions: range, what: str) -> None:
+    for name, tensor in tensors.items():
+        is_finite = tensor.isfinite().reshape(len(positions), -1).all(dim=1)
+        if not is_finite.all():
+            first = positions[int(is_finite.int().argmin())]
+            raise UserError(
+                f"{what}: the network gives values ({name}) of image {first} that are not finite: its weights are "
+                f"damaged, or too large for their precision"
+            )

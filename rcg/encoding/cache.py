@@ -70,7 +70,7 @@ class ViewCache:
 
     def open(self) -> ShardedViews:
         """Serve a complete cache; rows stay in their files and are read as they are used."""
-        return ShardedViews(list(self.store.tensors("rows")))
+        return ShardedViews(list(self.store.tensors("rows")), origin=self.store.folder)
 
 
 def representation_cache(

@@ -16,6 +16,7 @@ from rcg.core.contracts import Autoencoder, Encoder, Space
 from rcg.core.errors import UserError
 from rcg.core.rng import fold_seed
 from rcg.data.images import Images, Split, load_images
+from rcg.data.store import is_readable
 from rcg.data.views import ShardedViews
 from rcg.encoding import clusters
 from rcg.encoding.autoencoder import open_autoencoder
@@ -190,7 +191,7 @@ class Workspace:
             "seed": self.experiment.seed,
         }
         path = self.run.fitted("clusters", facts)
-        if self.accelerator.is_main_process and not path.is_file():
+        if self.accelerator.is_main_process and not is_readable(path):
             fitted = clusters.fit((one_view(z, view) for view in range(z.views)), number, self.experiment.seed)
             checkpoint.save_tensors(path, fitted._asdict(), facts)
         self.accelerator.wait_for_everyone()
@@ -239,7 +240,7 @@ class Workspace:
             **self.experiment.model_dump(mode="json", include={"projection", "normalize"}),
         }
         path = self.run.fitted("transform", facts)
-        if self.accelerator.is_main_process and not path.is_file():
+        if self.accelerator.is_main_process and not is_readable(path):
             order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
             representation.transform.fit(rep.rows(order, order % rep.views))
             checkpoint.save_tensors(path, representation.transform.state_dict(), facts)

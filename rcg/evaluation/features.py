@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rcg.core import checkpoint
-from rcg.data.store import ShardedStore, fill
+from rcg.data.store import ShardedStore, fill, is_readable
 from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.samples import ImageSource, key
 from rcg.metrics.frechet import FittedGaussian
@@ -45,7 +45,7 @@ class Features:
     def gaussian(self, tap: str) -> FittedGaussian:
         """Return the Gaussian of a tap; it is fitted once, some thousand features at a time, and stored."""
         path = self.store.folder / f"gaussian-{tap}-{self.store.count}.safetensors"
-        if not path.is_file():
+        if not is_readable(path):
             merged: FittedGaussian | None = None
             for rows in self._chunks(tap):
                 fitted = FittedGaussian.fit(rows)

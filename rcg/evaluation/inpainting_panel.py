@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.data.datasets.image_folder import decode
-from rcg.data.images import resize
+from rcg.data.images import square
+from rcg.data.pictures import read_picture
 from rcg.diffusion.inpainting import box, hide, shrink
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.workspace import open_run_representation
@@ -123,9 +123,4 @@ def _represent(
 
 def read_square(path: Path, size: int) -> Tensor:
     """Read the middle square `(3, size, size)` of a picture, in [0, 1]; raises `UserError` if it cannot be read."""
-    try:
-        image = resize(decode(path), size)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a picture that can be read ({error})") from None
-    top, left = ((side - size) // 2 for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]
+    return square(read_picture(path), size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,6 @@ from torch import Tensor
 from rcg.config import ORIGIN, Config, GuidanceConfig, SamplerConfig, dump_without
 from rcg.core import checkpoint
 from rcg.core.contracts import Space
-from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.images import Images
 from rcg.data.loading import batches
@@ -279,12 +277,7 @@ def folder_images(root: Path, size: int | None) -> StoredImages:
     """
     folder = DATASETS.get("image_folder")
     config = folder.Config(root=root)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning)
-        try:
-            source = folder(config)
-        except UserWarning as warning:
-            raise UserError(f"{warning}; an evaluation counts every picture: repair or delete it") from None
+    source = folder(config, whole=True)
     side = size or min(source.load(0).shape[1:])
     config = config.model_copy(update={"image_size": side})
     resize = f"short side to {side} px where it was another, bicubic, antialiased, center crop"

@@ -447,11 +447,12 @@ def _check_images(folder: StageFolder, trained: Facts, work: Workspace) -> None:
     if trained.fingerprint in ("", images.fingerprint):
         return
     root = f" in {vars(data)['root']}" if "root" in vars(data) else ""
+    times = "" if images.in_memory else "; names, sizes and times of files count (cp -p and rsync -a keep the times)"
     changed = f": classes were {', '.join(trained.classes)}, now {', '.join(images.classes)}"
     raise UserError(
         f"{folder.path} was trained on other images than data set {data.name!r} holds{root} now"
         f"{changed if trained.classes and trained.classes != tuple(images.classes) else ''}: restore them to go on, "
-        f"choose another run=, or train it again with --overwrite"
+        f"choose another run=, or train it again with --overwrite{times}"
     )
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rcg.config import DataConfig
+from rcg.data.images import DataSource
 
 
-class Noise:
+class Noise(DataSource):
     """A source of color noise."""
 
     in_memory = True

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import rcg.data.images as images_module
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.datasets.digits import DigitsConfig
-from rcg.data.images import Images, load_images, resize
+from rcg.data.images import DataSource, Images, load_images, resize
 from tests.data.noise import Noise, config
 
 
@@ -143,7 +144,7 @@ def test_the_split_is_disjoint_and_complete(digits: Any) -> None:
     train, validation = load_images(digits(validation=0.25))
     chosen = torch.cat([train.indices, validation.indices])
     assert chosen.sort().values.tolist() == list(range(1797))
-    assert len(validation) == 449
+    assert len(validation) == pytest.approx(449, abs=40)
 
 
 def test_the_split_follows_its_seed_and_nothing_else(digits: Any) -> None:
@@ -154,7 +155,8 @@ def test_the_split_follows_its_seed_and_nothing_else(digits: Any) -> None:
 
 def test_a_limit_draws_images_of_all_kinds(digits: Any) -> None:
     train, validation = load_images(digits(limit=100))
-    assert (len(train), len(validation)) == (90, 10)
+    assert len(train) + len(validation) == 100
+    assert len(validation) == pytest.approx(10, abs=6)
     assert train.labels is not None
     assert len(train.labels.unique()) == 10
 
@@ -163,6 +165,113 @@ def test_a_limit_draws_images_of_all_kinds(digits: Any) -> None:
 def test_both_parts_of_a_small_split_get_an_image(digits: Any, share: float) -> None:
     train, validation = load_images(digits(limit=2, validation=share))
     assert (len(train), len(validation)) == (1, 1)
+
+
+class Names(DataSource):
+    """Images that are told apart by names."""
+
+    fingerprint = "names"
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> torch.Tensor:
+        return torch.zeros(3, 8, 8)
+
+    def key(self, index: int) -> str:
+        return self.names[index]
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the names of both parts of a split of named images."""
+
+    def split_names(names: list[str], **keys: Any) -> tuple[set[str], set[str]]:
+        monkeypatch.setattr(DATASETS, "get", lambda name: lambda config: Names(names))
+        parts = load_images(config(**keys))
+        train, validation = ({names[index] for index in part.indices} for part in parts)
+        return train, validation
+
+    return split_names
+
+
+@pytest.mark.parametrize("count", [16, 24, 60, 1000])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_no_image_that_was_trained_on_is_held_out_when_the_data_set_grows(split: Any, count: int, place: str) -> None:
+    names = [f"{index:04d}.png" for index in range(count)]
+    added = [f"{'0000' if place == 'before' else '9999'}-{index}.png" for index in range(3)]
+    train, held_out = split(names)
+    train_later, held_out_later = split(sorted(names + added))
+    assert not train & held_out_later
+    if count == 1000:
+        assert held_out <= held_out_later
+        assert train <= train_later
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 1), (3, 1), (4, 1), (10, 2), (24, 4), (30, 4)])
+def test_small_data_sets_hold_out_enough_images_to_be_scored(split: Any, count: int, least: int) -> None:
+    for seed in range(50):
+        train, held_out = split([str(index) for index in range(count)], split_seed=seed)
+        assert len(train) + len(held_out) == count
+        assert least <= len(held_out) < count
+
+
+def test_the_share_is_that_of_the_images(split: Any) -> None:
+    _, held_out = split([str(index) for index in range(20_000)], validation=0.3)
+    assert len(held_out) / 20_000 == pytest.approx(0.3, abs=0.015)
+
+
+class Official(Names):
+    """Named images with an official validation split."""
+
+    def official_validation(self) -> DataSource:
+        return Names(["x", "y", "z"])
+
+
+def test_an_official_validation_split_is_used_unless_a_share_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DATASETS, "get", lambda name: lambda config: Official([str(index) for index in range(50)]))
+    train, validation = load_images(config())
+    assert (len(train), len(validation)) == (50, 3)
+    assert validation.source is not train.source
+    train, validation = load_images(config(validation=0.5))
+    assert len(train) + len(validation) == 50
+    assert validation.source is train.source
+    train, validation = load_images(config(limit=2))
+    assert (len(train), len(validation)) == (2, 2)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (2, 2000), (1, 16000)])
+def test_a_thin_picture_takes_little_memory(crop: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    largest, resize_as_before = 0, images_module.F.resize
+
+    def measured(image: torch.Tensor, size: list[int], **keys: Any) -> torch.Tensor:
+        nonlocal largest
+        resized = resize_as_before(image, size, **keys)
+        largest = max(largest, resized.numel())
+        return resized
+
+    monkeypatch.setattr(images_module.F, "resize", measured)
+    image = Images(Noise(count=1, height=shape[0], width=shape[1]), [0], config(image_size=256, crop=crop))[0]["image"]
+    assert image.shape == (3, 256, 256)
+    assert largest <= 3 * 256 * 256 * 8
+
+
+def test_the_middle_of_a_thin_picture_is_its_center_crop() -> None:
+    source = Noise(count=1, height=4, width=4001)
+    source.pixels[:] = 0
+    source.pixels[..., 1998:2003] = 255
+    torch.testing.assert_close(Images(source, [0], config(image_size=4))[0]["image"], torch.ones(3, 4, 4))
+
+
+def test_large_pictures_are_resized_as_small_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Noise(count=1, height=40, width=61).pixels[0]
+    expected = resize(image, 16)
+    monkeypatch.setattr(images_module, "LARGE", 100)
+    assert torch.equal(resize(image, 16), expected)
 
 
 def test_a_single_image_cannot_be_split(digits: Any) -> None:
@@ -179,8 +288,8 @@ def test_digits_span_the_unit_interval_in_equal_channels(digits: Any) -> None:
     assert len(source.fingerprint) == 16
 
 
-class Ramp:
-    labels, classes, in_memory, fingerprint = None, (), True, "ramp"
+class Ramp(DataSource):
+    fingerprint = "ramp"
 
     def __len__(self):
         return 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.data.store import ShardedStore, fill
 from rcg.distributed.launch import launch
@@ -72,3 +73,85 @@ def test_a_computation_that_fails_leaves_the_shards_before_it_and_no_half_writte
         fill({"a": store(tmp_path)}, compute, launch(), "squares")
     assert [path.name for path in tmp_path.iterdir()] == ["000000000-000000004.safetensors"]
     assert store(tmp_path).missing == [range(4, 8), range(8, 10)]
+
+
+def truncated(shard):
+    shard.write_bytes(shard.read_bytes()[:-3])
+
+
+def empty(shard):
+    shard.write_bytes(b"")
+
+
+def text(shard):
+    shard.write_text("no tensors", encoding="utf-8")
+
+
+def short(shard):
+    checkpoint.save_tensors(shard, {"rows": torch.zeros(3)}, {"network": "a"})
+
+
+def claims_too_much(shard):
+    """Let the header describe terabytes."""
+    header = b'{"rows":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    shard.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize("damage", [truncated, empty, text, short, claims_too_much])
+def test_a_damaged_shard_is_named_and_computed_again(tmp_path, damage, capsys):
+    fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    shard = store(tmp_path).path(range(4, 8))
+    damage(shard)
+    assert store(tmp_path).missing == [range(4, 8)]
+    capsys.readouterr()
+    fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    warning = capsys.readouterr().err
+    assert str(shard) in warning
+    assert "computed again" in warning
+    assert torch.cat(list(store(tmp_path).tensors("rows"))).tolist() == [i**2 for i in range(10)]
+
+
+def test_a_shard_without_the_tensor_is_one_sentence(tmp_path):
+    fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    with pytest.raises(UserError, match=r"000000000-000000004\.safetensors holds rows and no 'columns': delete"):
+        list(store(tmp_path).tensors("columns"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_where_they_are_computed(tmp_path, value):
+    def compute(positions, names, advance):
+        rows = torch.ones(len(positions), 2, 3)
+        if positions.start == 4:
+            rows[2, 1, 0] = value
+        return {name: {"rows": rows} for name in names}
+
+    with pytest.raises(UserError, match=r"squares: .* of image 6 that are not finite"):
+        fill({"a": store(tmp_path)}, compute, launch(), "squares")
+    assert store(tmp_path).missing == [range(4, 8), range(8, 10)]
+
+
+def test_whole_numbers_are_finite(tmp_path):
+    fill({"a": store(tmp_path)}, lambda p, n, a: {"a": {"rows": torch.tensor(p)}}, launch(), "numbers")
+    assert torch.cat(list(store(tmp_path).tensors("rows"))).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        fill({"a": store(tmp_path / place)}, lambda *_: pytest.fail("worked"), launch(), "squares")
+
+
+def test_a_full_disk_leaves_no_half_written_shard(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    assert not store(tmp_path).missing

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rcg.core.errors import UserError
 from rcg.data.views import ShardedViews
 
 
@@ -35,3 +37,13 @@ def test_a_file_is_mapped_and_not_copied(tmp_path):
     lines = Path("/proc/self/maps").read_text()
     assert "a.safetensors" in lines
     assert torch.equal(ShardedViews([mapped]).rows([5], [1])[0], whole[5, 1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_where_they_are_read(value, tmp_path):
+    whole = torch.ones(3, 2, 4)
+    whole[1, 1, 3] = value
+    views = ShardedViews([whole], origin=tmp_path).map(lambda rows: rows * 2)
+    assert views.rows([0, 1], [1, 0]).shape == (2, 4)
+    with pytest.raises(UserError, match=f"stored values from {tmp_path}, .*are not finite"):
+        views.rows([0, 1], [0, 1])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.data.datasets.digits import DigitsConfig
+from rcg.data.datasets.image_folder import ImageFolderConfig
 from rcg.data.images import load_images
 from rcg.distributed.launch import launch
 from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config
@@ -54,7 +56,9 @@ def test_the_second_time_nothing_is_encoded(images, encoder, tmp_path, monkeypat
     monkeypatch.setattr(encoder, "encode", lambda image: pytest.fail("encoded again"))
     assert torch.equal(everything(compute(images, encoder, tmp_path)), first)
     (folder,) = tmp_path.iterdir()
-    assert f"representations of train images: 54 images in 2 view(s) from {folder}" in capsys.readouterr().out
+    assert (
+        f"representations of train images: {len(images)} images in 2 view(s) from {folder}" in capsys.readouterr().out
+    )
 
 
 def test_a_killed_run_loses_only_the_shards_it_had_not_written(images, encoder, tmp_path, monkeypatch):
@@ -103,3 +107,26 @@ def test_tokens_are_stored_in_two_bytes_where_they_fit():
     assert torch.equal(cache.unpack(packed), torch.full((2, 4, 4), 1023))
     Tokens.vocab = 2**15
     assert cache.pack(Tokens(ToyTokenizerConfig(), 16), torch.zeros(2, 3, 8, 8)).dtype == torch.int32
+
+
+def test_an_encoder_with_damaged_weights_is_refused_before_its_output_is_stored(images, tmp_path):
+    broken = representation()
+    next(broken.encoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"representations of train images: .* not finite: its weights are damaged"):
+        compute(images, broken, tmp_path)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_pictures_that_changed_in_place_are_encoded_again(encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "pictures").mkdir()
+
+    def paint(color):
+        for number in range(6):
+            Image.new("RGB", (16, 16), (color, number, 0)).save(tmp_path / "pictures" / f"{number}.bmp")
+        return load_images(ImageFolderConfig(root=tmp_path / "pictures", image_size=16)).train
+
+    before = everything(compute(paint(0), encoder, tmp_path / "cache"))
+    after = everything(compute(paint(200), encoder, tmp_path / "cache"))
+    assert before.shape == after.shape
+    assert not torch.allclose(before, after)

@@ -10,12 +10,14 @@ import time
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
+from rcg.core.errors import UserError
 from rcg.encoding.run_folder import Mode, StageFolder
-from tests.toy import ROOT, TOKENIZER, tool, train, write
+from tests.toy import ROOT, TOKENIZER, snapshot, tool, train, write
 
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
-"""200 images x 0.9 in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
+"""About 180 images in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
 ADVERSARIAL = {"steps": 20, "batch_size": 10, "adversarial_start": 5, "discriminator_width": 8}
 
 
@@ -131,3 +133,55 @@ def test_sampling_settings_may_change_when_a_training_is_resumed(toy_copy, tmp_p
     after = train("rdm", toy_copy, *changes, mode=Mode.RESUME).part()
     assert (after.config["sampler"]["steps"], after.config["guidance"]["scale"]) == (3, 2)
     assert all(torch.equal(value, after.tensors[name]) for name, value in before.tensors.items())
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """A folder with `pictures`, and `run`, whose encoder was trained on them; nobody may change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = folder / "pictures"
+    root.mkdir()
+    for number in range(20):
+        Image.new("RGB", (16, 16), (10 * number, 0, 0)).save(root / f"{number}.bmp")
+    data = {"name": "image_folder", "root": str(root), "image_size": 16, "num_workers": 0}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        train("encoder", write(folder, data=data, encoder__train__steps=2))
+    return folder
+
+
+@pytest.fixture
+def trained_on_pictures(trained_once, tmp_path, monkeypatch):
+    """The configuration of a copy of it in `tmp_path`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("pictures", "run"):
+        shutil.copytree(trained_once / name, tmp_path / name)
+    data = {"name": "image_folder", "root": str(tmp_path / "pictures"), "image_size": 16, "num_workers": 0}
+    return write(tmp_path, data=data)
+
+
+def test_a_training_is_resumed_on_the_same_pictures_by_another_path(trained_on_pictures, tmp_path, monkeypatch):
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for step, root in enumerate((tmp_path / "link", "moved"), start=3):
+        changes = (f"data.root={root}", f"encoder.train.steps={step}")
+        assert train("encoder", trained_on_pictures, *changes, mode=Mode.RESUME).part().facts.step == step
+
+
+def inverted(root):
+    for path in root.iterdir():
+        ImageOps.invert(Image.open(path)).save(path)
+
+
+def grown(root):
+    shutil.copy(root / "0.bmp", root / "99.bmp")
+
+
+@pytest.mark.parametrize("change", [inverted, grown])
+def test_a_training_is_not_resumed_on_other_pictures(trained_on_pictures, tmp_path, change):
+    change(tmp_path / "pictures")
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(UserError, match=r"was trained on other images than .*rsync -a"):
+        train("encoder", trained_on_pictures, "encoder.train.steps=9", mode=Mode.RESUME)
+    assert snapshot(tmp_path / "run") == before

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -16,16 +15,30 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from rcg.config import RUNTIME, DataConfig
 from rcg.core.checkpoint import atomic
-from rcg.core.console import progress
-from rcg.core.errors import UserError, nearest_file
+from rcg.core.console import progress, warn
+from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
+from rcg.data.pictures import (
+    TRANSIENT,
+    File,
+    PictureFiles,
+    class_labels,
+    existing_folder,
+    find_pictures,
+    is_picture,
+    is_service,
+    reason,
+    retried,
+    to_rgb,
+)
 
-_UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow recognizes these formats, but cannot decode them
+OFFICIAL = ("val", "validation", "valid", "test")
+"""Names of the folder beside `train` that holds the official validation split, the first choice first."""
 _LISTED = 5  # most unreadable files that a message lists
 
 
@@ -34,124 +47,106 @@ class ImageFolderConfig(DataConfig):
 
     name: str = "image_folder"
     root: Annotated[Path, RUNTIME] = Path("data")
-    """Folder that is searched for pictures; its sub-folders are the classes if there are two or more and they hold all
-    pictures."""
-
-
-class File(NamedTuple):
-    """A file below the root: its path relative to the root, its size in bytes, and its time of modification."""
-
-    path: str
-    size: int
-    mtime_ns: int
+    """Folder that is searched for pictures. Its sub-folders are the classes if there are two or more and they hold all
+    pictures. With the sub-folders `train` and `val` (or `test`), these are the official splits."""
 
 
 @DATASETS.register
-class ImageFolder:
+class ImageFolder(PictureFiles):
     """The readable pictures below a folder, in the order of their paths.
 
-    Images are uint8, or float32 in [0, 1] for files with 16 bits of gray; transparent pictures get a white background.
     Labels are the sub-folders of the first level, if there are at least two and every picture lies in one of them.
     """
 
     Config = ImageFolderConfig
-    in_memory = False
 
-    def __init__(self, config: ImageFolderConfig) -> None:
+    def __init__(self, config: ImageFolderConfig, whole: bool = False) -> None:
         """Find the pictures and decode each once, unless an earlier check of the same files was recorded.
+
+        Args:
+            config: its section.
+            whole: every picture counts: folders called train and val are like any other, and an unreadable picture is
+                an error.
 
         Raises:
             UserError: the folder is missing, or holds no readable picture.
         """
-        self.root = _existing(config.root.expanduser())
-        files = sorted(_find(self.root))
-        if not files:
-            raise UserError(f"folder {self.root} (data.root) holds no pictures such as .png or .jpg files")
-        broken = _check(self.root, files)
-        self._files = [file for file in files if file.path not in broken]
-        if not self._files:
-            raise UserError(f"folder {self.root} (data.root) holds nothing but {_summary(broken)}")
-        if broken:
-            warnings.warn(f"{self.root}: left out {_summary(broken)}", stacklevel=2)
-        self.labels, self.classes = _labels([file.path for file in self._files])
+        root = existing_folder(config.root, "data.root")
+        self._validation: Path | None = None
+        if not whole:
+            root, self._validation = _official(root)
+        self._seen: set[tuple[int, int]] = set()
+        files = _readable(root, self._seen, whole)
+        labels, classes = _labels(root, [file.path for file in files])
+        super().__init__(root, files, labels, classes)
 
-    def __len__(self) -> int:
-        """Return the number of readable pictures."""
-        return len(self._files)
+    def official_validation(self) -> PictureFiles | None:
+        """Return the pictures of `val` or `test`.
 
-    def load(self, index: int) -> Tensor:
-        """Decode one picture `(3, H, W)`: uint8, or float32 in [0, 1]."""
-        return decode(self.root / self._files[index].path)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the paths and sizes of the readable files."""
-        digest = hashlib.blake2b(digest_size=8)
-        for file in self._files:
-            digest.update(os.fsencode(file.path) + b"\0%d\0" % file.size)
-        return digest.hexdigest()
+        Raises:
+            UserError: there are none, or they have other classes than the training pictures.
+        """
+        if self._validation is None:
+            return None
+        files = _readable(self._validation, self._seen, whole=False)
+        labels = class_labels(files, self._validation, self.classes, self.root) if self.classes else None
+        return PictureFiles(self._validation, files, labels, self.classes)
 
 
-def decode(path: Path) -> Tensor:
-    """Read a picture as RGB `(3, H, W)`: uint8, or float32 in [0, 1] for files with 16 bits of gray.
-
-    Raises:
-        OSError, ValueError: the file is damaged, or its white level is undefined (Pillow may raise others too).
-    """
-    with Image.open(path) as image:
-        return _rgb(image)
-
-
-def _rgb(image: Image.Image) -> Tensor:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pictures do not say which value is white")
-    if image.mode.startswith("I"):
-        gray = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp_(0, 1)
-        return gray.expand(3, -1, -1)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def _official(root: Path) -> tuple[Path, Path | None]:
+    """Return the folders of the training and of the official validation split; without these, `root` and None."""
+    entries = sorted(path for path in root.iterdir() if not is_service(path.name))
+    folders = {path.name.lower(): path for path in entries if path.is_dir()}
+    validation = next((folders[name] for name in OFFICIAL if name in folders), None)
+    if "train" not in folders or validation is None:
+        return root, None
+    used = (folders["train"], validation)
+    others = [path.name for path in entries if path not in used and (path.is_dir() or is_picture(path.name))]
+    if others:
+        warn(f"{root} has the splits {used[0].name} and {used[1].name}: left out {_some(others)} beside them")
+    return used
 
 
-def _existing(root: Path) -> Path:
-    """Return the folder; raises `UserError` with the part of its path that does not exist."""
-    if root.is_dir():
-        return root
-    if root.exists():
-        raise UserError(f"{root} (data.root) is a file, but a folder of pictures is expected")
-    missing = next(path for path in (root, *root.parents) if path.parent.is_dir())
-    where = "" if missing == root else f" (data.root is {root})"
-    raise UserError(f"there is no folder {missing}{where}; {nearest_file(missing)}")
+def _readable(root: Path, seen: set[tuple[int, int]], whole: bool) -> list[File]:
+    """Return the readable pictures below a folder, and warn of what is left out."""
+    listing = find_pictures(root, seen)
+    if not listing.pictures:
+        found = f"; it holds {listing.others}" if listing.others else ""
+        raise UserError(f"folder {root} (data.root) holds no pictures such as .png or .jpg files{found}")
+    if listing.passed_over:
+        warn(f"{root}: passed over {listing.passed_over}")
+    check = _check(root, listing.pictures)
+    broken = check.broken
+    files = [file for file in listing.pictures if file.path not in broken]
+    if not files:
+        raise UserError(f"folder {root} (data.root) holds nothing but {_summary(broken)}")
+    if broken and whole:
+        raise UserError(f"{root} holds {_summary(broken)}; an evaluation counts every picture: repair or delete it")
+    if broken:
+        warn(f"{root}: left out {_summary(broken)}")
+    if check.brightest is not None and check.brightest < 0.5:
+        warn(
+            f"{root}: no picture with 16 bits of gray is brighter than {round(check.brightest * 65535)} of 65535, so "
+            f"that they are dark: if less than 65535 is white in them, multiply their values"
+        )
+    return files
 
 
-def _find(root: Path) -> Iterator[File]:
-    """Yield every file below `root` with the extension of a picture, except hidden ones."""
-    formats = Image.registered_extensions().items()
-    extensions = {end for end, kind in formats if kind in Image.OPEN and kind not in _UNDECODABLE}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        resolved = os.path.realpath(folder)
-        subfolders[:] = [name for name in subfolders if name[0] != "." and not _leads_back(resolved, name)]
-        for name in names:
-            path = os.path.join(folder, name)
-            if name[0] != "." and os.path.splitext(name)[1].lower() in extensions and os.path.isfile(path):
-                status = os.stat(path)
-                yield File(Path(path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
-
-
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether a sub-folder is a link to a folder above it, where the search would never end."""
-    target = os.path.realpath(os.path.join(folder, name))
-    return os.path.commonpath([folder, target]) == target
-
-
-def _labels(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _labels(root: Path, paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     folders = [path.partition("/")[0] for path in paths if "/" in path]
     classes, labels = np.unique(folders, return_inverse=True)
-    if len(folders) < len(paths) or len(classes) < 2:
+    if len(classes) < 2:
+        return None, ()
+    if len(folders) < len(paths):
+        loose = [path for path in paths if "/" not in path]
+        warn(f"{root}: its {len(classes)} folders are no classes, because {_some(loose)} lies beside them")
         return None, ()
     return torch.from_numpy(labels), tuple(classes.tolist())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _summary(broken: dict[str, str]) -> str:
@@ -161,36 +156,66 @@ def _summary(broken: dict[str, str]) -> str:
     return f"{len(broken)} unreadable {noun}, {such_as}{listed}"
 
 
-def _check(root: Path, files: Sequence[File]) -> dict[str, str]:
-    """Return the reason for each unreadable file, by path; the result is recorded until a file changes."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+class Check(NamedTuple):
+    """What decoding all files of a folder found.
+
+    Attributes:
+        broken: the reason for each unreadable file, by path.
+        brightest: the largest value in [0, 1] of files with 16 bits of gray, None without such files.
+    """
+
+    broken: dict[str, str]
+    brightest: float | None
+
+
+def _check(root: Path, files: Sequence[File]) -> Check:
+    """Decode all files; the result is recorded until a file changes."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     digest = hashlib.blake2b(repr((PIL.__version__, str(root.resolve()))).encode(), digest_size=16)
     for file in files:
         digest.update(os.fsencode(file.path) + b"\0%d\0%d\0" % (file.size, file.mtime_ns))
-    cache = home / "rcg" / f"image_folder-{digest.hexdigest()}.json"
-    with suppress(OSError, ValueError):  # nothing was recorded, or only half of it
-        recorded = json.loads(cache.read_text())
-        if isinstance(recorded, dict):
-            return recorded
-    broken = _decode_all(root, files)
-    with suppress(OSError), atomic(cache) as temporary:  # without a writable cache the check is merely repeated
-        temporary.write_text(json.dumps(broken))
-    return broken
+    cache = home / "rcg" / f"pictures-{digest.hexdigest()}.json"
+    with suppress(OSError, ValueError, TypeError):  # nothing was recorded, or only half of it
+        return Check(**json.loads(cache.read_text(encoding="utf-8")))
+    check, is_lasting = _decode_all(root, files)
+    if is_lasting:
+        with suppress(OSError), atomic(cache) as temporary:  # without a writable cache the check is merely repeated
+            temporary.write_text(json.dumps(check._asdict()), encoding="utf-8")
+    return check
 
 
-def _decode_all(root: Path, files: Sequence[File]) -> dict[str, str]:
+class _Finding(NamedTuple):
+    """What decoding one file found; `is_lasting`: another attempt would find the same."""
+
+    broken: str = ""
+    brightest: float | None = None
+    is_lasting: bool = True
+
+
+def _decode_all(root: Path, files: Sequence[File]) -> tuple[Check, bool]:
+    """Return the check of all files, and whether another one would find the same."""
     with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # Pillow's remarks on readable files
-        reasons = pool.imap(_complaint, [root / file.path for file in files], chunksize=16)
-        seen = progress(reasons, desc="checking pictures", total=len(files), unit="file", delay=2, leave=False)
-        return {file.path: reason for file, reason in zip(files, seen, strict=True) if reason}
+        found = pool.imap(_decode, [root / file.path for file in files], chunksize=16)
+        shown = progress(found, desc="checking pictures", total=len(files), unit="file", delay=2, leave=False)
+        findings = list(shown)
+    broken = {file.path: finding.broken for file, finding in zip(files, findings, strict=True) if finding.broken}
+    brightest = max((finding.brightest for finding in findings if finding.brightest is not None), default=None)
+    return Check(broken, brightest), all(finding.is_lasting for finding in findings)
 
 
-def _complaint(path: Path) -> str:
-    """Return the reason why a picture cannot be read; empty if it can."""
+def _decode(path: Path) -> _Finding:
+    """Decode a picture; raises `UserError` if the disk fails."""
     try:
-        with Image.open(path) as image:
-            image.draft(None, (32, 32))  # an eighth of the work for JPEG; the whole file is read nonetheless
-            _rgb(image)
+        pixels = retried(lambda: _draft(path))
     except Exception as error:  # decoders of damaged files raise whatever they trip over
-        return f"{type(error).__name__}: {error}".replace(str(path), path.name)
-    return ""
+        number = error.errno if isinstance(error, OSError) else None
+        if number in TRANSIENT:
+            raise UserError(f"picture {path} cannot be read: {reason(error, path)}; try again") from None
+        return _Finding(broken=reason(error, path), is_lasting=number is None)
+    return _Finding(brightest=pixels.max().item() if pixels.is_floating_point() else None)
+
+
+def _draft(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        image.draft(None, (32, 32))  # an eighth of the work for JPEG; the whole file is read nonetheless
+        return to_rgb(image)

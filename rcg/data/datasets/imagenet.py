@@ -1,22 +1,23 @@
-"""ImageNet (ILSVRC 2012): 1.28 million color photographs in 1,000 classes, unpacked by torchvision."""
+"""ImageNet (ILSVRC 2012): 1.28 million color photographs in 1,000 classes, and 50,000 for validation."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import PositiveInt
-from torch import Tensor
-from torchvision import datasets
+from pydantic import PositiveInt, TypeAdapter
+from torchvision.datasets import imagenet
 
 from rcg.config import RUNTIME, DataConfig
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
-from rcg.data.datasets.image_folder import decode
+from rcg.data.pictures import PictureFiles, class_labels, find_pictures
+
+DEVKIT, TRAIN, VALIDATION = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+LARGEST_META = 2**24
+"""Most bytes of the file that names the classes."""
 
 
 class ImageNetConfig(DataConfig):
@@ -26,46 +27,67 @@ class ImageNetConfig(DataConfig):
     image_size: PositiveInt = 256
     """Side of the square images after preprocessing, in pixels."""
     root: Annotated[Path, RUNTIME] = Path("data")
-    """Folder of the two archives, or of the files that torchvision unpacked from them."""
+    """Folder of the three archives, or of the files that were unpacked from them."""
 
 
 @DATASETS.register
-class ImageNet:
-    """Color photographs of any size, 1,000 classes, uint8, read from the files of the training split."""
+class ImageNet(PictureFiles):
+    """Color photographs of any size, 1,000 classes, uint8."""
 
     Config = ImageNetConfig
-    in_memory = False
 
     def __init__(self, config: ImageNetConfig) -> None:
-        """List the files; unpack the archives on first use.
+        """List the files of the training split; unpack the archives on first use.
 
         Raises:
             UserError: both the archives and the unpacked files are missing or damaged.
         """
-        root = config.root.expanduser()
-        try:
-            data = datasets.ImageNet(root, split="train")
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"ImageNet is missing or damaged in {root} (data.root): put ILSVRC2012_devkit_t12.tar.gz and "
-                "ILSVRC2012_img_train.tar there, from https://image-net.org/download-images"
-            ) from error
-        self.paths = [path for path, _ in data.samples]
-        self.labels: Tensor | None = torch.tensor(data.targets)
-        self.classes = tuple(", ".join(names) for names in data.classes)
+        self._home = config.root.expanduser()
+        self._seen: set[tuple[int, int]] = set()
+        meta = self._unpacked("meta.bin", DEVKIT, imagenet.parse_devkit_archive)
+        train = self._unpacked("train", TRAIN, imagenet.parse_train_archive)
+        files = find_pictures(train, self._seen).pictures
+        self._folders = sorted({file.path.partition("/")[0] for file in files})
+        names = _class_names(meta)
+        unknown = [name for name in self._folders if name not in names]
+        if unknown or not files:
+            found = f"the folder {unknown[0]}, which {meta} does not name" if unknown else "no pictures"
+            raise UserError(f"{train} holds {found}: unpack {TRAIN} there")
+        classes = tuple(", ".join(names[folder]) for folder in self._folders)
+        super().__init__(train, files, class_labels(files, train, self._folders, train), classes)
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.paths)
+    def official_validation(self) -> PictureFiles:
+        """Return the images of the validation split; raises `UserError` if they are missing or damaged."""
+        home = self._unpacked("val", VALIDATION, imagenet.parse_val_archive)
+        files = find_pictures(home, self._seen).pictures
+        if not files:
+            raise UserError(f"{home} holds no pictures: unpack {VALIDATION} there")
+        return PictureFiles(home, files, class_labels(files, home, self._folders, self.root), self.classes)
 
-    def load(self, index: int) -> Tensor:
-        """Decode one image `(3, H, W)` uint8."""
-        return decode(Path(self.paths[index]))
+    def _unpacked(self, name: str, archive: str, unpack: Callable[[str], None]) -> Path:
+        """Return a file or folder of the root, unpacked from its archive if it is not there."""
+        path = self._home / name
+        if not path.exists():
+            try:
+                unpack(str(self._home))
+            except Exception as error:  # readers of damaged archives raise whatever they trip over
+                share = ", or hold out a share of the training images with data.validation" * (name == "val")
+                raise UserError(
+                    f"ImageNet is missing or damaged in {self._home} (data.root): there is neither {name} nor a "
+                    f"complete {archive}; put {DEVKIT}, {TRAIN} and {VALIDATION} there, from "
+                    f"https://image-net.org/download-images{share}"
+                ) from error
+        return path
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the file names, which contain the class."""
-        digest = hashlib.blake2b(digest_size=8)
-        for path in self.paths:
-            digest.update(os.fsencode(os.path.basename(path)) + b"\0")
-        return digest.hexdigest()
+
+def _class_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of each class by its folder, from the file that torchvision wrote; no code in it is run."""
+    try:
+        if path.stat().st_size > LARGEST_META:
+            raise ValueError("it is too large")
+        names, _ = torch.load(path, weights_only=True)
+        return TypeAdapter(dict[str, tuple[str, ...]]).validate_python(names)
+    except Exception as error:  # damaged pickles raise whatever they trip over
+        raise UserError(
+            f"{path} is damaged, or not the list of classes that torchvision writes: delete it, and put {DEVKIT} there"
+        ) from error
