@@ -103,7 +103,6 @@ def test_a_damaged_shard_is_named_and_computed_again(tmp_path, damage, capsys):
     shard = store(tmp_path).path(range(4, 8))
     damage(shard)
     assert store(tmp_path).missing == [range(4, 8)]
-    capsys.readouterr()
     fill({"a": store(tmp_path)}, squares, launch(), "squares")
     warning = capsys.readouterr().err
     assert str(shard) in warning

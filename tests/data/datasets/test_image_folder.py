@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from rcg.core.console import session
 from rcg.core.errors import UserError
 from rcg.data.datasets import image_folder
 from rcg.data.datasets.image_folder import ImageFolder, ImageFolderConfig
@@ -40,7 +41,8 @@ def paint(path: Path, color: Any = (200, 30, 40), mode: str = "RGB", size: tuple
 
 
 def folder(root: Path) -> ImageFolder:
-    return ImageFolder(ImageFolderConfig(root=root))
+    with session():  # each says its warnings
+        return ImageFolder(ImageFolderConfig(root=root))
 
 
 def test_pictures_are_found_at_any_depth_in_the_order_of_their_paths(root: Path) -> None:
