@@ -13,7 +13,7 @@ from torch import Tensor
 from rcg.config import differences
 from rcg.core.checkpoint import clear_temporaries
 from rcg.core.errors import UserError
-from rcg.data.datasets.image_folder import decode
+from rcg.data.pictures import read_picture
 from rcg.pipeline import Samples
 from rcg.visual.documents import write_json
 from rcg.visual.grids import save_image
@@ -81,4 +81,4 @@ class SampleFolder:
 
     def read(self, count: int) -> Tensor:
         """Return the first `count` samples `(count, 3, H, W)` in [0, 1]."""
-        return torch.stack([decode(self.file(index)) for index in range(count)]) / 255
+        return torch.stack([read_picture(self.file(index)) for index in range(count)]) / 255
