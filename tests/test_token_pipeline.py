@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import struct
+import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +20,11 @@ from tests.toy import MAGE, complaint, images, tool, train, write
 
 @pytest.fixture(scope="module")
 def run(toy_run, toy_autoencoder, tmp_path_factory):
-    """The toy run's encoder with a MAGE of each condition: representations, classes, and none."""
+    """The toy run's encoder and RDM with a MAGE of each condition: representations, classes, and none."""
     folder = tmp_path_factory.mktemp("tokens")
-    shutil.copytree(toy_run / "run" / "encoder", folder / "run" / "encoder")
-    path = write(folder, generator=MAGE, data__limit=80, rdm__train__steps=2)
-    train("rdm", path)
+    for stage in ("encoder", "rdm"):
+        shutil.copytree(toy_run / "run" / stage, folder / "run" / stage)
+    path = write(folder, generator=MAGE)
     for condition in ("representation", "class", "none"):
         train("generator", path, f"generator.condition={condition}")
     return folder / "run"
@@ -78,16 +81,16 @@ def picture(tmp_path):
 @pytest.mark.parametrize(
     "where",
     [
-        [],
+        ["--representation", "original"],
         ["--box", 0.25, 0.25, 0.75, 0.75],
-        ["--outside", 0.25, 0.25, 0.75, 0.75, "--condition", "generated"],
+        ["--outside", 0.25, 0.25, 0.75, 0.75, "--representation", "generated"],
         ["--uncrop", 0.5],
         ["--mask"],
     ],
 )
 def test_the_panel_shows_original_masked_and_results(run, picture, tmp_path, where):
     if where == ["--mask"]:
-        Image.new("L", (16, 16), 255).save(tmp_path / "white.png")
+        Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "white.png")
         where = ["--mask", tmp_path / "white.png"]
     out = tmp_path / "panel.png"
     done = tool("inpaint", run, "--generator", "mage", "--image", picture, picture, "--num", 3, "--out", out, *where)
@@ -117,7 +120,8 @@ def test_an_encoder_that_changed_since_is_refused(run, picture, tmp_path, descri
     part = stage.part()
     moved = {key: value + 1 if value.is_floating_point() else value for key, value in part.tensors.items()}
     checkpoint.save(stage.checkpoint, replace(part, tensors=moved))
-    sentence = complaint(tool("inpaint", tmp_path / "run", "--generator", "mage", "--image", picture))
+    arguments = [tmp_path / "run", "--generator", "mage", "--image", picture, "--representation", "original"]
+    sentence = complaint(tool("inpaint", *arguments))
     assert ("train the generator again" if described else "is not the one that mage was trained with") in sentence
 
 
@@ -128,22 +132,136 @@ def test_other_conditions_complete_images_too(run, picture, tmp_path, generator)
     assert done.returncode == 0, done.stderr
 
 
+class Spy:
+    """What an inpainting was conditioned on, and the panel that it drew, `(B, 2 + num, 3, 16, 16)`."""
+
+    def __init__(self, monkeypatch):
+        self.z, fill = [], Pipeline.inpaint
+        monkeypatch.setattr(Pipeline, "inpaint", lambda *a, z=None, **k: self.z.append(z) or fill(*a, z=z, **k))
+        monkeypatch.setattr("rcg.evaluation.inpainting_panel.save_gallery", self.draw)
+
+    def draw(self, images, captions, title, path, columns):
+        self.panel = images.unflatten(0, (-1, columns))
+
+
+def checkered(width=52, height=40):
+    """A mask that hides every second square of 8 pixels."""
+    y, x = np.mgrid[:height, :width] // 8
+    return Image.fromarray(((x + y) % 2 * 255).astype(np.uint8))
+
+
+def pair(tmp_path, hidden):
+    """Two pictures that differ where `hidden` `(40, 52)` is true, and nowhere else."""
+    values = np.random.RandomState(0).randint(0, 256, (2, 40, 52, 3), dtype=np.uint8)
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    Image.fromarray(values[0]).save(paths[0])
+    Image.fromarray(np.where(hidden[..., None], values[1], values[0])).save(paths[1])
+    return paths
+
+
+def inside(left, top, right, bottom):
+    """The pixels of the middle square of 40 x 52 inside of a box."""
+    hidden = np.zeros((40, 52), dtype=bool)
+    hidden[round(40 * top) : round(40 * bottom), 6 + round(40 * left) : 6 + round(40 * right)] = True
+    return hidden
+
+
+@pytest.mark.parametrize("representation", [None, "visible", "generated"])
+@pytest.mark.parametrize("where", ["box", "outside", "mask", "small mask"])
+def test_what_is_hidden_changes_nothing(run, tmp_path, monkeypatch, where, representation):
+    spy, edges = Spy(monkeypatch), (0.25, 0.25, 0.75, 0.5)
+    if "mask" in where:
+        mask = (
+            checkered()
+            if where == "mask"
+            else Image.fromarray(np.repeat(np.eye(4) * 255, 4, 0).repeat(4, 1).astype("u1"))
+        )
+        mask.save(tmp_path / "mask.png")
+        hidden, arguments = np.asarray(checkered()) > 0, ["--mask", tmp_path / "mask.png"]
+        if where == "small mask":
+            hidden = np.zeros((40, 52), dtype=bool)
+            hidden[:, 6:46] = np.eye(4, dtype=bool).repeat(10, 0).repeat(10, 1)
+    else:
+        hidden, arguments = inside(*edges), [f"--{where}", *edges]
+        hidden = hidden if where == "box" else ~hidden & inside(0, 0, 1, 1)
+    arguments += [] if representation is None else ["--representation", representation]
+    done = tool("inpaint", run, "--generator", "mage", "--image", *pair(tmp_path, hidden), *arguments, "--num", 2)
+    assert done.returncode == 0, done.stderr
+    one, two = spy.panel
+    assert not torch.equal(one[0], two[0])  # the originals
+    assert torch.equal(one[1:], two[1:])  # masked, and the results
+    if representation == "generated":
+        assert spy.z == [None, None]
+    else:
+        assert torch.equal(*spy.z)
+    assert "one.png is 52 x 40: its middle square is resized to 16 x 16" in done.stdout
+
+
+def test_the_representation_of_the_original_is_there_by_name(run, tmp_path, monkeypatch):
+    spy, edges = Spy(monkeypatch), (0.25, 0.25, 0.75, 0.75)
+    paths = pair(tmp_path, inside(*edges))
+    arguments = [run, "--generator", "mage", "--image", *paths, "--box", *edges, "--representation", "original"]
+    assert tool("inpaint", *arguments).returncode == 0
+    assert not torch.equal(*spy.z)
+
+
+BOX = ["--box", 0.25, 0.25, 0.75, 0.75]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--box", 0.5, 0, 0.5, 1], "rising shares of the side"),
-        (["--uncrop", 2], "between 0 and 1, not to 2"),
-        (["--generator", "maga"], "no generator 'maga'; did you mean 'mage'"),
-        (["--class", 3], "neither the generator nor the RDM was trained on classes"),
+        (["--box", "nan", "nan", "nan", "nan"], "nan"),
+        (["--outside", "inf", 0, 1, 1], "inf"),
+        (["--uncrop", 2], "2"),
+        (["--uncrop", 1], "between 0 and 1, not to 1"),
+        (["--uncrop", "nan"], "nan"),
+        ([], "nothing of the image stays visible to take a representation of: use --representation original"),
+        (["--box", 0, 0, 1, 1], "nothing of the image stays visible"),
+        (["--mask", "black.png"], "black.png is black on the middle square of"),
+        (["--mask", "odd.png"], "odd.png is 25 x 25, but"),
+        (["--mask", "bomb.png"], "bomb.png is not a picture that can be read"),
+        ([*BOX, "--image", "bomb.png"], "bomb.png is not a picture that can be read"),
+        ([*BOX, "--image", "strip.png"], "strip.png is 1000 x 1, of which the middle square shows next to nothing"),
+        ([*BOX, "--generator", "maga"], "no generator 'maga'; did you mean 'mage'"),
+        ([*BOX, "--class", 3], "neither the generator nor the RDM was trained on classes"),
+        ([*BOX, "--generator", "mage-class", "--representation", "visible"], "mage-class is not conditioned on repres"),
+        ([*BOX, "--generator", "mage-none", "--guidance", 2], "mage-none has no condition to guide toward"),
     ],
 )
-def test_mistakes_are_named(run, picture, tmp_path, arguments, sentence):
-    done = tool("inpaint", run, "--generator", "mage", "--image", picture, *arguments, "--out", tmp_path / "panel.png")
-    assert sentence in complaint(done)
+def test_mistakes_are_named(run, picture, tmp_path, arguments, sentence, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (26, 20)).save("black.png")
+    Image.new("L", (25, 25), 255).save("odd.png")
+    Image.new("L", (1000, 1), 255).save("strip.png")
+    write_bomb("bomb.png")
+    arguments = ["--generator", "mage", "--image", picture, *arguments]
+    sentence_found = complaint(tool("inpaint", run, *arguments, "--out", tmp_path / "panel.png"))
+    assert sentence in sentence_found
     assert not (tmp_path / "panel.png").exists()
+
+
+def write_bomb(path):
+    """Write a small PNG file whose header claims 900,000,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("out", ["picture.png/x.png", "folder"])
+def test_a_panel_that_cannot_be_written_is_refused_before_the_work(run, picture, tmp_path, out):
+    (tmp_path / "picture.png").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    arguments = [run, "--generator", "mage", "--image", picture, *BOX, "--out", tmp_path / out]
+    assert "results cannot go to" in complaint(tool("inpaint", *arguments))
 
 
 def test_a_file_that_is_no_picture_is_named(run, tmp_path):
     (tmp_path / "text.png").write_text("no")
-    sentence = complaint(tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png"))
+    sentence = complaint(tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png", *BOX))
     assert f"{tmp_path / 'text.png'} is not a picture that can be read" in sentence

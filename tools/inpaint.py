@@ -4,7 +4,7 @@ python tools/inpaint.py RUN --image cat.png dog.png --box 0.25 0.25 0.75 0.75   
 python tools/inpaint.py RUN --image cat.png --outside 0.25 0.25 0.75 0.75          generate all but a box
 python tools/inpaint.py RUN --image cat.png --mask hole.png                        generate where the mask is white
 python tools/inpaint.py RUN --image cat.png --uncrop 0.5                           shrink the image, generate around it
-python tools/inpaint.py RUN --image cat.png                                        generate all from the representation
+python tools/inpaint.py RUN --image cat.png --representation original              generate all from its representation
 """
 
 import argparse
@@ -27,9 +27,12 @@ def main() -> None:
     hole.add_argument(
         "--uncrop", type=cli.number(0.001, 1), metavar="SHARE", help="shrink to this share of the side, generate around"
     )
-    text = "condition on the representation of the whole image, or on generated ones [image]"
-    parser.add_argument("--condition", choices=("image", "generated"), default="image", help=text)
-    cli.add_number(parser, 4, "number of results for each image")
+    text = (
+        "condition on the representation of the visible part, on generated ones, or on that of the original, which "
+        "knows what is hidden [visible]"
+    )
+    parser.add_argument("--representation", choices=("visible", "generated", "original"), help=text)
+    cli.add_number(parser, 4, "number of results for each image", most=1000)
     parser.add_argument("--out", type=cli.path, help="file of the panel: original, masked, results [RUN/inpaint.png]")
     cli.add(
         parser, "--seed", "--generator", "--guidance", "--allow-untrained-null", "--steps", "--precision", "--class"
@@ -44,8 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     from rcg.evaluation.inpainting_panel import Hole, write_panel
 
     folder, hole, plan = RunFolder(arguments.run), cli.create(Hole, arguments), cli.sampling_plan(arguments)
-    own_z, out = arguments.condition == "image", cli.output_file(arguments.out or folder.inpainting)
-    write_panel(folder, arguments.generator, arguments.image, hole, plan, own_z, out, launch())
+    out = cli.output_file(arguments.out or folder.inpainting)
+    write_panel(folder, arguments.generator, arguments.image, hole, plan, arguments.representation, out, launch())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,11 +39,16 @@ def inpaint(
     Raises:
         UserError: the model does not generate tokens.
     """
-    if model.data.vocab is None:
-        raise UserError(f"{model.config.name} cannot generate parts of an image: use a generator of tokens, mage")
+    check_tokens(model)
     known = known_tokens(autoencoder, image, hole)
     tokens = model.sample(cond, noise, guidance=guidance, sampler=sampler, known=known)
     return torch.where(hole[:, None], autoencoder.decode(tokens).to(image.dtype), image)
+
+
+def check_tokens(model: GenerativeModel) -> None:
+    """Raise `UserError` if a model does not generate tokens, of which some can be kept."""
+    if model.data.vocab is None:
+        raise UserError(f"{model.config.name} cannot generate parts of an image: use a generator of tokens, mage")
 
 
 def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tensor:
@@ -68,7 +75,8 @@ def box(size: int, left: float, top: float, right: float, bottom: float) -> Tens
     Raises:
         UserError: the box lies outside of the image or holds no pixel.
     """
-    x0, y0, x1, y1 = (round(size * edge) for edge in (left, top, right, bottom))
+    edges = (left, top, right, bottom)
+    x0, y0, x1, y1 = (round(size * edge) if math.isfinite(edge) else -1 for edge in edges)
     if not (0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size):
         raise UserError(
             f"a box is left, top, right and bottom edge as rising shares of the side, like 0.25 0.25 0.75 0.75, "
@@ -86,7 +94,7 @@ def shrink(image: Tensor, share: float) -> tuple[Tensor, Tensor]:
         UserError: the share leaves nothing of the image, or nothing to generate.
     """
     size = image.shape[-1]
-    side = round(share * size)
+    side = round(share * size) if math.isfinite(share) else 0
     if not 0 < side < size:
         raise UserError(f"an image can be shrunk to a share of its side between 0 and 1, not to {share:g}")
     small = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

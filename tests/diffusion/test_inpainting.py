@@ -14,6 +14,7 @@ from tests.toy_tokenizer import LEVELS, ToyTokenizer, ToyTokenizerConfig
 pytestmark = pytest.mark.usefixtures("toy_autoencoder")
 
 TOKENIZER = ToyTokenizer(ToyTokenizerConfig(), 16)
+NAN, INF = float("nan"), float("inf")
 STEPS = {"sampler": MaskGIT(steps=3)}
 IMAGE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -80,13 +81,15 @@ def test_uncropping_keeps_the_shrunken_image_in_the_middle():
     assert shrink(flat, 0.45)[0].shape == flat.shape
 
 
-@pytest.mark.parametrize("edges", [(0.5, 0, 0.5, 1), (0.6, 0, 0.4, 1), (-0.2, 0, 1, 1), (0, 0, 1, 1.3)])
+@pytest.mark.parametrize(
+    "edges", [(0.5, 0, 0.5, 1), (0.6, 0, 0.4, 1), (-0.2, 0, 1, 1), (0, 0, 1, 1.3), (NAN, 0, 1, 1), (0, 0, 1, INF)]
+)
 def test_impossible_boxes_are_refused(edges):
     with pytest.raises(UserError, match="rising shares of the side"):
         box(16, *edges)
 
 
-@pytest.mark.parametrize("share", [0, 1, 1.5, 0.01])
+@pytest.mark.parametrize("share", [0, 1, 1.5, 0.01, NAN, INF])
 def test_shares_that_leave_nothing_are_refused(share):
     with pytest.raises(UserError, match="between 0 and 1"):
         shrink(IMAGE, share)
