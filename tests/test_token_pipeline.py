@@ -221,8 +221,8 @@ BOX = ["--box", 0.25, 0.25, 0.75, 0.75]
         (["--box", 0, 0, 1, 1], "nothing of the image stays visible"),
         (["--mask", "black.png"], "black.png is black on the middle square of"),
         (["--mask", "odd.png"], "odd.png is 25 x 25, but"),
-        (["--mask", "bomb.png"], "bomb.png is not a picture that can be read"),
-        ([*BOX, "--image", "bomb.png"], "bomb.png is not a picture that can be read"),
+        (["--mask", "bomb.png"], "picture bomb.png cannot be read: it claims more pixels"),
+        ([*BOX, "--image", "bomb.png"], "picture bomb.png cannot be read: it claims more pixels"),
         ([*BOX, "--image", "strip.png"], "strip.png is 1000 x 1, of which the middle square shows next to nothing"),
         ([*BOX, "--generator", "maga"], "no generator 'maga'; did you mean 'mage'"),
         ([*BOX, "--class", 3], "neither the generator nor the RDM was trained on classes"),
@@ -264,4 +264,4 @@ def test_a_panel_that_cannot_be_written_is_refused_before_the_work(run, picture,
 def test_a_file_that_is_no_picture_is_named(run, tmp_path):
     (tmp_path / "text.png").write_text("no")
     sentence = complaint(tool("inpaint", run, "--generator", "mage", "--image", tmp_path / "text.png", *BOX))
-    assert f"{tmp_path / 'text.png'} is not a picture that can be read" in sentence
+    assert f"picture {tmp_path / 'text.png'} cannot be read" in sentence
