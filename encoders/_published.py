@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any, ClassVar, get_args
 
 import torch
-from pydantic import PositiveInt
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import EncoderConfig
+from rcg.config import Depth, EncoderConfig, Side, Width
 from rcg.core import pretrained
 from rcg.core.contracts import CatalogEntry, Encoder
 from rcg.core.errors import UserError
@@ -32,7 +31,7 @@ class PublishedConfig(EncoderConfig):
 
     weights: str
     """The file as published (.pth, .pth.tar or .safetensors), or `none` for random weights."""
-    input_size: PositiveInt = IMAGENET_SIZE
+    input_size: Side = IMAGENET_SIZE
     """Side that images are resized to."""
 
 
@@ -41,13 +40,13 @@ class ViTConfig(PublishedConfig):
 
     arch: str = "vit_base"
     """Size of the trunk."""
-    width: PositiveInt | None = None
+    width: Width | None = None
     """Channels; null: of the arch."""
-    depth: PositiveInt | None = None
+    depth: Depth | None = None
     """Blocks; null: of the arch."""
-    heads: PositiveInt | None = None
+    heads: Width | None = None
     """Attention heads; null: of the arch."""
-    patch: PositiveInt = 16
+    patch: Side = 16
     """Side of a patch."""
 
 
@@ -208,9 +207,9 @@ def only(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class StudentTeacherConfig(ViTConfig):
     """A ViT with DINO's head; only full checkpoints hold the head."""
 
-    projector_hidden: PositiveInt = 2048
+    projector_hidden: Width = 2048
     """Hidden width of the head."""
-    projector_dim: PositiveInt = 256
+    projector_dim: Width = 256
     """Width of the head's bottleneck, which is its output here."""
 
 

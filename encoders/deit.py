@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
 from torch import nn
 
+from rcg.config import Width
 from rcg.core.registry import ENCODERS
 from rcg.encoders._published import PublishedEncoder, ViTConfig
 
@@ -17,7 +17,7 @@ class DeiTConfig(ViTConfig):
     name: str = "deit"
     arch: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_base"
     """Size of the trunk."""
-    classes: PositiveInt = 1000
+    classes: Width = 1000
     """Classes of the head."""
 
 

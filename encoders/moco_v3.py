@@ -9,11 +9,10 @@ import re
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from rcg.config import EncoderConfig
+from rcg.config import Depth, EncoderConfig, Side, Width
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
 from rcg.encoders._published import IMAGENET_SIZE, VITS, PublishedEncoder, only, vit
@@ -30,19 +29,19 @@ class MoCoV3Config(EncoderConfig):
     name: str = "moco_v3"
     arch: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "resnet18", "resnet50"] = "vit_base"
     """Trunk; small, base and large are the published ones."""
-    width: PositiveInt | None = None
+    width: Width | None = None
     """Channels of a ViT, or of a ResNet's first stage; null: of the arch."""
-    depth: PositiveInt | None = None
+    depth: Depth | None = None
     """Blocks of a ViT, or of each of a ResNet's stages; null: of the arch."""
-    heads: PositiveInt | None = None
+    heads: Width | None = None
     """Attention heads of a ViT; null: of the arch."""
-    patch: PositiveInt | None = None
+    patch: Side | None = None
     """Side of a ViT's patches; null: 16, on small images an eighth of the side."""
-    input_size: PositiveInt | None = None
+    input_size: Side | None = None
     """Side that images are resized to; null: 224 with weights, else that of the images."""
-    projector_hidden: PositiveInt = 4096
+    projector_hidden: Width = 4096
     """Hidden width of the projector."""
-    projector_dim: PositiveInt = 256
+    projector_dim: Width = 256
     """Width of the projector's output."""
     feature: Literal["backbone", "projector"] = "projector"
 

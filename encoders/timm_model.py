@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from timm.data import resolve_model_data_config
 from timm.models import build_model_with_cfg
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from rcg.config import EncoderConfig
+from rcg.config import EncoderConfig, Side
 from rcg.core import pretrained
 from rcg.core.contracts import CatalogEntry, Encoder
 from rcg.core.errors import UserError, nearest
@@ -46,7 +46,7 @@ class TimmModelConfig(EncoderConfig):
     """timm's name, tag included (`vit_base_patch16_224.dino`)."""
     weights: str = "pretrained"
     """`pretrained`, a hub id (`hf-hub:owner/name`), a local .safetensors or .pth file, or `none`."""
-    input_size: PositiveInt | None = None
+    input_size: Side | None = None
     """Side that images are resized to; null: the card's."""
     pooling: Literal["token", "avg", "map"] | None = None
     """How features are pooled: class token, mean, attention pooling; null: the network's own way."""

@@ -15,7 +15,7 @@ from timm.layers.fast_norm import fast_group_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import Fraction, GeneratorConfig
+from rcg.config import Depth, Fraction, GeneratorConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.nn import Dropout, checkpointed
@@ -26,21 +26,21 @@ M = TypeVar("M", bound=nn.Module)
 class UNetConfig(GeneratorConfig):
     """The shape of a U-Net."""
 
-    width: PositiveInt = 128
+    width: Width = 128
     """Channels at full resolution."""
     multipliers: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
     """Channels of each level, as multiples of `width`; each level halves the side of the one before. Null: as
     published."""
-    blocks: PositiveInt = 2
+    blocks: Depth = 2
     """Residual blocks of a level on the way down; the way up has one more."""
     groups: PositiveInt = Field(None, validate_default=True)
     """Groups of channels that are normalized together; null: 32 as published, in narrow networks fewer, so that four
     channels share a group: with a group for each channel the image's colors would be lost."""
     attention: tuple[PositiveInt, ...] = (32, 16, 8)
     """Sides of the feature maps whose positions attend to each other."""
-    head_width: PositiveInt = 64
+    head_width: Width = 64
     """Channels of an attention head."""
-    heads: PositiveInt | None = None
+    heads: Width | None = None
     """Attention heads everywhere; null: as many as `head_width` gives."""
     dropout: Fraction = 0.0
     """Share of activations dropped in residual blocks."""

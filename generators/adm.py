@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.config import Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
 from rcg.generators import _unet
@@ -37,7 +37,7 @@ class ADMConfig(_unet.UNetConfig):
     }
 
     name: str = "adm"
-    time_width: PositiveInt | None = None
+    time_width: Width | None = None
     """Width of the sinusoidal embedding of the time; null: `width`."""
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
-from rcg.config import GeneratorConfig
+from rcg.config import Depth, GeneratorConfig, Side, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
@@ -25,13 +25,13 @@ class DiTConfig(GeneratorConfig):
     """A diffusion transformer; published sizes are S 384 x 12, B 768 x 12, L 1024 x 24 and XL 1152 x 28."""
 
     name: str = "dit"
-    width: PositiveInt = 384
+    width: Width = 384
     """Channels of a token."""
-    depth: PositiveInt = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: PositiveInt = 6
+    heads: Width = 6
     """Attention heads."""
-    patch: PositiveInt = 2
+    patch: Side = 2
     """Side of a patch."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """A block's MLP: four times as wide, or gated (Shazeer, 2020) with as many parameters."""

@@ -7,6 +7,7 @@ from timm.layers import GluMlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.config import Depth, Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
 from rcg.generators import _unet
@@ -29,8 +30,8 @@ class LDMConfig(_unet.UNetConfig):
 
     name: str = "ldm"
     multipliers: tuple[PositiveInt, ...] | None = (1, 2, 4)
-    head_width: PositiveInt = 32
-    transformer_depth: PositiveInt = 1
+    head_width: Width = 32
+    transformer_depth: Depth = 1
     """Blocks of a spatial transformer."""
     context_tokens: PositiveInt = 1
     """Tokens made from the condition; the one token of a representation is the representation itself."""

@@ -6,12 +6,12 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import Fraction, GeneratorConfig, GuidanceConfig, TrainConfig
+from rcg.config import Depth, Fraction, GeneratorConfig, GuidanceConfig, TrainConfig, Width
 from rcg.core.contracts import MASK, Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
@@ -47,15 +47,15 @@ class MAGEConfig(GeneratorConfig):
     defaults = {"process": {"name": "masked"}, "sampler": {"name": "maskgit"}, "autoencoder": {"name": "vqgan"}}
 
     name: str = "mage"
-    width: PositiveInt = 384
+    width: Width = 384
     """Channels of a token."""
-    depth: PositiveInt = 6
+    depth: Depth = 6
     """Blocks of the encoder."""
-    heads: PositiveInt = 6
+    heads: Width = 6
     """Attention heads of the encoder."""
-    decoder_depth: PositiveInt = 4
+    decoder_depth: Depth = 4
     """Blocks of the decoder."""
-    decoder_heads: PositiveInt = 6
+    decoder_heads: Width = 6
     """Attention heads of the decoder."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout of embeddings, attention and MLPs."""

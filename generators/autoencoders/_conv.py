@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import TrainableAutoencoderConfig
+from rcg.config import Depth, TrainableAutoencoderConfig, Width
 from rcg.core.contracts import Space, TrainableAutoencoder
 from rcg.core.errors import UserError
 from rcg.encoding.autoencoder import space_id
@@ -25,19 +25,19 @@ from rcg.nn import Attention
 class ConvConfig(TrainableAutoencoderConfig):
     """The sizes of a convolutional autoencoder; it halves the side once less than it has multipliers."""
 
-    width: Annotated[PositiveInt, Field(multiple_of=GROUPS)] | None = None
+    width: Annotated[Width, Field(multiple_of=GROUPS)] | None = None
     """Channels at full resolution; null: 128 as published, below 128 px 64."""
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     """Channels at each resolution, as multiples of `width`; null: the published ones, without the last of them where
     images are small: from 64 px on at least 16 x 16 positions remain, below 8 x 8."""
-    blocks: PositiveInt = 2
+    blocks: Depth = 2
     """Residual blocks at each resolution."""
     groups: PositiveInt | None = None
     """Groups of channels that are normalized together; null: 32 as published, in narrow networks fewer, so that four
     channels share a group: with a group for each channel the image's colors would be lost."""
     attention: tuple[PositiveInt, ...] | None = None
     """Down-sampling factors at which blocks are followed by self-attention; null: the published ones."""
-    channels: PositiveInt = 4
+    channels: Width = 4
     """Channels of the latent."""
 
     published_multipliers: ClassVar[tuple[int, ...]] = (1, 2, 4, 4)

@@ -6,11 +6,11 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import Config, Fraction
+from rcg.config import Config, Fraction, Width
 from rcg.core.rng import draws
 from rcg.distributed.launch import gather
 
@@ -22,7 +22,7 @@ class NearestConfig(Config):
     """A codebook whose nearest entry replaces a vector (VQ-VAE, van den Oord et al., NeurIPS 2017)."""
 
     name: Literal["nearest"] = "nearest"
-    codes: PositiveInt | None = None
+    codes: Width | None = None
     """Entries of the codebook; null: 1024 as published, below 64 px 256, below 32 px 64: a generator learns a smaller
     vocabulary from fewer images."""
     update: Literal["ema", "gradient"] = "ema"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from pydantic import PositiveInt
 from torch import Tensor
 
+from rcg.config import Width
 from rcg.core.contracts import Space
 from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import space_id
@@ -18,7 +18,7 @@ class VQGANConfig(QuantizedConfig):
     """A tokenizer; the defaults are those of MAGE's, which makes 16 x 16 tokens of 256 px."""
 
     name: str = "vqgan"
-    channels: PositiveInt = 256
+    channels: Width = 256
 
     published_multipliers: ClassVar[tuple[int, ...]] = (1, 1, 2, 2, 4)
 

@@ -1,6 +1,21 @@
 """The configuration of an experiment: YAML -> frozen, typed sections."""
 
-from rcg.config.base import ORIGIN, OWN, RUNTIME, Config, Fraction, dump_without, identity, training_identity
+from rcg.config.base import (
+    ORIGIN,
+    OWN,
+    RUNTIME,
+    Batch,
+    Config,
+    Depth,
+    Fraction,
+    ImageSize,
+    Side,
+    Steps,
+    Width,
+    dump_without,
+    identity,
+    training_identity,
+)
 from rcg.config.experiment import Experiment, differences, load_encoder_section, load_experiment, parse_saved_config
 from rcg.config.sections import (
     AlignConfig,

@@ -19,6 +19,18 @@ from rcg.core.errors import nearest
 from rcg.core.registry import Registry
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
+"""Blocks, one after the other. Bounds keep what is read from files and command lines from filling the memory."""
+Width = Annotated[int, Field(gt=0, le=2**17)]
+"""Channels, features, heads or classes."""
+Side = Annotated[int, Field(gt=0, le=2**14)]
+"""Side in pixels."""
+ImageSize = Annotated[int, Field(ge=4, le=2**14)]
+"""Side of the images in pixels."""
+Steps = Annotated[int, Field(gt=0, le=100_000)]
+"""Network evaluations, or levels."""
+Batch = Annotated[int, Field(gt=0, le=2**20)]
+"""Samples of a step."""
 
 
 class Role(Enum):

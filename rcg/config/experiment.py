@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from rcg.config import sections
-from rcg.config.base import OWN, Component, Config, alternatives, component_of, config_class, roles, takes_text
+from rcg.config.base import OWN, Component, Config, Side, alternatives, component_of, config_class, roles, takes_text
 from rcg.config.parsing import NULLS, Unquoted, parse_yaml, read_yaml, shortened
 from rcg.core.console import say
 from rcg.core.errors import UserError, nearest_file
@@ -140,7 +140,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 class _Images(BaseModel):
     """What an encoder section has to know of the data section beside it."""
 
-    image_size: PositiveInt | None = None
+    image_size: Side | None = None
 
 
 @dataclass(frozen=True)

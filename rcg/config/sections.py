@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
-from rcg.config.base import ORIGIN, OWN, RUNTIME, Component, ComponentConfig, Config, Fraction, config_class
+from rcg.config.base import (
+    ORIGIN,
+    OWN,
+    RUNTIME,
+    Component,
+    ComponentConfig,
+    Config,
+    Depth,
+    Fraction,
+    ImageSize,
+    Steps,
+    Width,
+    config_class,
+)
 from rcg.config.training import AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS
@@ -31,7 +44,7 @@ MAX_SCALE = 100.0
 class DataConfig(ComponentConfig):
     """Which images to learn from, and how they are cropped."""
 
-    image_size: Annotated[int, Field(ge=4)] = 32
+    image_size: ImageSize = 32
     """Side of the square images that leave the data set, in pixels."""
     crop: Literal["center", "random"] = "center"
     """Where the square is cropped after the short side was resized to `image_size`."""
@@ -87,7 +100,7 @@ EncoderSection = Annotated[SerializeAsAny[EncoderConfig], Component(ENCODERS, En
 class ProjectionConfig(Config):
     """Principal components of the training set's representations: the width decides how well they can be modeled."""
 
-    width: PositiveInt = 256
+    width: Width = 256
     """Number of components; RCG's ablation found 256 best (Table 7c)."""
     whiten: bool = False
     """Give all components the same variance."""
@@ -115,7 +128,7 @@ class SamplerConfig(ComponentConfig):
     discrete: ClassVar[bool] = False
     """Whether it generates tokens."""
 
-    steps: Annotated[PositiveInt, Field(le=100_000)] = 50
+    steps: Steps = 50
     """Network evaluations for one sample, without those for guidance."""
     temperature: PositiveFloat = 1.0
     """Scale of all normal noise, applied by `GenerativeModel.sample`; below 1 samples are more typical and less
@@ -166,7 +179,7 @@ class GuidanceConfig(Config):
     ramp: Literal["constant", "linear", "cosine"] = "constant"
     """How guidance grows from none at noise to `scale` at the last step: at once, linearly (RCG's MAGE), or as half a
     cosine."""
-    channels: PositiveInt | None = None
+    channels: Width | None = None
     """Guide only so many channels, the first ones; null: all. The published DiT guides three of four."""
 
     @model_validator(mode="after")
@@ -306,11 +319,11 @@ RDMSection = Annotated[SerializeAsAny[RDMConfig], Component(NETWORKS, RDMConfig)
 class AlignConfig(Config):
     """Representation alignment (REPA; Yu et al., ICLR 2025): hidden tokens learn the frozen encoder's patch tokens."""
 
-    depth: PositiveInt = 8
+    depth: Depth = 8
     """Number of blocks after which the tokens are compared."""
     weight: PositiveFloat = 0.5
     """Weight of the loss beside that of the process."""
-    hidden: PositiveInt = 2048
+    hidden: Width = 2048
     """Hidden width of the projection."""
 
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from rcg.config.base import RUNTIME, Config, Fraction
+from rcg.config.base import RUNTIME, Batch, Config, Fraction, Side, Width
 
 
 class TrainConfig(Config):
@@ -25,9 +25,9 @@ class TrainConfig(Config):
     """Optimizer steps."""
     epochs: Annotated[PositiveFloat | None, RUNTIME] = None
     """Passes over the training images, instead of `steps`; null: as many as `steps` take."""
-    batch_size: PositiveInt = 64
+    batch_size: Batch = 64
     """Samples of one optimizer step, over all processes and accumulated micro-batches."""
-    grad_accum_steps: PositiveInt = 1
+    grad_accum_steps: Batch = 1
     """Micro-batches of one optimizer step; batch normalization and contrast see one at a time."""
     init_from: str | None = None
     """Where the weights come from that training starts with: a part of ours, or a run; null: random ones. What does not
@@ -116,7 +116,7 @@ def resolve_epochs(config: C, images: int) -> C:
 class AugmentConfig(Config):
     """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
 
-    size: PositiveInt | None = None
+    size: Side | None = None
     """Side of the views in pixels; null: that of the images. A ResNet learns faster, and no worse, from views of three
     quarters of it, because random crops magnify what they show (Touvron et al., NeurIPS 2019)."""
     crop: tuple[Fraction, Fraction] | None = None
@@ -140,7 +140,7 @@ class AugmentConfig(Config):
 class ContrastiveTrain(TrainConfig):
     """MoCo v3 pre-training (Chen, Xie, He, ICCV 2021)."""
 
-    batch_size: PositiveInt = 256
+    batch_size: Batch = 256
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 100
@@ -150,7 +150,7 @@ class ContrastiveTrain(TrainConfig):
     """Temperature of the InfoNCE loss."""
     momentum: Fraction = 0.99
     """Momentum of the key encoder at the start; it rises to 1 by half a cosine."""
-    predictor: PositiveInt = 1024
+    predictor: Width = 1024
     """Hidden width of the predictor."""
     augment: AugmentConfig = AugmentConfig()
     """The two views."""
@@ -186,7 +186,7 @@ class AutoencoderTrain(TrainConfig):
     """Weight of the patch discriminator's verdict, before it is adapted (VQGAN, eq. 7); 0: no discriminator."""
     adversarial_start: NonNegativeInt = 20_000
     """Step at which the discriminator comes in."""
-    discriminator_width: PositiveInt = 64
+    discriminator_width: Width = 64
     """Channels of the discriminator's first layer."""
     inception: str | None = None
     """File of torch-fidelity's InceptionV3 for the rFID of evaluations; null: rFID is not reported."""
@@ -205,7 +205,7 @@ class AutoencoderTrain(TrainConfig):
 class RDMTrain(TrainConfig):
     """The published recipe of the RDM (RCG, Table 5) apart from its length."""
 
-    batch_size: PositiveInt = 512
+    batch_size: Batch = 512
     lr: PositiveFloat = 5.12e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     decay_all: bool = True

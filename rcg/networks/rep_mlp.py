@@ -6,7 +6,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import RDMConfig
+from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
@@ -16,11 +16,11 @@ class RepMLPConfig(RDMConfig):
     """The residual MLP; 12 blocks of 1536 as published."""
 
     name: str = "rep_mlp"
-    width: PositiveInt = 1536
+    width: Width = 1536
     """Hidden width."""
-    depth: PositiveInt = 12
+    depth: Depth = 12
     """Residual blocks."""
-    time_width: PositiveInt | None = None
+    time_width: Width | None = None
     """Width of the time embedding; null: the representation's."""
     label_width: PositiveInt = 512
     """Width of the class embedding."""

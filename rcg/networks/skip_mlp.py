@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import RDMConfig
+from rcg.config import RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
@@ -22,11 +22,11 @@ class SkipMLPConfig(RDMConfig):
     """
 
     name: str = "skip_mlp"
-    width: PositiveInt = 2048
+    width: Width = 2048
     """Hidden width."""
     depth: Annotated[int, Field(ge=2)] = 10
     """Layers, the last one included."""
-    time_width: PositiveInt = 512
+    time_width: Width = 512
     """Width of the time embedding."""
     frequencies: PositiveInt = 64
     """Width of the sinusoids before it."""

@@ -326,3 +326,19 @@ def test_a_hint_names_at_most_five_visible_files_of_the_right_kind(tmp_path):
     assert folders.split("known: ")[1].count("toy") == 5
     assert ".yaml" not in folders
     assert "/.toy" not in folders
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+def test_no_size_of_a_component_can_fill_the_memory(registry):
+    sizes = ("width", "depth", "decoder_depth", "blocks", "channels", "heads", "patch", "image_size", "input_size")
+    for name in registry.names():
+        schema = config_class(registry, name)
+        for key in {*sizes, "transformer_depth", "steps", "projector_hidden", "codes"} & schema.model_fields.keys():
+            with pytest.raises(ValueError, match="less than or equal|multiple of"):
+                schema.model_validate({"name": name, key: 10**12})
+
+
+@pytest.mark.parametrize("key", ["rdm.depth", "generator.train.batch_size", "rdm.sampler.steps", "rdm.process.steps"])
+def test_a_huge_size_is_refused_by_its_key(key, tmp_path):
+    with pytest.raises(UserError, match=f"{key}: input should be less than or equal to"):
+        load_experiment(write(tmp_path), [f"{key}=1e12"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from pydantic import PositiveInt
 
-from rcg.config import DataConfig
+from rcg.config import DataConfig, ImageSize
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.datasets._torchvision import ArraySource
@@ -15,8 +14,8 @@ class DigitsConfig(DataConfig):
     """Settings of the digits."""
 
     name: str = "digits"
-    image_size: PositiveInt = 16
-    """Side of the square images after preprocessing, in pixels."""
+    image_size: ImageSize = 16
+    """ImageSize of the square images after preprocessing, in pixels."""
 
 
 @DATASETS.register

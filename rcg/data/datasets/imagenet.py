@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import TypeAdapter
 from torchvision.datasets import imagenet
 
-from rcg.config import RUNTIME, DataConfig
+from rcg.config import RUNTIME, DataConfig, ImageSize
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.pictures import PictureFiles, class_labels, find_pictures
@@ -24,8 +24,8 @@ class ImageNetConfig(DataConfig):
     """Settings of ImageNet."""
 
     name: str = "imagenet"
-    image_size: PositiveInt = 256
-    """Side of the square images after preprocessing, in pixels."""
+    image_size: ImageSize = 256
+    """ImageSize of the square images after preprocessing, in pixels."""
     root: Annotated[Path, RUNTIME] = Path("data")
     """Folder of the three archives, or of the files that were unpacked from them."""
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torchvision import datasets
 
+from rcg.config import ImageSize
 from rcg.core.registry import DATASETS
 from rcg.data.datasets._torchvision import Archive, Arrays, ArraySource, TorchvisionConfig, read_files
 
@@ -18,8 +18,8 @@ class STL10Config(TorchvisionConfig):
     """Settings of STL-10."""
 
     name: str = "stl10"
-    image_size: PositiveInt = 96
-    """Side of the square images after preprocessing, in pixels."""
+    image_size: ImageSize = 96
+    """ImageSize of the square images after preprocessing, in pixels."""
     split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
     """Which images to train on; only `train` alone has labels."""
 

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from rcg.config import Steps
 from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
@@ -29,7 +30,7 @@ class GaussianConfig(AffineConfig):
     """Growth of beta: linear (DDPM), sqrt_linear (LDM, the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
     predict: Literal["eps", "x0", "v"] = "eps"
     """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
-    steps: Annotated[PositiveInt, Field(gt=1, le=100_000)] = 1000
+    steps: Annotated[Steps, Field(gt=1)] = 1000
     """Number T of noise levels."""
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
     """Variance of a step of ancestral sampling: of the posterior q(x_s | x_t, x_0), or beta (the two bounds of Ho et

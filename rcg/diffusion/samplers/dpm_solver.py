@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pydantic import PositiveInt
 from torch import Tensor
 
+from rcg.config import Steps
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 from rcg.diffusion.samplers._level_sampler import LevelSampler
@@ -20,7 +20,7 @@ class DPMSolver(LevelSampler):
     """
 
     name: str = "dpm_solver"
-    steps: PositiveInt = 16
+    steps: Steps = 16
 
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""

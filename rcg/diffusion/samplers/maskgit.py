@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from rcg.config import SamplerConfig
+from rcg.config import SamplerConfig, Steps
 from rcg.core.contracts import MASK, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 
@@ -22,7 +22,7 @@ class MaskGIT(SamplerConfig):
     """
 
     name: str = "maskgit"
-    steps: PositiveInt = 20
+    steps: Steps = 20
     temperature: PositiveFloat = 1.0
     """Temperature of the distributions that tokens are drawn from."""
     choice_temperature: Annotated[float, Field(ge=0)] = 6.0

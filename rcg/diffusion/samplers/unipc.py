@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
+from rcg.config import Steps
 from rcg.core.contracts import Level, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 from rcg.diffusion.samplers._level_sampler import LevelSampler
@@ -22,7 +22,7 @@ class UniPC(LevelSampler):
     """
 
     name: str = "unipc"
-    steps: PositiveInt = 16
+    steps: Steps = 16
 
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
