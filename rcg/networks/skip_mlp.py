@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import RDMConfig, Width
+from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
 from rcg.nn import ConditionEmbedding, timestep_embedding
@@ -24,7 +24,7 @@ class SkipMLPConfig(RDMConfig):
     name: str = "skip_mlp"
     width: Width = 2048
     """Hidden width."""
-    depth: Annotated[int, Field(ge=2)] = 10
+    depth: Annotated[Depth, Field(ge=2)] = 10
     """Layers, the last one included."""
     time_width: Width = 512
     """Width of the time embedding."""
