@@ -1,11 +1,15 @@
 """Every refusal of a training comes before the first write into the folder of its stage."""
 
+import json
+import math
 import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
+import rcg
 from rcg.config import load_experiment
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
@@ -168,3 +172,127 @@ def test_a_stage_ignores_the_sections_that_do_not_concern_it(toy_copy):
         assert same[0] == same[1], name
     seeds = [STAGES["rdm"].identity(load_experiment(toy_copy, [f"seed={seed}"])) for seed in (0, 1)]
     assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("mode", [Mode.START, Mode.OVERWRITE, Mode.RESUME])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(toy_copy, tmp_path, name, mode, capsys):
+    path = write(tmp_path, generator__autoencoder=AUTOENCODER) if name == "autoencoder" else toy_copy
+    folder = STAGES[name].folder(load_experiment(path)).path
+    if mode == Mode.START:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(tmp_path / "run" / "cache")  # nor does it encode
+    before = snapshot(tmp_path)
+    run_stage(STAGES[name], Workspace(load_experiment(path), launch()), mode, dry_run=True)
+    assert snapshot(tmp_path) == before
+    printed = capsys.readouterr().out
+    assert f"{name}: 180 images of 10 classes, 20 more for validation" in printed
+    assert "arch: resnet18" in printed
+    assert f"nothing was trained or written: {folder}" in printed
+
+
+@pytest.mark.parametrize("mode", [Mode.START, Mode.OVERWRITE])
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_dry_run_refuses_what_a_training_does(toy_copy, tmp_path, case, mode):
+    name, overrides, sentence = REFUSALS[case]
+    if "FOLDER" in str(overrides) or "ROOT" in str(overrides):
+        pytest.skip("files of the other test")
+    if mode == Mode.START:
+        shutil.rmtree(tmp_path / "run" / {"generator": "dit"}.get(name, name), ignore_errors=True)
+    with pytest.raises(UserError, match=sentence):
+        run_stage(STAGES[name], Workspace(load_experiment(toy_copy, overrides), launch()), mode, dry_run=True)
+
+
+@pytest.mark.parametrize("name", ["encoder", "rdm", "generator"])
+def test_a_start_is_recorded_beside_the_part_and_in_its_header(toy_run, name):
+    stage = STAGES[name].folder(load_experiment(toy_run / "toy.yaml"))
+    recorded = json.loads(stage.record.read_text())
+    (start,) = recorded["starts"]
+    assert start["images"], start["validation"] == (180, 20)
+    assert start["classes"] == 10
+    assert start["precision"] == "float32"
+    assert start["steps"] == stage.part().facts.steps
+    assert start["parameters"][name] > 100
+    program = stage.part().facts.program
+    assert program == {key: start[key] for key in program}
+    assert program["rcg"] == rcg.__version__
+    assert program["torch"] == str(torch.__version__)
+    assert "pytest" in program["command"]
+    assert recorded["facts"]["fingerprint"] == stage.part().facts.fingerprint
+
+
+def test_every_start_is_recorded(toy_copy, tmp_path):
+    train("rdm", toy_copy, "rdm.train.steps=22", mode=Mode.RESUME)
+    starts = json.loads((tmp_path / "run" / "rdm" / "training.json").read_text())["starts"]
+    assert [start["steps"] for start in starts] == [20, 22]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_task_has_a_score_that_patience_can_wait_for(toy_copy, tmp_path, name):
+    path = write(tmp_path, generator__autoencoder=AUTOENCODER) if name == "autoencoder" else toy_copy
+    task = STAGES[name].task(Workspace(load_experiment(path), launch()))
+    with torch.no_grad():
+        report = task.evaluate({key: module.eval() for key, module in task.modules.items()}, 0)
+    assert math.isfinite(report.score)
+
+
+def test_an_encoder_without_labels_has_a_score_too(tmp_path):
+    work = Workspace(load_experiment(write(tmp_path)), launch())
+    for images in work.images:
+        images.source.labels = None
+    task = STAGES["encoder"].task(work)
+    with torch.no_grad():
+        report = task.evaluate({"encoder": task.modules["encoder"].eval()}, 0)
+    assert report.score == report.metrics["alignment"] + report.metrics["uniformity"]
+
+
+def test_steps_follow_from_epochs(toy_copy, tmp_path):
+    path = tmp_path / "epochs.yaml"
+    values = yaml.safe_load(toy_copy.read_text())
+    values["rdm"]["train"] = {"epochs": 2.5, "batch_size": 32, "precision": "no", "tracker": "none"}
+    path.write_text(yaml.safe_dump(values))
+    stage = train("rdm", path, mode=Mode.OVERWRITE)
+    assert stage.part().facts.steps == stage.part().facts.step == 14  # 2.5 x 180 / 32
+    saved = yaml.safe_load(stage.config.read_text())["rdm"]["train"]
+    assert saved["epochs"] == 2.5
+    assert "steps" not in saved
+    longer = train("rdm", stage.config, "rdm.train.epochs=3", mode=Mode.RESUME)
+    assert longer.part().facts.step == 17
+    with pytest.raises(UserError, match="steps and epochs both say how long to train"):
+        load_experiment(stage.config, ["rdm.train.steps=9"])
+
+
+def test_a_cosine_that_is_stretched_is_said_to_jump(toy_copy, capsys):
+    train("rdm", toy_copy, "rdm.train.schedule=cosine", mode=Mode.OVERWRITE)
+    capsys.readouterr()
+    train("rdm", toy_copy, "rdm.train.schedule=cosine", "rdm.train.steps=40", mode=Mode.RESUME)
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "the learning rate jumps from 3.2e-06 to 0.00026 at step 20" in warning
+    train("rdm", toy_copy, "rdm.train.schedule=cosine", "rdm.train.steps=40", mode=Mode.RESUME)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("encoder.train.batch_size=1", "choose a batch_size of at least 2"),
+        ("encoder.train.grad_accum_steps=16", "choose a batch_size of at least 32"),
+        ("rdm={self_condition: true, train: {batch_size: 1}}", "self_condition shows every second sample an estimate"),
+        ("encoder.train.patience=2", "set evaluate_every"),
+        ("data.image_size=1", "data.image_size: .*greater than or equal to 4"),
+        ("generator.guidance.interval=[0.9, 0.1]", "interval must rise"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_when_they_are_read(toy_copy, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_experiment(toy_copy, [override])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"condition_dropout": 0}, 1), ({"condition_dropout": 0.1}, 0), ({"condition": "none"}, 0)],
+)
+def test_guidance_from_a_condition_that_is_never_trained_is_warned_of(toy_copy, settings, expected):
+    changes = ["generator.guidance.scale=2", *(f"generator.{key}={value}" for key, value in settings.items())]
+    warnings = list(load_experiment(toy_copy, changes).warnings())
+    assert len([text for text in warnings if "is never trained" in text]) == expected
