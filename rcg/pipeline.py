@@ -374,28 +374,21 @@ class Pipeline:
             raise UserError(
                 "the generator is conditioned on representations, but there is no RDM: run tools/train_rdm.py"
             )
-        images = {kind: self.parts[kind].facts.fingerprint for kind in ("rdm", "generator")}
-        if "" not in images.values() and images["rdm"] != images["generator"]:
-            raise UserError(
-                f"the RDM and the generator were trained on different images (fingerprints {images['rdm']} and "
-                f"{images['generator']}): train one of them again on the other's images"
-            )
+        self._check_images()
         if self.rdm.data != needed:
             raise UserError(
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "
                 f"{self.rdm.data}: train one of them again on the other's encoder"
             )
-        self._check_images()
 
     def _check_images(self) -> None:
         """Refuse parts that were trained on different images; those of other programs do not say on which."""
-        own = self.parts["generator"].facts
-        for kind in ("rdm", "encoder"):
-            other = self.parts[kind].facts if kind in self.parts else own
-            if "" not in (own.fingerprint, other.fingerprint) and own.fingerprint != other.fingerprint:
+        images = {kind: part.facts.fingerprint for kind, part in self.parts.items() if part.facts.fingerprint}
+        for kind, name in (("rdm", "RDM"), ("encoder", "encoder")):
+            if {"generator", kind} <= images.keys() and images["generator"] != images[kind]:
                 raise UserError(
-                    f"the generator was trained on other images than the {kind}, or on other crops of them: train one "
-                    f"of them again on the other's"
+                    f"the {name} and the generator were trained on different images (fingerprints {images[kind]} and "
+                    f"{images['generator']}), or on different crops of them: train one again on the other's images"
                 )
 
 

@@ -123,10 +123,10 @@ def test_stages_of_one_run_are_trained_on_the_same_images(own, tmp_path, stage, 
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["rdm", "encoder"])
-def test_a_pipeline_is_made_of_parts_of_the_same_images(own, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "name"), [("rdm", "RDM"), ("encoder", "encoder")])
+def test_a_pipeline_is_made_of_parts_of_the_same_images(own, tmp_path, kind, name):
     assert Pipeline.load(tmp_path / "run")
     path = tmp_path / "run" / kind / "model.safetensors"
     trained_on_others(path)
-    with pytest.raises(UserError, match=f"on other images than the {kind}"):
+    with pytest.raises(UserError, match=f"the {name} and the generator were trained on different images"):
         Pipeline.load(tmp_path / "run")
