@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 UNDECODABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow recognizes, but cannot decode."""
-PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "'pillow>=11.3'", ".jxl": "pillow-jxl-plugin"}
 """Packages that teach Pillow a format, by the ending of its files."""
 COMPANIONS = {
     *(".bak", ".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".py", ".safetensors"),

@@ -3,9 +3,11 @@
 import errno
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from rcg.config import DataConfig
 from rcg.core.errors import UserError
 from rcg.data import loading, pictures
 from rcg.data.images import Images
-from rcg.data.pictures import File, PictureFiles, read_picture
+from rcg.data.pictures import File, PictureFiles, find_pictures, read_picture
 from rcg.evaluation.inpainting_panel import read_square
 
 
@@ -210,3 +212,20 @@ def test_a_picture_that_vanishes_is_one_sentence_from_a_loader_too(
     with pytest.raises(UserError) as caught:
         list(loading.batches(images, [0], 1))
     assert str(caught.value) == f"picture {tmp_path / 'gone.png'} cannot be read: it is not there (any more)"
+
+
+def test_formats_of_installed_plug_ins_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:
+        """Read .heic files as if they were PNG files."""
+        monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "IMG_1.HEIC")
+    assert not find_pictures(tmp_path, set()).pictures
+    pictures.picture_endings.cache_clear()
+    try:
+        assert [file.path for file in find_pictures(tmp_path, set()).pictures] == ["IMG_1.HEIC"]
+        assert read_picture(tmp_path / "IMG_1.HEIC").shape == (3, 4, 6)
+    finally:
+        pictures.picture_endings.cache_clear()
