@@ -20,7 +20,7 @@ from rcg.core.errors import UserError
 from rcg.data import loading, pictures
 from rcg.data.images import Images
 from rcg.data.pictures import File, PictureFiles, find_pictures, read_picture
-from rcg.evaluation.inpainting_panel import read_square
+from rcg.evaluation.inpainting_panel import read_image
 
 
 def palette(transparent: bool) -> Image.Image:
@@ -153,7 +153,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("read", [read_picture, lambda path: read_square(path, 16)], ids=["data", "inpainting"])
+@pytest.mark.parametrize("read", [read_picture, read_image], ids=["data", "inpainting"])
 def test_whatever_cannot_be_read_is_one_sentence_that_names_the_file(tmp_path: Path, kind: str, read: Any) -> None:
     write, why = BROKEN[kind]
     write(tmp_path / "a.tif")
