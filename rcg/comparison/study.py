@@ -43,8 +43,8 @@ class Study:
 
     @property
     def generator(self) -> GeneratorConfig:
-        """The section of the experiment whose condition is replaced."""
-        return self.work.experiment.require_generator()
+        """The section of the experiment whose condition is replaced; its training knows its steps."""
+        return self.work.resolve_epochs().require_generator()
 
     def left_out_arms(self) -> dict[str, str]:
         """Return why arms cannot be evaluated, by their keys.

@@ -3,12 +3,15 @@
 from collections import Counter
 
 import pytest
+import yaml
 
+from rcg.comparison.study import Study
 from rcg.config import load_experiment
 from rcg.core.errors import UserError
 from rcg.distributed.launch import launch
 from rcg.encoding import workspace
 from rcg.encoding.workspace import Workspace, first_views
+from tests.toy import write
 
 
 @pytest.fixture
@@ -105,3 +108,16 @@ def test_representations_of_another_space_are_refused(toy_copy):
         other.real_data(space)
     with pytest.raises(UserError, match="train the generator again"):
         other.check_condition(space)
+
+
+def test_trainings_know_their_steps_wherever_the_workspace_is_asked(tmp_path):
+    path = write(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    del values["generator"]["train"]["steps"]
+    values["generator"]["train"]["epochs"] = 2
+    path.write_text(yaml.safe_dump(values))
+    work = Workspace(load_experiment(path), launch())
+    steps = round(2 * len(work.images.train) / 16)
+    study = Study(work, keys=[], plan=None, metrics=None, out=tmp_path, cache=tmp_path, train=None)
+    assert study.generator.train.steps == work.experiment.require_generator().train.steps == steps
+    assert study.generator.train.epochs == 2

@@ -10,14 +10,14 @@ import yaml
 from safetensors.torch import save_file
 
 import rcg
-from rcg.config import load_experiment
+from rcg.config import load_experiment, resolve_epochs
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.distributed.launch import launch
 from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.training.stages import STAGES, run_stage
-from tests.toy import TOKENIZER, snapshot, train, write
+from tests.toy import ROOT, TOKENIZER, snapshot, train, write
 
 AUTOENCODER = {**TOKENIZER, "train": {**TOKENIZER["train"], "perceptual": "none"}}
 KL = {key: value for key, value in AUTOENCODER.items() if key != "quantizer"} | {"name": "kl"}
@@ -296,3 +296,23 @@ def test_guidance_from_a_condition_that_is_never_trained_is_warned_of(toy_copy, 
     changes = ["generator.guidance.scale=2", *(f"generator.{key}={value}" for key, value in settings.items())]
     warnings = list(load_experiment(toy_copy, changes).warnings())
     assert len([text for text in warnings if "is never trained" in text]) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs", "published"),
+    [
+        ("adm", 400, 2_001_600),
+        ("dit", 400, 250_000),
+        ("ldm", 40, 200_160),
+        ("mage", 800, 249_600),
+        ("rdm", 200, 500_400),
+    ],
+)
+def test_the_papers_configurations_train_for_its_epochs(config, epochs, published):
+    path = ROOT / "configs" / f"imagenet256_{config}.yaml"
+    experiment = resolve_epochs(load_experiment(path), 1_281_167)
+    train_config = STAGES["rdm" if config == "rdm" else "generator"].train_config(experiment)
+    assert train_config.epochs == epochs
+    # Theirs drop the rest of every epoch.
+    assert train_config.steps == pytest.approx(published, rel=3e-3)
+    assert experiment.data.validation is None  # the official split
