@@ -135,6 +135,7 @@ def test_an_ldm_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     tokenizer = restore_autoencoder(RunFolder(tmp_path / "run").autoencoder.part())
     assert part.facts.data == tokenizer.space
     assert restore(part, GENERATORS).config.multipliers == (1, 2)
+    assert part.config["condition_dropout"] == 0  # LDM never saw a null condition
     convert("ldm", tmp_path / "run", tmp_path / "back.pth", "--back")
     equal(found, pretrained.read(tmp_path / "back.pth")["model"])
 
