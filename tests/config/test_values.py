@@ -334,7 +334,7 @@ def test_no_size_of_a_component_can_fill_the_memory(registry):
     for name in registry.names():
         schema = config_class(registry, name)
         for key in {*sizes, "transformer_depth", "steps", "projector_hidden", "codes"} & schema.model_fields.keys():
-            with pytest.raises(ValueError, match="less than or equal|multiple of"):
+            with pytest.raises(ValueError, match=r"less than or equal|multiple of"):
                 schema.model_validate({"name": name, key: 10**12})
 
 
