@@ -191,6 +191,8 @@ def _sentence(error: Exception) -> str | None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         return f"{' -> '.join(files)}: {reason[:1].lower()}{reason[1:]}" if files else reason
+    if re.search("PytorchStreamWriter|unexpected pos", str(error)):
+        return f"a file cannot be written whole; is the disk full? ({_first_line(error)})"
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         return f"there is not enough memory: make batches or networks smaller, or ask for less ({_first_line(error)})"
     return None
@@ -336,6 +338,8 @@ def output_folder(folder: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder):
                 pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         finally:
             for place in missing:
                 with suppress(OSError):  # another process may have begun to write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -111,7 +112,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -119,6 +124,12 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk knows no file
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot be written: {error}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -50,7 +50,6 @@ def summarize(run: RunFolder) -> None:
         UserError: nothing was trained in the run.
     """
     logs = run.logs()
-    draw_curves(logs, run.curves)
     rows = []
     for name, lines in logs.items():
         log = latest(lines)
@@ -67,6 +66,7 @@ def summarize(run: RunFolder) -> None:
         say(f"{name:{widths[0]}}  {cost:{widths[1]}}  {text}")
     for path in sorted(run.path.glob("*/gallery.png")):
         say(f"\nlook at {path}")
+    draw_curves(logs, run.curves)
     say(f"and at {run.curves}")
 
 

@@ -1,7 +1,10 @@
 """Self-describing files: whole or not at all."""
 
+import errno
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rcg.core import checkpoint
@@ -33,6 +36,25 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         fail()
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["write", "safetensors"],
+)
+def test_a_full_disk_is_reported_with_the_file(error, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("rcg.core.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        checkpoint.save(tmp_path / "model.safetensors", part())
+    assert refused.value.filename == str(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -5])

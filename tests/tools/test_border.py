@@ -47,6 +47,7 @@ def raising(error):
         (MemoryError("Unable to allocate 7 TiB"), "Unable to allocate 7 TiB"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1"), "is the disk full?"),
     ],
     ids=str,
 )
