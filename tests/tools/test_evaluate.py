@@ -91,8 +91,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_alike(run, tmp_path, monkeyp
         return batches(self, positions)
 
     monkeypatch.setattr(GeneratedImages, "batches", dying)
-    with pytest.raises(KeyboardInterrupt):
-        tool("evaluate", run, *QUICK, "--out", tmp_path / "resumed")
+    assert tool("evaluate", run, *QUICK, "--out", tmp_path / "resumed").returncode == 130
     resumed = evaluate(run, tmp_path / "resumed")
     shards = [positions for positions in generated if len(positions) > 1]  # the panels draw single samples again
     assert [positions[0] for positions in shards] == [0, 32, 32, 64]

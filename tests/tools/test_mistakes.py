@@ -29,7 +29,7 @@ def refused(name, *arguments, folder, run=tool):
         ("rdm.process.schedule=cosin", "rdm.process.schedule: input should be 'linear'"),
         ("generator.depth=many", "generator.depth: input should be a valid integer"),
         ("generator.width=-16", "generator.width: input should be greater than 0, got -16"),
-        ("data.image_size=-1", "data.image_size: input should be greater than 0, got -1"),
+        ("data.image_size=-1", "data.image_size: input should be greater than or equal to 4, got -1"),
         ("generator.depth", "an override looks like rdm.width=512"),
         ("seed.a=1", "cannot override seed.a"),
     ],
