@@ -45,19 +45,23 @@ class Transform(nn.Module):
         """Return d for representations of width D = `raw`."""
         return self.projection.width if self.projection else raw
 
+    def check(self, count: int, raw: int) -> None:
+        """Raise `UserError` if so many representations of width D = `raw` have fewer components than asked for."""
+        if self.projection and self.projection.width > min(count, raw):
+            raise UserError(
+                f"projection.width is {self.projection.width}, but {count} representations of width {raw} have at "
+                f"most {min(count, raw)} principal components"
+            )
+
     def fit(self, rep: Tensor) -> None:
         """Fit to raw representations `(M, D)`.
 
         Raises:
             UserError: the projection is wider than the representation, or than their number allows.
         """
+        self.check(*rep.shape)
         if self.projection:
-            width, most = self.projection.width, min(rep.shape)
-            if width > most:
-                raise UserError(
-                    f"projection.width is {width}, but {len(rep)} representations of width {rep.shape[1]} have at "
-                    f"most {most} principal components"
-                )
+            width = self.projection.width
             from sklearn.decomposition import PCA  # slow to import, and rarely needed
 
             pca = PCA(width, whiten=self.projection.whiten, svd_solver="covariance_eigh").fit(rep.double().numpy())

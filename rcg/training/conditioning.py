@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rcg.config import RDMConfig
+from rcg.core.console import warn
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.data.images import Images
@@ -120,18 +121,29 @@ def check_rdm(work: Workspace, fitted: Space | None = None) -> None:
             f"trained on those of {needed.id}: train the RDM again (tools/train_rdm.py --overwrite) or choose another "
             f"run="
         )
-    _check_images(work, stage, "the RDM", "tools/train_rdm.py")
+    if fitted is None:
+        _check_part(work, stage, "the RDM", "tools/train_rdm.py")
 
 
-def check_encoder(work: Workspace) -> None:
-    """Refuse an encoder that was trained in the run, but on other images."""
-    stage = work.run.encoder
-    if work.experiment.encoder.weights is None and stage.is_trained:
-        _check_images(work, stage, "the encoder", "tools/train_encoder.py")
+def check_representation(work: Workspace) -> None:
+    """Refuse an encoder that was trained in the run but on other images, and a projection that is too wide."""
+    stage, raw = work.run.encoder, work.raw_representation
+    if work.experiment.encoder.weights is None:
+        _check_part(work, stage, "the encoder", "tools/train_encoder.py")
+    raw.transform.check(len(work.images.train), raw.encoder.width)
 
 
-def _check_images(work: Workspace, stage: StageFolder, part: str, tool: str) -> None:
-    trained, now = stage.part(weights=False).facts.fingerprint, work.images.train.fingerprint
+def _check_part(work: Workspace, stage: StageFolder, part: str, tool: str) -> None:
+    """Refuse a part of the run that was trained on other images; warn of one whose training is not finished."""
+    saved = stage.part(weights=False)
+    trained, now = saved.facts.fingerprint, work.images.train.fingerprint
+    # With early stopping the model of the best step is the finished one.
+    may_end_early = saved.config.get("train", {}).get("patience") is not None
+    if saved.facts.step < saved.facts.steps and not may_end_early:
+        warn(
+            f"{stage.checkpoint} is at step {saved.facts.step} of {saved.facts.steps}: what is trained with it will "
+            f"not fit {part} once that is finished ({tool} --resume)"
+        )
     if trained not in ("", now):
         raise UserError(
             f"{stage.checkpoint} was trained on other images, or on other crops of them, than the configuration names: "

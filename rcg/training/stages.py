@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from rcg.config import Config, Experiment, TrainableAutoencoderConfig, TrainConfig, training_identity
+from rcg.config import Config, Experiment, ModelConfig, TrainableAutoencoderConfig, TrainConfig, training_identity
 from rcg.core.checkpoint import Facts
 from rcg.core.console import log_to, say, warn
 from rcg.core.contracts import Encoder, Space, Task, TrainableAutoencoder
@@ -299,9 +299,10 @@ class RDMStage(Stage):
         return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm")
 
     def check(self, work: Workspace, mode: Mode) -> None:
-        """Refuse an encoder or a condition that is not there, or an encoder of other images."""
+        """Refuse an encoder or a condition that is not there, or does not fit."""
         conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
-        conditioning.check_encoder(work)
+        conditioning.check_representation(work)
+        _check_estimates(work, work.experiment.rdm)
         self._initial(work).check(work.experiment.rdm.model_dump(mode="json"), _overwritten(self, work, mode))
 
     def outline(self, work: Workspace) -> dict[str, nn.Module]:
@@ -369,11 +370,12 @@ class GeneratorStage(Stage):
         """Refuse neighbors that are missing or do not fit."""
         config = work.experiment.require_generator()
         if config.condition in conditioning.FROM_REPRESENTATIONS:
-            conditioning.check_encoder(work)
+            conditioning.check_representation(work)
             conditioning.check_rdm(work)
         if config.condition == "cluster":
             assert work.cluster_count
         _patch_space(work)
+        _check_estimates(work, config)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
 
     def outline(self, work: Workspace) -> dict[str, nn.Module]:
@@ -439,6 +441,19 @@ class GeneratorStage(Stage):
         if config.align is None or patches is None:
             return None
         return AlignmentHead(config.align, model.network.width, patches)
+
+
+def _check_estimates(work: Workspace, config: ModelConfig) -> None:
+    """Refuse to shard a self-conditioned model over processes with one sample each.
+
+    Half of them would make an estimate, and wait for ever for the shards of the others.
+    """
+    processes = work.accelerator.num_processes
+    if work.accelerator.is_fsdp2 and config.self_condition and config.train.micro_batch_size // processes < 2:
+        raise UserError(
+            f"self_condition with FSDP needs two samples or more in each micro-batch of each process: choose a "
+            f"train.batch_size of at least {2 * processes * config.train.grad_accum_steps}"
+        )
 
 
 def _check_images(folder: StageFolder, trained: Facts, work: Workspace) -> None:

@@ -130,3 +130,30 @@ def test_a_pipeline_is_made_of_parts_of_the_same_images(own, tmp_path, kind, nam
     trained_on_others(path)
     with pytest.raises(UserError, match=f"the {name} and the generator were trained on different images"):
         Pipeline.load(tmp_path / "run")
+
+
+def test_a_training_without_a_part_knows_its_neighbors_from_its_records(own, tmp_path):
+    (tmp_path / "run" / "rdm" / "model.safetensors").unlink()  # as where the first save was interrupted
+    further_trained(RunFolder(tmp_path / "run"))
+    with pytest.raises(UserError, match="was trained with other neighbors"):
+        train("rdm", own, mode=Mode.RESUME)
+
+
+@pytest.mark.parametrize(("stage", "other"), [("rdm", "encoder"), ("generator", "encoder"), ("generator", "rdm")])
+def test_a_neighbor_that_is_not_finished_is_warned_of(own, tmp_path, stage, other, capsys):
+    path = tmp_path / "run" / other / "model.safetensors"
+    part = checkpoint.load(path)
+    checkpoint.save(path, replace(part, facts=part.facts.model_copy(update={"steps": 99})))
+    capsys.readouterr()
+    train(stage, own, mode=Mode.RESUME)
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert f"{other}/model.safetensors is at step 2 of 99" in warning
+
+
+@pytest.mark.parametrize("stage", ["rdm", "generator"])
+def test_a_projection_that_is_too_wide_is_refused_before_images_are_encoded(own, tmp_path, stage):
+    shutil.rmtree(tmp_path / "run" / "cache")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="have at most 8 principal components"):
+        train(stage, own, "projection.width=33", mode=Mode.OVERWRITE)
+    assert snapshot(tmp_path) == before
