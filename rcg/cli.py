@@ -295,8 +295,17 @@ def add_sampling(parser: argparse.ArgumentParser, num: int, most: int = MAX_SAMP
 
 def add_metrics(parser: argparse.ArgumentParser) -> None:
     """Let `parser` take the options of a `MetricOptions`."""
-    parser.add_argument("--reference", default="train", help="train, validation, a folder of images, or .npz [train]")
-    parser.add_argument("--inception", help="file of torch-fidelity's InceptionV3, or none [its own, downloaded]")
+    parser.add_argument(
+        "--reference",
+        type=os.path.expanduser,
+        default="train",
+        help="train, validation, a folder of images, or .npz [train]",
+    )
+    parser.add_argument(
+        "--inception",
+        type=os.path.expanduser,
+        help="file of torch-fidelity's InceptionV3, or none [its own, downloaded]",
+    )
     parser.add_argument(
         "--tap", choices=("64", "192", "768", "2048"), default="2048", help="its layer; only 2048 gives a FID [2048]"
     )

@@ -145,7 +145,9 @@ class Pipeline:
         Raises:
             UserError: there is no such place, a part is missing, or several generators are there and none is named.
         """
-        folder = Path(source)
+        folder = Path(source).expanduser()
+        if folder.is_file():
+            raise UserError(f"{folder} is a file: give the folder of its run")
         if not folder.is_dir():
             looks_remote = str(source).count("/") == 1 and not folder.parent.is_dir()
             if not looks_remote:

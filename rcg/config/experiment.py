@@ -69,6 +69,9 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
         UserError: the file is missing or not YAML, or a key or value is not what the schema asks for.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        inside = [str(file) for file in (*path.glob("*.yaml"), *path.glob("*/config.yaml"))][:5]
+        raise UserError(f"{path} is a folder: give a YAML file ({', '.join(inside) or 'it holds none'})")
     try:
         values = read_yaml(path)
     except FileNotFoundError:

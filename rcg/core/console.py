@@ -61,7 +61,11 @@ def session() -> Iterator[None]:
     global _said
     _said = _Said()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # its notices are about accelerate, not about the work
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):  # for programmers
+            warnings.simplefilter("ignore", category)
         warnings.showwarning = lambda message, *_: warn(" ".join(str(message).split()))
         yield
     _said = _Said()

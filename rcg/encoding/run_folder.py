@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from rcg.config import Experiment, differences, load_experiment
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Part, atomic
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError, nearest, nearest_file
 
 SHARED_STAGES = ("encoder", "autoencoder", "rdm")
 """The stages that all generators of a run share, in the order of training."""
@@ -149,7 +149,7 @@ class RunFolder:
         if name is not None and name not in known:
             raise UserError(f"{self.path} holds no generator {name!r}; {nearest(name, known)}")
         if not known:
-            raise UserError(f"{self.path} holds no trained generator: run tools/train_pixel.py first")
+            raise self._nothing("generator", "tools/train_pixel.py")
         if name is None and len(known) > 1:
             raise UserError(f"{self.path} holds several generators ({', '.join(known)}): choose one with --generator")
         return self.stage_folder(name or known[0])
@@ -162,11 +162,25 @@ class RunFolder:
         """
         stages = [StageFolder(path.parent) for path in sorted(self.path.glob("*/log.jsonl"))]
         if not stages:
-            raise UserError(f"{self.path} holds no trained stage: run tools/train_encoder.py first")
+            raise self._nothing("stage", "tools/train_encoder.py")
         stages.sort(
             key=lambda stage: SHARED_STAGES.index(stage.name) if stage.name in SHARED_STAGES else len(SHARED_STAGES)
         )
         return {stage.name: [json.loads(line) for line in stage.log.read_text().splitlines()] for stage in stages}
+
+    def _nothing(self, what: str, tool: str) -> UserError:
+        """Return the error of a folder that holds no trained generator or stage, with the run that may be meant."""
+        path = self.path
+        if not path.exists():
+            return UserError(f"there is no run {path}; {nearest_file(path)}")
+        if not path.is_dir():
+            return UserError(f"{path} is a file: give the folder of its run")
+        if self.stage_folder(".").is_trained or self.stage_folder(".").log.is_file():
+            return UserError(f"{path} is the folder of one stage: give that of its run, {path.parent}")
+        runs = list(dict.fromkeys(str(part.parent.parent) for part in sorted(path.glob("*/*/model.safetensors"))))
+        if runs:
+            return UserError(f"{path} is no run, but holds some: give one of them ({', '.join(runs[:5])})")
+        return UserError(f"{path} holds no trained {what}: run {tool} first")
 
     def fitted(self, what: str, facts: Mapping[str, Any]) -> Path:
         """Return the file of something that was fitted to representations, named by what decides it."""

@@ -216,6 +216,33 @@ def test_a_stage_that_is_a_file_is_refused(tmp_path):
     assert "encoder is a file, not a folder" in sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("sample", []), ("summary", []), ("report", []), ("inpaint", ["--image", "x.png"]), ("evaluate", [])],
+)
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("run/dit", "give that of its run, {}/run"),
+        ("run/dit/model.safetensors", "is a file"),
+        (".", "give one of them ({}/run)"),
+        ("rum", "did you mean 'run'?"),
+    ],
+)
+def test_a_place_that_is_no_run_is_answered_with_the_run_that_is_meant(name, arguments, place, words, toy_run):
+    if name == "evaluate" and place != "rum":
+        return  # it also takes folders of images, and files
+    before = snapshot(toy_run)
+    sentence = complaint(tool(name, toy_run / place, *arguments))
+    assert words.format(toy_run) in sentence, sentence
+    assert snapshot(toy_run) == before
+
+
+@pytest.mark.parametrize("name", CONFIG_TOOLS)
+def test_a_folder_for_a_configuration_is_answered_with_those_it_holds(name, toy_run):
+    assert f"is a folder: give a YAML file ({toy_run}/toy.yaml" in complaint(tool(name, toy_run))
+
+
 def test_trying_an_output_leaves_no_trace(tmp_path):
     assert cli.output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert cli.output_file(tmp_path / "a" / "b.png") == tmp_path / "a" / "b.png"
