@@ -10,7 +10,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 
 from rcg.config import Experiment
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest_file
 from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.workspace import Workspace, open_run_representation
@@ -89,7 +89,8 @@ def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator:
 def _open(subject: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> _Subject:
     path = subject.path
     if not path.exists():
-        raise UserError(f"there is no {path}: a folder of a run, a folder of images or an .npz file is expected")
+        hint = nearest_file(path, ".npz") if path.suffix else nearest_file(path)
+        raise UserError(f"there is no {path}: expected a folder of a run or of images, or an .npz file; {hint}")
     if is_run(subject):
         return _open_run(subject, options, accelerator)
     samples = folder_images(path, options.size) if path.is_dir() else npz_images(path)
