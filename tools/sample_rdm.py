@@ -22,7 +22,7 @@ def main() -> None:
         "--weak", type=cli.path, help="run with a smaller or shorter trained RDM to --guidance away from"
     )
     text = "strength of classifier guidance, for an RDM without classes [1]"
-    parser.add_argument("--probe", dest="probe_scale", metavar="PROBE", type=cli.guidance_scale, default=1.0, help=text)
+    parser.add_argument("--probe", dest="probe_scale", metavar="PROBE", type=cli.guidance_scale, help=text)
     text = "safetensors file of conditions, for an RDM that is conditioned on vectors"
     parser.add_argument("--vectors", type=cli.path, help=text)
     parser.add_argument("--batch-size", type=cli.batch_size, default=1000, help="samples generated at a time [1000]")

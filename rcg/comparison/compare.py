@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rcg.comparison.arms import ARMS
 from rcg.comparison.cost import SampleCost, cached_cost
-from rcg.comparison.samples import arm_samples
+from rcg.comparison.samples import TRAINING, arm_samples
 from rcg.comparison.study import Study, check
 from rcg.core.console import say
 from rcg.evaluation.evaluate import Evaluation, evaluate
@@ -15,7 +16,7 @@ from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.features import extract
 from rcg.evaluation.references import Reference, SplitImages, choose_reference
 from rcg.evaluation.report import Origin, Report
-from rcg.evaluation.scores import Score, find_score, reference_fd
+from rcg.evaluation.scores import Score, find_score, reference_fd, without_reference_fd
 
 
 class TrainingFacts(NamedTuple):
@@ -68,8 +69,7 @@ class Result:
     Attributes:
         outcomes: by the keys of the arms.
         distances: names of the extractors, and of the distances in their features.
-        reference_fds: the distances of validation images.
-        validation_count: number of validation images.
+        reference_fds: the distances of as many validation images as there are samples; none where they are fewer.
         device: what it ran on.
         warnings: sentences about what is doubtful or missing.
     """
@@ -77,7 +77,6 @@ class Result:
     outcomes: dict[str, Outcome]
     distances: list[tuple[str, str]]
     reference_fds: list[Score]
-    validation_count: int
     device: str
     warnings: list[str]
 
@@ -120,15 +119,25 @@ def compare(study: Study) -> Result | None:
     if not accelerator.is_main_process:
         return None
     reports = [outcome.report for outcome in outcomes.values() if outcome.report is not None]
-    warnings = [*bench.warnings, *(warning for report in reports for warning in report.warnings)]
+    warnings = [*bench.warnings, *_doubts_of_oracle(outcomes, len(bench.splits.validation))]
+    warnings += [warning for report in reports for warning in report.warnings]
     return Result(
         outcomes=outcomes,
         distances=[(extractor.name, extractor.distance) for extractor in bench.extractors],
         reference_fds=reference_fds,
-        validation_count=len(bench.splits.validation),
         device=f"{accelerator.num_processes} x {accelerator.device.type}",
         warnings=list(dict.fromkeys(warnings)),
     )
+
+
+def _doubts_of_oracle(outcomes: Mapping[str, Outcome], validation: int) -> Iterator[str]:
+    """Say that the oracle's representations are those that its network was trained on, where they are."""
+    training = outcomes["oracle"].training if "oracle" in outcomes else None
+    if training is not None and training.representations and training.representations["of"] == TRAINING:
+        yield (
+            f"the oracle's representations are of {TRAINING}, on which its network was trained: --num {validation} or "
+            f"fewer takes validation images"
+        )
 
 
 def _set_up(study: Study) -> _Bench:
@@ -171,9 +180,15 @@ def _evaluate(key: str, folder: str, study: Study, bench: _Bench) -> Outcome:
 
 
 def _reference_fds(study: Study, bench: _Bench) -> list[Score]:
-    """Return the distances of validation images to the reference: those of as many perfect samples."""
-    validation, accelerator = bench.splits.validation, study.work.accelerator
+    """Return the distances of validation images to the reference: those of as many perfect samples.
+
+    There are none where the validation images are the reference, or are fewer than samples.
+    """
+    validation, accelerator, count = bench.splits.validation, study.work.accelerator, study.plan.count
     if bench.reference.facts == validation.facts:
+        return []
+    if len(validation) < count:
+        bench.warnings.append(without_reference_fd(count, len(validation)))
         return []
     reference = bench.reference.extract(bench.extractors, study.cache, accelerator)
     features = extract(validation, bench.extractors, study.cache, accelerator, "validation")
@@ -182,5 +197,5 @@ def _reference_fds(study: Study, bench: _Bench) -> list[Score]:
     return [
         score
         for extractor in bench.extractors
-        for score in reference_fd(extractor, features[extractor.name], reference)
+        for score in reference_fd(extractor, count, features[extractor.name], reference)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from rcg.comparison.arms import ARMS
 from rcg.comparison.compare import Outcome, Result, TrainingFacts
@@ -15,7 +15,7 @@ from rcg.encoding.run_folder import SHARED_STAGES
 from rcg.evaluation.scores import Score
 from rcg.metrics.bootstrap import MeanStd
 from rcg.visual.curves import draw_together, latest
-from rcg.visual.documents import render, words, write_json
+from rcg.visual.documents import Document, render, words
 from rcg.visual.grids import save_rows
 
 PAPER = "RCG's paper: 0.93 of the gap in FID (Table 9a: MAGE-B, ImageNet at 256 px)."
@@ -23,6 +23,7 @@ ROW_SAMPLES = 16
 """Samples of each arm in the picture; half as many where they are large."""
 LARGE_SIDE = 64
 """Side in pixels above which images are large."""
+NAME, SAMPLES, CURVES = "compare", "compare.png", "curves.png"
 HEAD = ("arm", "condition in sampling", "training", "evaluations", "seconds")
 
 
@@ -43,41 +44,31 @@ def gap_closed(none: Score, arm: Score, oracle: Score) -> MeanStd | None:
 
 
 def _std(score: Score) -> float:
-    return score.std.std if score.std else 0.0
-
-
-class Page(NamedTuple):
-    """The text of a report, before it is Markdown or HTML."""
-
-    title: str
-    headlines: list[str]
-    head: list[str]
-    rows: list[list[str]]
-    methods: dict[str, str]
-    """How it was measured, by subject."""
-    warnings: list[str]
+    return score.std or 0.0
 
 
 def write(study: Study, result: Result) -> None:
     """Write the report of a comparison into its folder, and print it."""
     out, logs = study.out, study.work.run.logs()
     networks = dict.fromkeys(outcome.folder for outcome in result.outcomes.values() if not outcome.left_out)
-    draw_together({name: logs[name] for name in networks if name in logs}, out / "curves.png")
+    draw_together({name: logs[name] for name in networks if name in logs}, out / CURVES)
     _draw_samples(study, result)
-    page = Page(
+    report = Document(
         title=f"{study.work.run.path}: conditions of {study.generator.name} compared",
-        headlines=list(headlines(result)),
         head=_head(result),
         rows=[*(_row(key, result) for key in result.outcomes), *_real_row(result)],
-        methods=_methods(study, result, logs),
+        lines=list(headlines(result)),
         warnings=result.warnings,
+        pictures={SAMPLES: "first samples of each arm", CURVES: "training"},
+        drawn=[CURVES],
+        settings=_methods(study, result, logs),
     )
-    render("comparison.md", out / "compare.md", page=page)
     configuration = study.work.experiment.to_yaml()
-    render("comparison.html", out / "compare.html", title=page.title, page=page, folder=out, experiment=configuration)
-    write_json(_values(study, result, page.methods), out / "compare.json")
-    say((out / "compare.md").read_text())
-    say(f"look at {out / 'compare.html'}, which needs no other file")
+    text = report.write(out, NAME, _values(study, result) | {"report": report._asdict()})
+    page = {"title": report.title, "report": report, "folder": out, "experiment": configuration}
+    render("comparison.html", out / f"{NAME}.html", **page)
+    say(text.read_text(encoding="utf-8"))
+    say(f"look at {out / f'{NAME}.html'}, which needs no other file")
 
 
 def headlines(result: Result) -> Iterator[str]:
@@ -88,7 +79,7 @@ def headlines(result: Result) -> Iterator[str]:
             yield f"The share of the gap closed needs the arms none, generated and oracle ({distance}, {space})."
             continue
         closed = gap_closed(none, generated, oracle)
-        numbers = f"none {_number(none)}, generated {_number(generated)}, oracle {_number(oracle)}"
+        numbers = f"none {none.text}, generated {generated.text}, oracle{_source(result)} {oracle.text}"
         if closed is None:
             yield f"In {distance} ({space}) real representations are no better than none: there is no gap ({numbers})."
         else:
@@ -132,7 +123,7 @@ def _real_row(result: Result) -> Iterator[list[str]]:
     if result.reference_fds:
         by_space = {score.space: score for score in result.reference_fds}
         distances = [cell for space, _ in result.distances for cell in (_number(by_space.get(space)), "")]
-        yield ["real images", f"{result.validation_count} validation images", "", "", "", *distances, "", ""]
+        yield ["real images", "as many validation images", "", "", "", *distances, "", ""]
 
 
 def _condition_text(key: str, training: TrainingFacts) -> str:
@@ -144,11 +135,15 @@ def _condition_text(key: str, training: TrainingFacts) -> str:
     return text
 
 
+def _source(result: Result) -> str:
+    """Return what the oracle's representations are of, in brackets."""
+    training = result.outcomes["oracle"].training
+    return "" if training is None or training.representations is None else f" ({training.representations['of']})"
+
+
 def _number(score: Score | None) -> str:
     """Write a score with its std, nothing where there is none."""
-    if score is None:
-        return ""
-    return f"{score.value:.4g} ± {score.std.std:.2g}" if score.std else f"{score.value:.4g}"
+    return "" if score is None else score.text
 
 
 def _gap(key: str, result: Result, space: str, distance: str) -> MeanStd | None:
@@ -174,7 +169,7 @@ def _draw_samples(study: Study, result: Result) -> None:
             name = f"{ARMS[key].name}; condition: {condition}; {outcome.cost.generator:.4g} evaluations"
             rows[name] = images[:count] / 255
     title = f"{study.work.run.path} · seed {study.plan.options.seed} · the first samples of each arm"
-    save_rows(rows, title, study.out / "compare.png")
+    save_rows(rows, title, study.out / SAMPLES)
 
 
 def _methods(study: Study, result: Result, logs: Mapping[str, list[dict[str, float]]]) -> dict[str, str]:
@@ -203,22 +198,21 @@ def _methods(study: Study, result: Result, logs: Mapping[str, list[dict[str, flo
         f"one of the encoder",
         "seconds": f"for one sample, in batches of {plan.batch_size}, on {result.device}; mixed precision: "
         f"{plan.precision}",
-        "stds": f"over {study.metrics.resamples} resamples of the samples, of gaps to first order from those of the "
-        f"three distances; they do not include the variation between trainings",
+        "stds": f"over {study.metrics.resamples} resamples of the samples (recall: of reference images), of gaps to "
+        f"first order from those of the three distances; they do not include the variation between trainings",
     }
     return {subject: text for subject, text in methods.items() if text}
 
 
-def _values(study: Study, result: Result, methods: dict[str, str]) -> dict[str, Any]:
+def _values(study: Study, result: Result) -> dict[str, Any]:
     """Return everything as JSON-serializable values."""
     plan = study.plan
     return {
         "run": str(study.work.run.path),
         "sampling": {"number": plan.count, "precision": plan.precision, **asdict(plan.options)},
         "device": result.device,
-        "methods": methods,
         "arms": {key: _arm_values(key, outcome, result) for key, outcome in result.outcomes.items()},
-        "real": [score.to_json() for score in result.reference_fds],
+        "real": [score._asdict() for score in result.reference_fds],
         "warnings": result.warnings,
     }
 
@@ -233,6 +227,6 @@ def _arm_values(key: str, outcome: Outcome, result: Result) -> dict[str, Any]:
         "missing": outcome.left_out,
         "training": outcome.training and outcome.training._asdict(),
         "cost": outcome.cost and outcome.cost.numbers(),
-        "scores": [score.to_json() for score in scores],
+        "scores": [score._asdict() for score in scores],
         "gap_closed": {space: share._asdict() for space, share in gaps.items() if share},
     }

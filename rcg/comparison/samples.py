@@ -15,6 +15,9 @@ from rcg.encoding.workspace import RealData, Workspace
 from rcg.evaluation.samples import GeneratedImages, RepresentationSource, SamplingPlan
 from rcg.pipeline import Pipeline, SamplingOptions
 
+TRAINING = "training images"
+"""What representations are of that a network was trained on."""
+
 
 def arm_samples(key: str, work: Workspace, plan: SamplingPlan) -> GeneratedImages:
     """Return the samples of an arm whose network is trained.
@@ -66,7 +69,7 @@ class RealRepresentations:
         if len(real.validation_z) >= count:
             split, images, self.z = "validation images", real.validation, real.validation_z
         else:
-            split, images, self.z = "training images", real.train, real.train_z
+            split, images, self.z = TRAINING, real.train, real.train_z
         self.order = torch.randperm(len(self.z), generator=torch.Generator().manual_seed(fold_seed(seed, "oracle")))
         self.facts = {"of": split, "fingerprint": images.fingerprint, "number": len(self.z), "order": seed}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -155,18 +155,19 @@ class RunFolder:
         return self.stage_folder(name or known[0])
 
     def logs(self) -> dict[str, list[dict[str, float]]]:
-        """Return the lines of all stages' logs, in the order of training.
+        """Return the lines of all stages' logs, in the order of training; a stage without lines is left out.
 
         Raises:
             UserError: nothing was trained here.
         """
         stages = [StageFolder(path.parent) for path in sorted(self.path.glob("*/log.jsonl"))]
-        if not stages:
-            raise self._nothing("stage", "tools/train_encoder.py")
         stages.sort(
             key=lambda stage: SHARED_STAGES.index(stage.name) if stage.name in SHARED_STAGES else len(SHARED_STAGES)
         )
-        return {stage.name: [json.loads(line) for line in stage.log.read_text().splitlines()] for stage in stages}
+        logs = {stage.name: lines for stage in stages if (lines := list(_lines(stage.log)))}
+        if not logs:
+            raise self._nothing("stage", "tools/train_encoder.py")
+        return logs
 
     def _nothing(self, what: str, tool: str) -> UserError:
         """Return the error of a folder that holds no trained generator or stage, with the run that may be meant."""
@@ -186,3 +187,16 @@ class RunFolder:
         """Return the file of something that was fitted to representations, named by what decides it."""
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return self.path / "fitted" / f"{what}-{name}.safetensors"
+
+
+def _lines(log: Path) -> Iterator[dict[str, float]]:
+    """Yield the lines of a log; what a killed training left of a line, and values that are no numbers, are left out."""
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            values = {name: value for name, value in line.items() if isinstance(value, int | float)}
+            if {"step", "seconds"} <= set(values):
+                yield values

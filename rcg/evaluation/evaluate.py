@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from rcg.evaluation.extractors import FeatureExtractor, condition_extractor, image_writer, pixel_extractor
+from rcg.evaluation.extractors import FeatureExtractor, condition_extractor, pixel_extractor
 from rcg.evaluation.features import Features, extract
 from rcg.evaluation.references import Reference, SplitImages
-from rcg.evaluation.report import Origin, Report, draw_neighbors
+from rcg.evaluation.report import Origin, Report, draw_neighbors, neighbors_picture
 from rcg.evaluation.samples import GeneratedImages, ImageSource, StoredImages, key
 from rcg.evaluation.scores import (
     Bootstrap,
@@ -24,6 +25,7 @@ from rcg.evaluation.scores import (
     consistency,
     memorization_scores,
     reference_fd,
+    without_reference_fd,
 )
 
 
@@ -99,8 +101,7 @@ def evaluate(
         save_images: whether samples are written as PNG files.
     """
     start = time.perf_counter()
-    writers = [image_writer(out / "images")] if save_images else []
-    features = _extract(evaluation, writers, cache, accelerator)
+    features = _extract(evaluation, out / "images" if save_images else None, cache, accelerator)
     if not accelerator.is_main_process:
         return None
     seconds = round(time.perf_counter() - start, 1)
@@ -111,7 +112,6 @@ def evaluate(
     bootstrap = Bootstrap(evaluation.resamples, 0, device)
     warnings = list(evaluation.warnings)
     scores = list(_scores(evaluation, features, bootstrap, warnings))
-    pictures = []
     for extractor in evaluation.memorization_extractors:
         name = extractor.name
         memorization, numbers = memorization_scores(
@@ -119,11 +119,10 @@ def evaluate(
         )
         scores += numbers
         assert evaluation.splits is not None
-        pictures.append(f"neighbors-{name}.png")
-        draw_neighbors(evaluation.samples, evaluation.splits.train, memorization, name, out / pictures[-1])
+        draw_neighbors(evaluation.samples, evaluation.splits.train, memorization, name, out / neighbors_picture(name))
 
-    report = _report(evaluation, scores, warnings, cost)
-    report.write(out, pictures)
+    report = _report(evaluation, list(_finite(scores, warnings)), warnings, cost)
+    report.write(out)
     return report
 
 
@@ -136,14 +135,13 @@ class _Features(NamedTuple):
     validation: dict[str, Features]
 
 
-def _extract(
-    evaluation: Evaluation, writers: Sequence[FeatureExtractor], cache: Path, accelerator: Accelerator
-) -> _Features:
+def _extract(evaluation: Evaluation, pictures: Path | None, cache: Path, accelerator: Accelerator) -> _Features:
     """Compute all features that the scores need."""
     common, searched, splits = evaluation.extractors, evaluation.memorization_extractors, evaluation.splits
     pixels = [extractor for extractor in searched if not extractor.is_own]
     conditions = [condition_extractor()] if evaluation.checks_consistency else []
-    samples = extract(evaluation.samples, [*common, *pixels, *conditions, *writers], cache, accelerator, "samples")
+    extractors = [*common, *pixels, *conditions]
+    samples = extract(evaluation.samples, extractors, cache, accelerator, "samples", pictures)
     reference = evaluation.reference.extract(common, cache, accelerator)
     if splits is None:
         return _Features(samples, reference, {}, {})
@@ -155,16 +153,28 @@ def _extract(
 
 def _scores(evaluation: Evaluation, features: _Features, bootstrap: Bootstrap, warnings: list[str]) -> Iterator[Score]:
     """Yield all scores but those of memorization."""
-    reference = features.reference
+    reference, count = features.reference, len(evaluation.samples)
+    splits = None if evaluation.validation_is_reference else evaluation.splits
     for extractor in evaluation.extractors:
         yield from compare_features(extractor, features.samples[extractor.name], reference, bootstrap, warnings)
-        if features.validation and not evaluation.validation_is_reference:
-            yield from reference_fd(extractor, features.validation[extractor.name], reference)
+        if splits is not None:
+            yield from reference_fd(extractor, count, features.validation[extractor.name], reference)
+    if splits is not None and len(splits.validation) < count:
+        warnings.append(without_reference_fd(count, len(splits.validation)))
     if evaluation.checks_consistency:
         assert evaluation.own is not None
         condition = features.samples["condition"].read("z")
         encoded = features.samples[evaluation.own.name].read("z")
         yield from consistency(evaluation.own.name, condition, encoded, bootstrap)
+
+
+def _finite(scores: list[Score], warnings: list[str]) -> Iterator[Score]:
+    """Yield the scores that are numbers: of equal images, say, a ratio of distances is none."""
+    for score in scores:
+        if math.isfinite(score.value):
+            yield score
+        else:
+            warnings.append(f"{score.name} ({score.space}) is left out: it is {score.value}")
 
 
 def _report(evaluation: Evaluation, scores: list[Score], warnings: list[str], cost: dict[str, Any]) -> Report:
@@ -183,4 +193,5 @@ def _report(evaluation: Evaluation, scores: list[Score], warnings: list[str], co
         cost=cost,
         scores=scores,
         warnings=warnings,
+        searched=[extractor.name for extractor in evaluation.memorization_extractors],
     )

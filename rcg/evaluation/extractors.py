@@ -21,7 +21,6 @@ from rcg.encoding.representation import Representation
 from rcg.encoding.transform import Transform
 from rcg.evaluation.samples import ImageBatch
 from rcg.metrics.inception import LOGITS, SPATIAL, Inception
-from rcg.visual.grids import save_image
 
 PIXELS_SIDE = 32
 """Largest side at which pixels are compared."""
@@ -105,15 +104,9 @@ def pixel_extractor(size: int) -> FeatureExtractor:
     return FeatureExtractor("pixels", {"pixels": side}, compute, ("pixels",))
 
 
-def image_writer(folder: Path) -> FeatureExtractor:
-    """Write images as PNG files named by their indices; their features are these."""
-
-    def compute(batch: ImageBatch) -> dict[str, Tensor]:
-        for index, image in zip(batch.indices, batch.images, strict=True):
-            save_image(image / 255, folder / f"{index:06d}.png")
-        return {"indices": torch.tensor(batch.indices)}
-
-    return FeatureExtractor("saved", {"folder": str(folder)}, compute, ("indices",))
+def image_keeper() -> FeatureExtractor:
+    """Return images as their own features, to store them as pictures."""
+    return FeatureExtractor("images", {"stores": "images"}, lambda batch: {"images": batch.images}, ("images",))
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rcg.core import checkpoint
+from rcg.core.checkpoint import clear_temporaries
 from rcg.data.store import ShardedStore, fill, is_readable
-from rcg.evaluation.extractors import FeatureExtractor
+from rcg.evaluation.extractors import FeatureExtractor, image_keeper
 from rcg.evaluation.samples import ImageSource, key
 from rcg.metrics.frechet import FittedGaussian
+from rcg.pipeline import check_finite
+from rcg.visual.grids import save_image
 
 SHARD_SIZE = 256
 """Images of one file."""
@@ -66,8 +69,32 @@ class Features:
             yield torch.cat(rows)
 
 
+class PictureStore(ShardedStore):
+    """Images as PNG files, named by their positions: those that are missing are written, whatever became of them."""
+
+    @property
+    def missing(self) -> list[range]:
+        """The shards of which a picture is missing."""
+        present = {path.name for path in self.folder.glob("*.png")}
+        return [shard for shard in self.shards if not present.issuperset(map(self._name, shard))]
+
+    def write(self, positions: range, tensors: Mapping[str, Tensor]) -> None:
+        """Write the images `(n, 3, H, W)`, bytes, at some positions."""
+        for position, image in zip(positions, tensors["images"], strict=True):
+            save_image(image / 255, self.folder / self._name(position))
+
+    @staticmethod
+    def _name(position: int) -> str:
+        return f"{position:06d}.png"
+
+
 def extract(
-    source: ImageSource, extractors: Sequence[FeatureExtractor], folder: Path, accelerator: Accelerator, what: str
+    source: ImageSource,
+    extractors: Sequence[FeatureExtractor],
+    folder: Path,
+    accelerator: Accelerator,
+    what: str,
+    pictures: Path | None = None,
 ) -> dict[str, Features]:
     """Compute the features of all images of a source, and return them by the extractors' names.
 
@@ -77,13 +104,24 @@ def extract(
         folder: where features are stored; these get folders of their own in it.
         accelerator: the processes that share the work.
         what: a word for the progress bar.
+        pictures: folder into which the images are written as PNG files; None: they are not.
+
+    Raises:
+        UserError: features are not finite.
     """
     by_name = {extractor.name: extractor for extractor in extractors}
-    stores = {}
+    stores: dict[str, ShardedStore] = {}
     for name, extractor in by_name.items():
         home = folder / key(source.facts) / f"{name}-{key(extractor.facts)}"
         facts = {"images": source.facts, "extractor": extractor.facts}
         stores[name] = ShardedStore(home, facts, len(source), SHARD_SIZE)
+
+    kept = image_keeper()
+    if pictures is not None:
+        by_name[kept.name] = kept
+        stores[kept.name] = PictureStore(pictures, {}, len(source), SHARD_SIZE)
+        if accelerator.is_main_process and pictures.is_dir():
+            clear_temporaries(pictures)
 
     def compute(
         positions: range, names: Sequence[str], advance: Callable[[int], Any]
@@ -94,6 +132,8 @@ def extract(
                 on_device = batch._replace(images=batch.images.to(accelerator.device))
                 for name in names:
                     features = by_name[name].compute(on_device)
+                    for x in features.values():
+                        check_finite(x, f"what {name} computes of the {what}")
                     batches[name].append({tap: x.cpu() for tap, x in features.items()})
                 advance(len(batch.indices))
         return {
@@ -101,4 +141,4 @@ def extract(
         }
 
     fill(stores, compute, accelerator, what)
-    return {name: Features(store) for name, store in stores.items()}
+    return {name: Features(store) for name, store in stores.items() if name != kept.name}

@@ -16,7 +16,7 @@ from rcg.evaluation.report import Report
 from rcg.evaluation.samples import GeneratedImages, key
 from rcg.evaluation.scores import find_score
 from rcg.visual.curves import draw_together
-from rcg.visual.documents import render, write_json
+from rcg.visual.documents import Document
 from rcg.visual.grids import save_rows
 
 NAME, CURVES, SAMPLES = "guidance", "guidance.png", "samples.png"
@@ -28,7 +28,7 @@ class GuidanceSweep(NamedTuple):
     """The reports at several scales of guidance.
 
     Attributes:
-        title: of the report.
+        title: of the report, the run and its generator.
         reports: by the scales, in their order.
         distances: the extractors, and the distances in their features, by which a scale may be chosen.
     """
@@ -47,32 +47,48 @@ class GuidanceSweep(NamedTuple):
             scores = [find_score(report.scores, space, name) for report in reports]
             present = [score for score in scores if score is not None]
             if len({score.value for score in present}) > 1:
-                cells = ["" if score is None else f"{score.value:.4g}" for score in scores]
+                cells = ["" if score is None else score.text for score in scores]
                 yield [name, space, *cells, present[0].ideal]
 
     def best(self) -> Iterator[str]:
-        """Say for each distance at which scale it is lowest."""
+        """Say for each distance at which scale it is lowest, and which scales are no different within its std.
+
+        Of too few samples none is recommended: such a distance is lower where samples vary less, which is what
+        guidance does to them.
+        """
         for space, name in self.distances:
-            scores = {scale: find_score(report.scores, space, name) for scale, report in self.reports.items()}
-            values = {scale: score.value for scale, score in scores.items() if score is not None}
-            if not values:
+            found = {scale: find_score(report.scores, space, name) for scale, report in self.reports.items()}
+            scores = {scale: score for scale, score in found.items() if score is not None}
+            if not scores:
                 continue
-            scale = min(values, key=lambda scale: values[scale])
-            is_edge = scale in (min(values), max(values)) and scale != 1  # below 1 there is no guidance to try
+            if any(score.is_biased for score in scores.values()):
+                yield f"{name} ({space}) cannot choose a guidance: it is of too few images"
+                continue
+            scale = min(scores, key=lambda scale: scores[scale].value)
+            best = scores[scale]
+            is_edge = scale in (min(scores), max(scores)) and scale != 1  # below 1 there is no guidance to try
             edge = ", at the edge of what was tried" if is_edge else ""
-            yield f"{name} ({space}) is lowest at a guidance of {scale:g}{edge}: {values[scale]:.4g}"
+            yield f"{name} ({space}) is lowest at a guidance of {scale:g}{edge}: {best.text}"
+            near = [f"{s:g}" for s in scores if s != scale and scores[s].value <= best.value + (best.std or 0)]
+            if near:
+                yield f"{name} ({space}) is no higher, within one std, at {', '.join(near)}"
+
+    def warnings(self) -> list[str]:
+        """Return what is doubtful or missing at any scale."""
+        return list(dict.fromkeys(warning for report in self.reports.values() for warning in report.warnings))
 
     def write(self, folder: Path) -> None:
         """Write guidance.md, guidance.json and guidance.png."""
-        scales = [f"{scale:g}" for scale in self.reports]
-        values = {
-            "title": self.title,
-            "best": list(self.best()),
-            "head": ["metric", "features", *scales, "ideal"],
-            "rows": list(self.rows()),
-        }
-        render("guidance.md", folder / "guidance.md", sweep=values)
-        write_json(values, folder / "guidance.json")
+        document = Document(
+            title=self.title,
+            head=["metric", "features", *(f"{scale:g}" for scale in self.reports), "ideal"],
+            rows=list(self.rows()),
+            lines=[f"{line}." for line in self.best()],
+            warnings=self.warnings(),
+            pictures={CURVES: "scores over guidance", SAMPLES: "first samples at each scale"},
+            drawn=[CURVES],
+        )
+        document.write(folder, NAME)
         draw_together(self._curves(), folder / CURVES, NAME)
 
     def _curves(self) -> dict[str, list[dict[str, float]]]:
@@ -119,7 +135,7 @@ def sweep_guidance(
     generator, count = evaluation.origin.generator, len(evaluation.samples)
     digest = key([guided.name for guided in evaluations.values()])
     folder = out / f"{NAME}-{generator}-{count}-{digest[:8]}"
-    title = f"{evaluation.origin.run}: {generator}, {count} samples at each guidance"
+    title = f"Guidance of {generator}: {evaluation.origin.run}, {count} samples at each scale"
     distances = [(extractor.name, extractor.distance) for extractor in evaluation.extractors]
     sweep = GuidanceSweep(title, reports, distances)
     sweep.write(folder)

@@ -18,7 +18,16 @@ from rcg.evaluation.evaluate import Evaluation
 from rcg.evaluation.extractors import MetricOptions
 from rcg.evaluation.references import SPLITS, SplitImages, choose_reference
 from rcg.evaluation.report import Origin
-from rcg.evaluation.samples import ImageSource, SamplingPlan, folder_images, npz_images, open_samples
+from rcg.evaluation.samples import (
+    GeneratedImages,
+    ImageSource,
+    SamplingPlan,
+    StoredImages,
+    folder_images,
+    npz_images,
+    open_samples,
+)
+from rcg.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,30 @@ def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator:
     reference = choose_reference(metrics.reference, splits, samples.size)
     extractors, missing = metrics.open_extractors(open_own, samples.size, accelerator)
     searched = splits if options.memorization else None
+    if splits is not None and isinstance(samples, GeneratedImages):
+        changed = changed_images(samples.pipeline, splits.train)
+        if changed:
+            searched = None
+            warnings.append(changed)
+    for images in (samples, reference.images):
+        warnings += images.doubts if isinstance(images, StoredImages) else []
     return Evaluation(samples, origin, extractors, reference, searched, metrics.resamples, [*warnings, *missing])
+
+
+def changed_images(pipeline: Pipeline, train: StoredImages) -> str | None:
+    """Return a warning if a part was trained on other images than those that are now the training images.
+
+    Then some validation images may have been trained on, and no measure that takes them for unseen would be true.
+    """
+    now = train.images.fingerprint
+    parts = {kind: pipeline.parts[kind].facts.fingerprint for kind in ("generator", "rdm") if kind in pipeline.parts}
+    others = [kind for kind, fingerprint in parts.items() if fingerprint not in ("", now)]
+    if not others:
+        return None
+    return (
+        f"{' and '.join(others)} were not trained on the {len(train)} images that are now the {train.origin}: "
+        f"memorization and the reference distance are left out, for validation images may have been trained on"
+    )
 
 
 def _open(subject: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> _Subject:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rcg.config import GuidanceConfig, SamplerConfig
-from rcg.core.checkpoint import atomic
 from rcg.core.console import progress, say
 from rcg.core.contracts import Process
 from rcg.core.errors import UserError, nearest
@@ -22,11 +21,12 @@ from rcg.diffusion.model import GenerativeModel, restore
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.vectors import read_vectors, save_representations
 from rcg.encoding.workspace import RealData, Workspace
-from rcg.metrics.frechet import frechet_distance
-from rcg.metrics.per_class import per_class, table
+from rcg.metrics.frechet import few_for, frechet_distance
+from rcg.metrics.per_class import HEAD, ClassRow, per_class, table
 from rcg.metrics.probe import LinearProbe
 from rcg.metrics.representation import nearest_by_cosine
-from rcg.visual.documents import render
+from rcg.pipeline import check_finite
+from rcg.visual.documents import Document, words
 from rcg.visual.grids import save_gallery
 
 QUERIES = 16
@@ -48,7 +48,7 @@ class RDMSampling:
         guidance: scale of guidance; None: as configured.
         weak: run with a worse RDM to guide away from.
         label: class of all samples; None: balanced classes, if the RDM has that condition.
-        probe_scale: strength of classifier guidance, for an RDM without classes.
+        probe_scale: strength of classifier guidance, for an RDM without a condition; None: 1.
         vectors: safetensors file of conditions `(N, C)` of an RDM that is conditioned on vectors, used in turn.
         allow_untrained_null: whether guidance may start from a null condition that was never trained.
     """
@@ -60,7 +60,7 @@ class RDMSampling:
     guidance: float | None
     weak: Path | None
     label: int | None
-    probe_scale: float
+    probe_scale: float | None
     vectors: Path | None
     allow_untrained_null: bool
 
@@ -69,10 +69,12 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     """Write representations.safetensors, neighbors.png and, for conditional samples of classes, classes.md into `out`.
 
     Raises:
-        UserError: the RDM is missing, or belongs to other representations, or has another condition.
+        UserError: the RDM is missing, or belongs to other representations or images, or has another condition, or
+            generates what is no number.
     """
-    rdm = load_rdm(work.run).to(work.accelerator.device)
+    rdm = _open(work)
     guidance = rdm.config.guidance.with_scale(options.guidance)
+    _check(options, rdm, guidance)
     weak = None if options.weak is None else _load_weak(options.weak, rdm)
     if weak is None:
         rdm.config.check_guidance(guidance, options.allow_untrained_null)
@@ -86,6 +88,7 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
         assert real.train.labels is not None  # else there is no class to ask for
         probe = LinearProbe.fit(real.train_z[:MAX_PROBED], real.train.labels[:MAX_PROBED])
     z = _sample(rdm, labels, vectors, probe, options, guidance, weak)
+    check_finite(z, f"what {work.run.rdm.checkpoint} generates")
 
     condition = {"label": labels, "vector": vectors}
     file = out / "representations.safetensors"
@@ -93,7 +96,7 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     save_representations(file, z, rdm.data, options.seed, given)
     _draw_neighbors(z, real, str(work.run.path), out / "neighbors.png")
     if labels is not None and probe is not None:
-        _write_classes(z, labels, real, probe, out / "classes.md")
+        _write_classes(z, labels, real, probe, out)
     say(f"{file}: {tuple(z.shape)}; look at {out / 'neighbors.png'}")
 
 
@@ -116,9 +119,10 @@ def sweep_samplers(
         allow_untrained_null: whether guidance may start from a null condition that was never trained.
 
     Raises:
-        UserError: the RDM is missing, or belongs to other representations, or is conditioned on vectors.
+        UserError: the RDM is missing, or belongs to other representations or images, or is conditioned on vectors, or
+            a sampler cannot generate them; or there are fewer than 2 to compare.
     """
-    rdm = load_rdm(work.run).to(work.accelerator.device)
+    rdm = _open(work)
     if rdm.cond is not None and rdm.cond.vocab is None:
         raise UserError(
             "the RDM is conditioned on vectors, for which there is no sweep: use tools/sample_rdm.py --vectors FILE"
@@ -133,6 +137,11 @@ def sweep_samplers(
     rdm.config.check_guidance(rdm.config.guidance, allow_untrained_null)
     real = work.real_data(rdm.data)
     count = min(count, len(real.validation_z), len(real.train_z))
+    if count < 2:
+        raise UserError(
+            f"a Frechet distance needs at least 2 representations, but --num and {len(real.validation_z)} validation "
+            f"images leave {count}"
+        )
     chosen = torch.randperm(len(real.train_z), generator=torch.Generator().manual_seed(0))[:count]
     validation_z = real.validation_z[:count]
     cond = None if real.train.labels is None or rdm.cond is None else real.train.labels[chosen]
@@ -148,17 +157,60 @@ def sweep_samplers(
         configured = measure(rdm.config.sampler)
         rows = [[name, *(measure(SAMPLERS.get(name)(steps=number)) for number in steps)] for name in samplers]
 
-    path = work.run.rdm.path / "samplers.md"
-    head = [f"rep-FD of {count} z, steps", *map(str, steps)]
-    settings = rdm.config.sampler.model_dump()
-    reference = frechet_distance(real.train_z[chosen], validation_z)
-    render("samplers.md", path, head=head, rows=rows, settings=settings, configured=configured, reference=reference)
-    say(path.read_text())
+    width, reference = validation_z.shape[1], frechet_distance(real.train_z[chosen], validation_z)
+    doubts = [few_for(f"the rep-FD of {count} z", width)] if count <= width else []
+    if 1 in steps:
+        doubts.append("in 1 step every sampler returns the first estimate of the RDM, which is about the mean of all z")
+    document = Document(
+        title=f"Samplers of {work.run.rdm.path}",
+        head=["rep-FD (seconds) in so many steps", *map(str, steps)],
+        rows=rows,
+        lines=[
+            f"Each rep-FD compares {count} generated z with {count} z of validation images; as many z of training "
+            f"images have {reference:.3f}.",
+            f"As configured ({words(rdm.config.sampler.model_dump())}): {configured}.",
+        ],
+        warnings=doubts,
+    )
+    say(document.write(work.run.rdm.path, "samplers").read_text(encoding="utf-8"))
 
 
 def load_rdm(run: RunFolder) -> GenerativeModel:
     """Load the RDM of a run, frozen; raises `UserError` where there is none."""
     return restore(run.rdm.part(), NETWORKS)
+
+
+def _open(work: Workspace) -> GenerativeModel:
+    """Open the RDM.
+
+    Raises:
+        UserError: it is missing, or was trained on other images than the experiment's.
+    """
+    part = work.run.rdm.part()
+    images = work.images.train
+    if part.facts.fingerprint not in ("", images.fingerprint):
+        raise UserError(
+            f"{work.run.rdm.path} was not trained on the {len(images)} images that are now the training images of "
+            f"{images.config.name}: give the configuration that it was trained with, restore its images, or train it "
+            f"again"
+        )
+    return restore(part, NETWORKS).to(work.accelerator.device)
+
+
+def _check(options: RDMSampling, rdm: GenerativeModel, guidance: GuidanceConfig) -> None:
+    """Refuse options that would have no effect on this RDM."""
+    takes = "nothing" if rdm.cond is None else "classes" if rdm.cond.vocab is not None else "vectors"
+    if options.label is not None and takes == "vectors":
+        raise UserError("--class was given, but the RDM is conditioned on vectors: leave it out")
+    if options.guidance is not None and takes == "nothing" and options.weak is None:
+        raise UserError(
+            "--guidance was given, but the RDM has no condition to guide toward: name a weaker run with --weak, or "
+            "guide toward a class with --class and --probe"
+        )
+    if options.probe_scale is not None and (takes != "nothing" or options.label is None):
+        raise UserError("--probe was given, but it only guides an RDM without a condition toward a --class")
+    if options.weak is not None and guidance.scale == 1:
+        raise UserError("--weak was given, but a guidance of 1 does not use it: choose another with --guidance")
 
 
 def _vectors(options: RDMSampling, width: int) -> Tensor:
@@ -181,9 +233,19 @@ def _labels(options: RDMSampling, rdm: GenerativeModel, real: RealData) -> Tenso
     if options.label is not None and options.label >= len(classes):
         choices = f"classes are 0 ({classes[0]}) to {len(classes) - 1}" if classes else "the images have no classes"
         raise UserError(f"there is no class {options.label}: {choices}")
+    if options.label is None and rdm.cond is None:
+        return None
+    assert real.train.labels is not None
+    known = real.train.labels if rdm.cond is not None else real.train.labels[:MAX_PROBED]
+    present = known.unique()
+    if options.label is not None and options.label not in present:
+        raise UserError(
+            f"no training image is of class {options.label} ({classes[options.label]}): choose one of "
+            f"{', '.join(map(str, present.tolist()))}"
+        )
     if options.label is not None:
         return torch.full((options.count,), options.label)
-    return None if rdm.cond is None else torch.arange(options.count) % len(classes)
+    return present[torch.arange(options.count) % len(present)]  # the RDM knows nothing of the others
 
 
 def _sample(
@@ -200,7 +262,8 @@ def _sample(
     def guided(process: Process, indices: range) -> Process:
         assert probe is not None
         assert labels is not None
-        return ClassifierGuided(process, probe, labels[indices.start : indices.stop], options.probe_scale)
+        scale = 1.0 if options.probe_scale is None else options.probe_scale
+        return ClassifierGuided(process, probe, labels[indices.start : indices.stop], scale)
 
     by_probe = probe is not None and rdm.cond is None
     cond = vectors if labels is None or by_probe else labels
@@ -237,13 +300,25 @@ def _draw_neighbors(z: Tensor, real: RealData, run: str, path: Path) -> None:
     save_gallery(images, captions, title, path, columns=2 * NEIGHBORS)
 
 
-def _write_classes(z: Tensor, labels: Tensor, real: RealData, probe: LinearProbe, path: Path) -> None:
+def _write_classes(z: Tensor, labels: Tensor, real: RealData, probe: LinearProbe, out: Path) -> None:
     """Write and print how often a probe agrees with the class that was asked for, and rep-FD class by class."""
     assert real.train.labels is not None
     assert real.validation.labels is not None
     train, validation = (real.train_z, real.train.labels), (real.validation_z, real.validation.labels)
     rows = per_class(z, labels, *train, *validation, probe.predict, real.train.classes)
-    text = table(rows)
-    with atomic(path) as temporary:
-        temporary.write_text(text)
-    say(text)
+    document = Document(
+        title="Classes of generated representations",
+        head=HEAD,
+        rows=table(rows),
+        lines=["A linear probe of real z says which class a generated z belongs to."],
+        warnings=_doubts_of_classes(rows, z.shape[1]),
+    )
+    say(document.write(out, "classes").read_text(encoding="utf-8"))
+
+
+def _doubts_of_classes(rows: Sequence[ClassRow], width: int) -> list[str]:
+    """Say of how few z the distances are, where they are too few."""
+    fewest = min((row.compared for row in rows if row.compared), default=None)
+    if fewest is None:
+        return ["there is no rep-FD: a class needs 2 generated z, and 4 training images"]
+    return [few_for(f"the rep-FD of a class, of {fewest} z or a few more,", width)] if fewest <= width else []

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 
 from rcg.core.errors import UserError
 from rcg.data.images import Split
 from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.features import extract
-from rcg.evaluation.npz import array_names
+from rcg.evaluation.npz import array_names, read_moments
 from rcg.evaluation.samples import ImageSource, StoredImages, dataset_images, folder_images, npz_images
 from rcg.evaluation.scores import ReferenceFeatures
 from rcg.metrics.frechet import FittedGaussian
@@ -106,19 +104,14 @@ def published_statistics(path: Path) -> dict[str, FittedGaussian]:
     """Read the statistics of an .npz file: `mu` and `sigma` of 2048 features, and `mu_s`, `sigma_s` of the sFID's.
 
     Raises:
-        UserError: it is not an .npz file, or the shapes do not belong together.
+        UserError: it is not an .npz file, or holds a mean without a covariance, or these do not belong together.
     """
     names = array_names(path)
     statistics = {}
-    with np.load(path, allow_pickle=False) as values:
-        for tap, (mean, covariance) in PUBLISHED.items():
-            if mean not in names or covariance not in names:
-                continue
-            mu, sigma = torch.from_numpy(values[mean]), torch.from_numpy(values[covariance])
-            if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-                raise UserError(
-                    f"{path}: {mean} {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)} are not the mean (D,) and "
-                    f"covariance (D, D) of features"
-                )
-            statistics[tap] = FittedGaussian.of_moments(mu, sigma)
+    for tap, (mean, covariance) in PUBLISHED.items():
+        if (mean in names) != (covariance in names):
+            present, missing = (mean, covariance) if mean in names else (covariance, mean)
+            raise UserError(f"{path} holds {present} but no {missing}: statistics are a mean and a covariance")
+        if mean in names:
+            statistics[tap] = FittedGaussian.of_moments(*read_moments(path, mean, covariance))
     return statistics

@@ -11,11 +11,13 @@ import torch
 from rcg.evaluation.samples import ImageSource
 from rcg.evaluation.scores import Score
 from rcg.metrics.memorization import Memorization
-from rcg.visual.documents import render, write_json
+from rcg.visual.documents import Document, read_json, typed
 from rcg.visual.grids import save_gallery
 
 CLOSEST_SAMPLES = 8
 """Samples that are drawn beside their nearest training images."""
+HEAD = ("metric", "value ± std", "std over", "features", "ideal")
+"""Columns of the table of scores."""
 
 
 class Origin(NamedTuple):
@@ -49,6 +51,7 @@ class Report(NamedTuple):
         cost: seconds, processes and device of the features.
         scores: the numbers.
         warnings: sentences about what is doubtful or missing.
+        searched: names of the features in which samples were searched among training images.
     """
 
     title: str
@@ -60,11 +63,40 @@ class Report(NamedTuple):
     cost: dict[str, Any]
     scores: list[Score]
     warnings: list[str]
+    searched: Sequence[str] = ()
 
-    def write(self, folder: Path, pictures: Sequence[str]) -> None:
-        """Write report.json, and report.md with pictures that lie in the same folder."""
-        write_json(self._asdict() | {"scores": [score.to_json() for score in self.scores]}, folder / "report.json")
-        render("evaluation.md", folder / "report.md", report=self, pictures=pictures)
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Read a report.json.
+
+        Raises:
+            UserError: it is damaged, or was written by another version.
+        """
+        return typed(cls, read_json(path), path)
+
+    @property
+    def document(self) -> Document:
+        """The report for people."""
+        names = ("samples", "reference", "extractors", "resamples", "cost")
+        shown = "closest samples, each beside its nearest training images, in the features of "
+        return Document(
+            title=f"Evaluation of {self.title}",
+            head=HEAD,
+            rows=[[score.name, score.text, score.over, score.space, score.ideal] for score in self.scores],
+            warnings=self.warnings,
+            pictures={neighbors_picture(space): f"{shown}{space}" for space in self.searched},
+            settings={name: value for name, value in self._asdict().items() if name in names},
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write report.json and report.md; the pictures of the searched spaces lie in the same folder."""
+        values = self._asdict() | {"scores": [score._asdict() for score in self.scores]}
+        self.document.write(folder, "report", values)
+
+
+def neighbors_picture(space: str) -> str:
+    """Return the name of the picture of the samples closest to training images in some features."""
+    return f"neighbors-{space}.png"
 
 
 def draw_neighbors(

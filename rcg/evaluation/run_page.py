@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rcg.core.console import say
+from rcg.core.console import say, warn
+from rcg.core.errors import UserError
 from rcg.encoding.run_folder import RunFolder, StageFolder
+from rcg.evaluation.report import Report
 from rcg.visual.curves import draw_curves, latest, quality
-from rcg.visual.documents import render
+from rcg.visual.documents import Document, read_json, render, typed
 
 
 def write_page(run: RunFolder, path: Path) -> None:
-    """Write a page about a run: samples, scores, curves, neighbors, cost, configuration.
+    """Write a page about a run: samples, reports, curves, cost, configuration.
 
     Args:
         run: with whatever its training, sampling and evaluation left there.
@@ -34,13 +35,34 @@ def write_page(run: RunFolder, path: Path) -> None:
         path,
         title=f"rcg: {run.path}",
         galleries=[(gallery, _read(gallery.with_name("samples.json"))) for gallery in galleries],
-        reports=[(report.parent, _read(report)) for report in sorted(run.evaluation.glob("*/report.json"))],
-        sweeps=[(sweep.parent, _read(sweep)) for sweep in sorted(run.evaluation.glob("*/guidance.json"))],
+        documents=list(_documents(run)),
         trainings=[_training_row(stage, latest(logs[stage.name])) for stage in stages],
         curves=run.curves,
         stages=stages,
     )
     say(str(path))
+
+
+def _documents(run: RunFolder) -> Iterator[tuple[Path, Document]]:
+    """Yield the reports in a run, each with its folder; those that cannot be read are warned of, and left out."""
+    found: list[tuple[str, Callable[[Path], Document]]] = [
+        (f"{run.evaluation.name}/*/report.json", lambda path: Report.read(path).document),
+        (f"{run.evaluation.name}/*/guidance.json", _read_document),
+        ("*/compare.json", lambda path: typed(Document, read_json(path).get("report"), path)),
+        (f"{run.rdm.name}/samplers.json", _read_document),
+        (f"{run.representations.name}/classes.json", _read_document),
+        (f"{run.encoder_report.name}/report.json", _read_document),
+    ]
+    for pattern, read in found:
+        for path in sorted(run.path.glob(pattern)):
+            try:
+                yield path.parent, read(path)
+            except UserError as error:
+                warn(f"left out of the page: {error}")
+
+
+def _read_document(path: Path) -> Document:
+    return typed(Document, read_json(path), path)
 
 
 def summarize(run: RunFolder) -> None:
@@ -56,23 +78,33 @@ def summarize(run: RunFolder) -> None:
         rows.append((name, _cost(log), quality(log)))
     for path in sorted(run.path.glob("*/samples.json")):
         facts = _read(path)
-        rows.append((path.parent.name, f"{facts['num']} images", f"{facts['images_per_second']:.1f} images/s"))
+        if {"num", "images_per_second"} <= set(facts):
+            rows.append((path.parent.name, f"{facts['num']} images", f"{facts['images_per_second']} images/s"))
     for path in sorted(run.evaluation.glob("*/report.json")):
-        report = _read(path)
-        scores = ", ".join(f"{score['name']} {score['value']:.4g}" for score in report["scores"])
-        rows.append((path.parent.name, f"{report['num']} images", scores))
+        try:
+            report = Report.read(path)
+        except UserError as error:
+            warn(f"left out: {error}")
+            continue
+        scores = ", ".join(f"{score.name} {score.value:.4g}" for score in report.scores)
+        rows.append((path.parent.name, f"{report.num} images", scores))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, cost, text in rows:
         say(f"{name:{widths[0]}}  {cost:{widths[1]}}  {text}")
     for path in sorted(run.path.glob("*/gallery.png")):
         say(f"\nlook at {path}")
     draw_curves(logs, run.curves)
-    say(f"and at {run.curves}")
+    if run.curves.is_file():
+        say(f"and at {run.curves}")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the values of a JSON file, none where it is missing."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """Return the values of a JSON file, none where it is missing or damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
+        warn(f"left out: {error}")
+        return {}
 
 
 def _training_row(stage: StageFolder, log: Mapping[str, float]) -> tuple[str, str, str, str]:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rcg.config import ORIGIN, Config, GuidanceConfig, SamplerConfig, dump_without
 from rcg.core import checkpoint
 from rcg.core.contracts import Space
+from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.images import Images
 from rcg.data.loading import batches
@@ -27,10 +31,12 @@ from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.vectors import read_representations
 from rcg.evaluation.npz import NpzImages
 from rcg.pipeline import Pipeline, Samples, SamplingOptions
-from rcg.visual.grids import to_uint8
+from rcg.visual.grids import is_drawing, to_uint8
 
 READ_BATCH = 64
 """Stored images that are read at a time."""
+LISTED = 3
+"""Most files that a message lists."""
 
 
 def key(facts: Any) -> str:
@@ -228,12 +234,14 @@ class StoredImages:
         origin: a few words for the report.
         size: their side in pixels.
         resize: how they were brought to it.
+        doubts: sentences about what is doubtful in them.
     """
 
     images: Images | NpzImages
     origin: str
     size: int
     resize: str
+    doubts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -270,18 +278,60 @@ def dataset_images(images: Images, split: str) -> StoredImages:
 
 
 def folder_images(root: Path, size: int | None) -> StoredImages:
-    """Serve the pictures below a folder, cropped to `size` px, or to the first one's short side.
+    """Serve the pictures below a folder, cropped to `size` px, or to their own short side.
+
+    Galleries and drawings that this program wrote are left out.
 
     Raises:
-        UserError: there are no pictures, or one of them cannot be read.
+        UserError: there are no pictures, or one of them cannot be read, or they differ in size and no `size` is given.
     """
     folder = DATASETS.get("image_folder")
     config = folder.Config(root=root)
     source = folder(config, whole=True)
-    side = size or min(source.load(0).shape[1:])
+    with ThreadPool() as pool:
+        sizes = pool.map(_size, [root / path for path in source.paths], chunksize=64)
+    found = dict(zip(source.paths, sizes, strict=True))
+    drawings = [path for path in source.paths if found[path] is None]
+    kept = [position for position, path in enumerate(source.paths) if found[path] is not None]
+    sides = {path: size for path, size in found.items() if size is not None}
+    if not sides:
+        raise UserError(f"{root} holds no pictures but drawings that this program wrote")
+    if size is None:
+        _check_sizes(root, sides)
+    side = size or next(iter(sides.values()))[0]
+    doubts = []
+    if drawings:
+        doubts.append(f"left out {_some(drawings)} in {root}: drawn by this program, no images")
+    small = [path for path, (short, _) in sides.items() if short < side]
+    if small:
+        doubts.append(
+            f"{root}: {len(small)} of {len(kept)} pictures are smaller than {side} px, and enlarged: {_some(small)}"
+        )
     config = config.model_copy(update={"image_size": side})
     resize = f"short side to {side} px where it was another, bicubic, antialiased, center crop"
-    return StoredImages(Images(source, range(len(source)), config), str(root), side, resize)
+    return StoredImages(Images(source, kept, config), str(root), side, resize, tuple(doubts))
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Return short and long side of a picture, None for a drawing of this program."""
+    with Image.open(path) as picture:
+        return None if is_drawing(picture) else (min(picture.size), max(picture.size))
+
+
+def _check_sizes(root: Path, sides: Mapping[str, tuple[int, int]]) -> None:
+    """Raise `UserError` if pictures differ in their sizes, which name short and long side."""
+    (usual, count), *others = Counter(sides.values()).most_common()
+    if others:
+        odd = [path for path, found in sides.items() if found != usual]
+        raise UserError(
+            f"{root} holds pictures of {1 + len(others)} sizes: {count} of {usual[0]} x {usual[1]} px, and {len(odd)} "
+            f"of others ({_some(odd)}): remove what is no sample, or choose a side with --size"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def npz_images(path: Path) -> StoredImages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rcg.core.errors import UserError
 from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.features import Features
-from rcg.metrics.bootstrap import MeanStd, bootstrap
+from rcg.metrics.bootstrap import bootstrap
 from rcg.metrics.frechet import FittedGaussian
 from rcg.metrics.inception import LOGITS, SPATIAL, inception_score, kernel_distance, subset_size
 from rcg.metrics.manifold import coverage, density, in_manifold
@@ -25,6 +25,8 @@ MAX_KID_REFERENCES = 50_000
 """Most reference images that the KID's subsets are drawn from."""
 NEIGHBORS = 5
 """Neighbors of density and coverage; sets of fewer images have none."""
+IS_PARTS = 10
+"""Parts of the samples over which the Inception score is taken."""
 
 
 class Score(NamedTuple):
@@ -34,19 +36,29 @@ class Score(NamedTuple):
         space: name of the extractor whose features it was computed from.
         name: of the metric.
         value: its value.
-        std: mean and std over resamples, or over the parts or subsets by which the metric is defined.
         ideal: in words.
+        std: its standard deviation; None: not known.
+        over: what that is the deviation over, in words.
+        is_biased: whether it is of so few images that it depends on their number more than on the images.
     """
 
     space: str
     name: str
     value: float
-    std: MeanStd | None
     ideal: str
+    std: float | None = None
+    over: str = ""
+    is_biased: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON-serializable values."""
-        return self._asdict() | {"std": self.std and self.std._asdict()}
+    @property
+    def text(self) -> str:
+        """The value, with its std where that is known."""
+        return f"{self.value:.4g}" if self.std is None else f"{self.value:.4g} ± {self.std:.2g}"
+
+
+def _counted(samples: Tensor) -> str:
+    """Return `1 sample` or `N samples`."""
+    return f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
 
 
 def find_score(scores: list[Score], space: str, name: str) -> Score | None:
@@ -82,13 +94,24 @@ class Bootstrap:
     seed: int
     device: torch.device
 
-    def mean(self, space: str, name: str, values: Tensor, ideal: str) -> Score:
-        """Return the mean of `values` `(N,)` as a score."""
-        return Score(space, name, float(values.mean()), self.std(lambda x: float(x.mean()), values), ideal)
+    def score(
+        self,
+        space: str,
+        name: str,
+        metric: Callable[[Tensor], float],
+        x: Tensor,
+        ideal: str,
+        of: str = "samples",
+        is_biased: bool = False,
+    ) -> Score:
+        """Return a metric of `x` `(N, ...)` as a score; `of` says what the rows are, which are resampled."""
+        std = bootstrap(metric, x, self.resamples, self.seed)
+        over = "" if std is None else f"{self.resamples} resamples of the {of}"
+        return Score(space, name, metric(x), ideal, std, over, is_biased)
 
-    def std(self, metric: Callable[[Tensor], float], x: Tensor) -> MeanStd | None:
-        """Resample a metric of `x` `(N, ...)`."""
-        return bootstrap(metric, x, self.resamples, self.seed)
+    def mean(self, space: str, name: str, values: Tensor, ideal: str, of: str = "samples") -> Score:
+        """Return the mean of `values` `(N,)` as a score; `of` says what they belong to."""
+        return self.score(space, name, lambda x: float(x.mean()), values, ideal, of)
 
 
 def compare_features(
@@ -109,10 +132,12 @@ def compare_features(
         expected = reference.gaussian(extractor, tap) if tap in extractor.taps else None
         if expected is not None:
             x = generated if tap == main else samples.read(tap).to(bootstrap.device)
-            yield _frechet(space, name, x, expected, bootstrap, warnings)
-    if LOGITS in extractor.taps:
-        inception = inception_score(samples.read(LOGITS))
-        yield Score(space, "IS", inception.mean, inception, "high; over 10 parts")
+            yield from _frechet(space, name, x, expected, bootstrap, warnings)
+    if LOGITS in extractor.taps and len(generated) < IS_PARTS:
+        warnings.append(f"{_counted(generated)} are too few for an IS, which is over {IS_PARTS} parts of them")
+    elif LOGITS in extractor.taps:
+        inception = inception_score(samples.read(LOGITS), IS_PARTS)
+        yield Score(space, "IS", inception.mean, "high", inception.std, f"{IS_PARTS} parts of the samples")
 
     # Scores that need reference images
     features = reference.features.get(space)
@@ -120,38 +145,53 @@ def compare_features(
         warnings.append(f"the reference has statistics but no images: no KID, precision or recall in {space}")
         return
     if extractor.is_inception:
-        real = features.read(main, MAX_KID_REFERENCES)
-        kid = kernel_distance(generated, real)
-        ideal = f"low; over 100 subsets of {subset_size(generated, real)}"
-        yield Score(space, extractor.distance.replace("FID", "KID"), kid.mean, kid, ideal)
+        yield from _kernel_distance(extractor, generated, features.read(main, MAX_KID_REFERENCES), warnings)
     queries = samples.read(main, MAX_NEIGHBOR_SEARCH).to(bootstrap.device)
     others = features.read(main, MAX_NEIGHBOR_SEARCH).to(bootstrap.device)
     yield from _neighbor_scores(space, queries, others, bootstrap, warnings)
 
 
-def reference_fd(extractor: FeatureExtractor, validation: Features, reference: ReferenceFeatures) -> Iterator[Score]:
-    """Yield the Frechet distance of validation images to the reference: a perfect generator's with as many samples."""
+def reference_fd(
+    extractor: FeatureExtractor, count: int, validation: Features, reference: ReferenceFeatures
+) -> Iterator[Score]:
+    """Yield the Frechet distance of `count` validation images to the reference: that of as many perfect samples.
+
+    A distance of fewer images is a larger one, so there is none where the validation images are fewer than `count`.
+    """
     tap = extractor.taps[0]
     expected = reference.gaussian(extractor, tap)
-    if expected is not None:
-        distance = validation.gaussian(tap).distance(expected)
-        name = f"{extractor.distance} of {validation.store.count} validation images"
-        yield Score(extractor.name, name, distance, None, "reference: as many perfect samples")
+    if expected is not None and 2 <= count <= validation.store.count:
+        distance = FittedGaussian.fit(validation.read(tap, count)).distance(expected)
+        name = f"{extractor.distance} of {count} validation images"
+        yield Score(extractor.name, name, distance, "reference: as many perfect samples")
+
+
+def without_reference_fd(count: int, validation: int) -> str:
+    """Say why there is no distance of real images beside that of `count` samples."""
+    return (
+        f"there is no reference distance: it would need {count} validation images, as many as samples, but there are "
+        f"{validation} (--num {validation} or fewer has one)"
+    )
 
 
 def _frechet(
     space: str, name: str, generated: Tensor, expected: FittedGaussian, bootstrap: Bootstrap, warnings: list[str]
-) -> Score:
-    """Return the distance of features to those that are expected."""
-    count, width = generated.shape
+) -> Iterator[Score]:
+    """Yield the distance of features to those that are expected; one image has no covariance, and no distance."""
+    number, width = generated.shape
     if len(expected.mean) != width:
         raise UserError(
             f"the reference's statistics are of {len(expected.mean)} features, but {name} compares {width}: published "
             f"statistics belong to tap 2048"
         )
+    if min(number, expected.count or number) < 2:
+        warnings.append(f"no {name} in {space}: a covariance needs at least 2 samples and 2 reference images")
+        return
     real = FittedGaussian(expected.count, expected.mean.to(bootstrap.device), expected.factor.to(bootstrap.device))
-    for what, size in (("samples", count), ("reference images", expected.count)):
+    is_biased = False
+    for what, size in (("samples", number), ("reference images", expected.count)):
         if 0 < size <= width:  # published statistics do not say of how many images they are: 0
+            is_biased = True
             warnings.append(
                 f"{name}: {size} {what} are too few for {width} features: the covariance is singular and the distance "
                 f"far too high; compare it only with others of as many images"
@@ -160,7 +200,20 @@ def _frechet(
     def distance(x: Tensor) -> float:
         return FittedGaussian.fit(x).distance(real)
 
-    return Score(space, name, distance(generated), bootstrap.std(distance, generated), "low")
+    yield bootstrap.score(space, name, distance, generated, "low", is_biased=is_biased)
+
+
+def _kernel_distance(
+    extractor: FeatureExtractor, generated: Tensor, real: Tensor, warnings: list[str]
+) -> Iterator[Score]:
+    """Yield the KID; its unbiased estimate needs two images of each kind."""
+    name = extractor.distance.replace("FID", "KID")
+    if min(len(generated), len(real)) < 2:
+        warnings.append(f"no {name}: it needs at least 2 samples and 2 reference images")
+        return
+    kid = kernel_distance(generated, real)
+    over = f"100 subsets of {subset_size(generated, real)} images"
+    yield Score(extractor.name, name, kid.mean, "low", kid.std, over)
 
 
 def _neighbor_scores(
@@ -169,13 +222,14 @@ def _neighbor_scores(
     """Yield scores that are means over vectors: these are resampled, while the neighborhoods stay."""
     if min(len(generated), len(real)) <= NEIGHBORS:
         warnings.append(
-            f"{len(generated)} samples and {len(real)} reference images are too few for precision and recall"
+            f"{_counted(generated)} and {len(real)} reference images are too few for precision and recall: these need "
+            f"more than {NEIGHBORS} of each"
         )
         return
     yield bootstrap.mean(space, "precision", in_manifold(generated, real), "high")
-    yield bootstrap.mean(space, "recall", in_manifold(real, generated), "high")
+    yield bootstrap.mean(space, "recall", in_manifold(real, generated), "high", "reference images")
     yield bootstrap.mean(space, "density", density(generated, real, NEIGHBORS), "high; about 1")
-    yield bootstrap.mean(space, "coverage", coverage(real, generated, NEIGHBORS), "high")
+    yield bootstrap.mean(space, "coverage", coverage(real, generated, NEIGHBORS), "high", "reference images")
 
 
 def consistency(space: str, condition: Tensor, encoded: Tensor, bootstrap: Bootstrap) -> Iterator[Score]:
@@ -184,8 +238,9 @@ def consistency(space: str, condition: Tensor, encoded: Tensor, bootstrap: Boots
     Beside it stands the chance level: the condition of one sample and the representation of the next.
     """
     yield bootstrap.mean(space, "consistency", F.cosine_similarity(condition, encoded), "high; cosine in [-1, 1]")
-    shuffled = F.cosine_similarity(condition, encoded.roll(1, 0))
-    yield bootstrap.mean(space, "consistency, shuffled", shuffled, "chance level")
+    if len(condition) > 1:
+        shuffled = F.cosine_similarity(condition, encoded.roll(1, 0))
+        yield bootstrap.mean(space, "consistency, shuffled", shuffled, "chance level")
 
 
 def memorization_scores(
@@ -198,5 +253,5 @@ def memorization_scores(
     )
     result = memorization(sample_z, train_z, validation_z)
     copies = bootstrap.mean(extractor.name, "copies", result.copies, "about 0.01, as of validation images")
-    novelty = Score(extractor.name, "novelty", result.ratio, None, "about 1; well below 1: memorization")
+    novelty = Score(extractor.name, "novelty", result.ratio, "about 1; well below 1: memorization")
     return result, [copies, novelty]

@@ -12,25 +12,23 @@ from rcg.core.console import progress
 
 
 class MeanStd(NamedTuple):
-    """Mean and standard deviation of a metric over resamples or subsets."""
+    """Mean and standard deviation of a metric, over parts or subsets."""
 
     mean: float
     std: float
 
 
-def bootstrap(metric: Callable[[Tensor], float], x: Tensor, resamples: int, seed: int = 0) -> MeanStd | None:
+def bootstrap(metric: Callable[[Tensor], float], x: Tensor, resamples: int, seed: int = 0) -> float | None:
     """Resample a metric: `resamples` times, draw as many rows of `x` `(N, ...)` as it has, with replacement.
 
-    A resample repeats rows, so the mean of a Frechet distance lies above its value for `x` itself; the std is the
-    result that matters.
-
     Returns:
-        The mean and std of the metric over the resamples; None for fewer than 2.
+        The std of the metric over the resamples; None for fewer than 2 resamples, or fewer than 2 rows. Their mean is
+        no result: a resample repeats rows, so that of a Frechet distance lies above its value for `x` itself.
     """
-    if resamples < 2:
+    if resamples < 2 or len(x) < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
     bar = progress(range(resamples), desc="resampling", unit="resample", total=resamples, delay=5, leave=False)
     draws = (torch.randint(len(x), (len(x),), generator=generator) for _ in bar)
     values = torch.tensor([metric(x[draw.to(x.device)]) for draw in draws], dtype=torch.float64)
-    return MeanStd(float(values.mean()), float(values.std()))
+    return float(values.std())

@@ -65,6 +65,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return FittedGaussian.fit(a.cpu()).distance(FittedGaussian.fit(b.cpu()))
 
 
+def few_for(distance: str, width: int) -> str:
+    """Say that a distance is of too few vectors of `width` numbers."""
+    return (
+        f"{distance} is of too few for {width} features: the covariance is singular and the distance far too high; "
+        f"compare it only with others of as many"
+    )
+
+
 def halves(count: int, limit: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Draw two disjoint sets of positions below `count`, equally many, at most `limit` each, int64.
 

@@ -22,8 +22,13 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall:
-    """Compare `real` `(N, D)` and `generated` `(M, D)` (Kynkäänniemi et al., NeurIPS 2019)."""
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall | None:
+    """Compare `real` `(N, D)` and `generated` `(M, D)` (Kynkäänniemi et al., NeurIPS 2019).
+
+    None for sets of at most k vectors: these have no k-th neighbor.
+    """
+    if min(len(real), len(generated)) <= k:
+        return None
     precision = in_manifold(generated, real, k).mean()
     recall = in_manifold(real, generated, k).mean()
     return PrecisionRecall(float(precision), float(recall))

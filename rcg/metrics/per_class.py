@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,18 +16,20 @@ class ClassRow(NamedTuple):
     Attributes:
         name: of the class.
         generated: number of generated z.
+        compared: number of them, and of real z, of which both distances are.
         agreement: share of the generated z that the probe assigns to the class.
-        agreement_real: share of the class's validation z that the probe assigns to it.
-        rep_fd: Frechet distance of generated z to real z.
+        agreement_real: share of the class's validation z that the probe assigns to it; None: there are none.
+        rep_fd: Frechet distance of generated z to real z; None: there are too few of either.
         reference_fd: Frechet distance of as many real z to the same real z: that of a perfect generator.
     """
 
     name: str
     generated: int
+    compared: int
     agreement: float
-    agreement_real: float
-    rep_fd: float
-    reference_fd: float
+    agreement_real: float | None
+    rep_fd: float | None
+    reference_fd: float | None
 
 
 def per_class(
@@ -44,8 +45,7 @@ def per_class(
     """Evaluate generated z class by class.
 
     rep-FD compares m generated z of a class with one half of its training z; the reference distance compares m z of the
-    other half with the same; m is the smaller of the two numbers. Both are nan for classes with fewer than two of
-    either.
+    other half with the same; m is the smaller of the two numbers. There is neither for m below 2.
 
     Args:
         generated: z `(G, D)`.
@@ -65,22 +65,36 @@ def per_class(
         first, second = train[train_labels == label].tensor_split(2)
         count = min(len(samples), len(first), len(second))
         agreement = float(agrees[requested == label].mean())
-        agreement_real = float(agrees_real[validation_labels == label].mean())
-        rep_fd, reference_fd = math.nan, math.nan
+        real = agrees_real[validation_labels == label]
+        agreement_real = float(real.mean()) if len(real) else None
+        rep_fd, reference_fd = None, None
         if count > 1:
             rep_fd, reference_fd = (frechet_distance(z[:count], second) for z in (samples, first))
-        rows.append(ClassRow(names[label], len(samples), agreement, agreement_real, rep_fd, reference_fd))
+        compared = count if count > 1 else 0
+        rows.append(ClassRow(names[label], len(samples), compared, agreement, agreement_real, rep_fd, reference_fd))
     return rows
 
 
-def table(rows: Sequence[ClassRow]) -> str:
-    """Return a Markdown table; its last row is the mean over the classes."""
-    lines = ["| class | generated | probe agrees | on real z | rep-FD | reference |", "|---|---|---|---|---|---|"]
-    means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[2:]]
-    mean = ClassRow("all", sum(row.generated for row in rows), *means)
-    lines += [
-        f"| {row.name} | {row.generated} | {row.agreement:.1%} | {row.agreement_real:.1%} | {row.rep_fd:.3f} "
-        f"| {row.reference_fd:.3f} |"
-        for row in (*rows, mean)
+HEAD = ("class", "generated", "probe agrees", "on real z", "rep-FD", "reference", "of so many z")
+
+
+def table(rows: Sequence[ClassRow]) -> list[list[str]]:
+    """Return the cells of a table under `HEAD`; its last row is the mean over the classes that have the value."""
+    values = [(row.agreement, row.agreement_real, row.rep_fd, row.reference_fd) for row in rows]
+    cells = [
+        [row.name, str(row.generated), *_cells(*numbers), str(row.compared or "")]
+        for row, numbers in zip(rows, values, strict=True)
     ]
-    return "\n".join(lines) + "\n"
+    means = [_mean(column) for column in zip(*values, strict=True)]
+    return [*cells, ["mean", str(sum(row.generated for row in rows)), *_cells(*means), ""]]
+
+
+def _cells(agreement: float | None, agreement_real: float | None, *distances: float | None) -> list[str]:
+    """Write values, nothing for those that there are not."""
+    shares = ["" if share is None else f"{share:.1%}" for share in (agreement, agreement_real)]
+    return shares + ["" if distance is None else f"{distance:.3f}" for distance in distances]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

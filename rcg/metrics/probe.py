@@ -28,9 +28,15 @@ class LinearProbe:
 
         Args:
             z: representations `(N, D)`.
-            labels: `(N,)`, of at least two classes; K is the largest label plus 1.
+            labels: `(N,)`, N at least 1; K is the largest label plus 1. Of a single class, the probe says it always.
             standardize: regress on standardized features; mean and std are folded into the weights.
         """
+        present = labels.unique()
+        if len(present) == 1:
+            bias = torch.full((int(present) + 1,), -torch.inf)
+            bias[present] = 0.0
+            return cls(torch.zeros(len(bias), z.shape[1]), bias)
+
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 

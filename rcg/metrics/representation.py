@@ -39,17 +39,28 @@ def alignment(a: Tensor, b: Tensor) -> float:
     return float((F.normalize(a) - F.normalize(b)).square().sum(1).mean())
 
 
-def uniformity(x: Tensor) -> float:
-    """Return log E exp(-2 |x - y|^2) over pairs of `x` `(N, D)` on the sphere, in [-8, 0]; low is good (t = 2)."""
+def uniformity(x: Tensor) -> float | None:
+    """Return log E exp(-2 |x - y|^2) over pairs of `x` `(N, D)` on the sphere, in [-8, 0]; low is good (t = 2).
+
+    Fewer than two vectors have no pair, and no uniformity.
+    """
+    if len(x) < 2:
+        return None
     return float(torch.pdist(F.normalize(x)).square().mul(-2).exp().mean().log())
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Return the singular values `(min(N, D),)` of centered `x` `(N, D)`, largest first, as shares of their sum."""
+    """Return the singular values `(min(N, D),)` of centered `x` `(N, D)`, largest first, as shares of their sum.
+
+    They are zeros where all vectors are equal.
+    """
     values = torch.linalg.svdvals((x - x.mean(0)).double())
-    return values / values.sum()
+    return values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def effective_rank(x: Tensor) -> float:
-    """Return exp of the entropy of the normalized singular values of centered `x` `(N, D)` (Roy and Vetterli, 2007)."""
+    """Return exp of the entropy of the normalized singular values of centered `x` `(N, D)` (Roy and Vetterli, 2007).
+
+    It is 1, the least, where all vectors are equal.
+    """
     return float(torch.special.entr(spectrum(x)).sum().exp())

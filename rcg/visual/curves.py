@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rcg.core.checkpoint import atomic
+from rcg.visual.figures import drawn
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Line = Mapping[str, float]
 """A line of a log: the values logged at one step."""
@@ -31,7 +31,8 @@ def quality(log: Line) -> str:
     if "knn_accuracy" in log:
         words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
     elif "effective_rank" in log:
-        words.append(f"effective rank {log['effective_rank']:.1f}, uniformity {log['uniformity']:.2f}")
+        words.append(f"effective rank {log['effective_rank']:.1f}")
+        words += [f"uniformity {log['uniformity']:.2f}"] if "uniformity" in log else []
     if "psnr" in log:
         words.append(f"PSNR {log['psnr']:.2f} dB, SSIM {log['ssim']:.3f}")
     if "code_usage" in log:
@@ -41,6 +42,7 @@ def quality(log: Line) -> str:
         words.append(f"rep-FD {log['rep_fd']:.3g} (reference {log['rep_fd_reference']:.3g})")
     if "rep_precision" in log:
         words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
+    if "rep_novelty" in log:
         words.append(f"novelty {log['rep_novelty']:.2f}")
     if "rep_agreement" in log:
         words.append(f"class agreement {log['rep_agreement']:.1%} (real {log['rep_agreement_real']:.1%})")
@@ -49,27 +51,29 @@ def quality(log: Line) -> str:
 
 
 def draw_together(logs: Mapping[str, Sequence[Line]], path: Path, along: str = "step") -> None:
-    """Write a PNG with one panel per quantity, and in it one curve per log.
+    """Write a PNG with one panel per quantity, and in it one curve per log; quantities without a curve get none.
 
     Args:
         logs: lines of each log, by its label.
-        path: of the PNG.
+        path: of the PNG; it is not written where there is no curve.
         along: the quantity on the x-axis.
     """
-    names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines) if name != along))
+    names = list(dict.fromkeys(name for lines in logs.values() for name in _panels(lines, along)))
     rows = _chunks(names)
-    figure = _figure(4.4 * len(rows[0]), 3.4 * len(rows))
-    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
-    for panel, name in zip(panels, names, strict=False):
-        for label, lines in logs.items():
-            _plot(panel, lines, name, label, along)
-        panel.set_title(name.replace("_", " "), fontsize=9)
-        panel.set_xlabel(along, fontsize=7)
-        panel.tick_params(labelsize=7)
-        panel.legend(fontsize=7)
-    for panel in panels[len(names) :]:
-        panel.axis("off")
-    _save(figure, path)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with drawn(path, 4.4 * len(rows[0]), 3.4 * len(rows)) as figure:
+        panels = figure.subplots(len(rows), len(rows[0]), squeeze=False).flatten()
+        for panel, name in zip(panels, names, strict=False):
+            for label, lines in logs.items():
+                _plot(panel, lines, name, label, along)
+            panel.set_title(name.replace("_", " "), fontsize=9)
+            panel.set_xlabel(along, fontsize=7)
+            panel.tick_params(labelsize=7)
+            panel.legend(fontsize=7)
+        for panel in panels[len(names) :]:
+            panel.axis("off")
 
 
 def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
@@ -77,22 +81,24 @@ def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
 
     Args:
         logs: lines of each stage's log, which hold `step` and some values.
-        path: of the PNG.
+        path: of the PNG; it is not written where there is no curve.
     """
-    rows = [(stage, chunk) for stage, lines in logs.items() for chunk in _chunks(_panels(lines))]
-    figure = _figure(3.2 * COLUMNS, 2.4 * len(rows))
-    grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
-    for panels, (stage, names) in zip(grid, rows, strict=True):
-        for panel in panels[len(names) :]:
-            panel.axis("off")
-        for panel, name in zip(panels, names, strict=False):
-            for curve in [name, *(other for other, home in SHARED_PANELS.items() if home == name)]:
-                _plot(panel, logs[stage], curve, curve)
-            panel.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=9)
-            panel.tick_params(labelsize=7)
-            if len(panel.lines) > 1:
-                panel.legend(fontsize=7)
-    _save(figure, path)
+    rows = [(stage, chunk) for stage, lines in logs.items() for chunk in _chunks(_panels(lines, "step"))]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with drawn(path, 3.2 * COLUMNS, 2.4 * len(rows)) as figure:
+        grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
+        for panels, (stage, names) in zip(grid, rows, strict=True):
+            for panel in panels[len(names) :]:
+                panel.axis("off")
+            for panel, name in zip(panels, names, strict=False):
+                for curve in [name, *(other for other, home in SHARED_PANELS.items() if home == name)]:
+                    _plot(panel, logs[stage], curve, curve.replace("_", " "))
+                panel.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=9)
+                panel.tick_params(labelsize=7)
+                if len(panel.lines) > 1:
+                    panel.legend(fontsize=7)
 
 
 def _plot(panel: Axes, lines: Sequence[Line], name: str, label: str, along: str = "step") -> None:
@@ -102,21 +108,11 @@ def _plot(panel: Axes, lines: Sequence[Line], name: str, label: str, along: str 
         panel.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-
-
-def _panels(lines: Sequence[Line]) -> list[str]:
-    """Return the quantities of a log that get a panel of their own."""
-    names = dict.fromkeys(name for line in lines for name in line)
-    return [name for name in names if name not in NOT_CURVES and SHARED_PANELS.get(name) not in names]
+def _panels(lines: Sequence[Line], along: str) -> list[str]:
+    """Return the quantities of a log that get a panel of their own: a curve needs two points."""
+    counts = Counter(name for line in lines for name in line)
+    names = [name for name, count in counts.items() if count > 1 and name not in (*NOT_CURVES, along)]
+    return [name for name in names if SHARED_PANELS.get(name) not in names]
 
 
 def _chunks(names: Sequence[str]) -> list[Sequence[str]]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from rcg.core.checkpoint import atomic
+from rcg.visual.text import Font, drawable, runs
 
+MARK = (("rcg", "drawing"),)
+"""What is written into PNG files that are galleries or drawings, so that nobody takes one for a sample."""
 _FONT_SIZE = 11
-_GAP, _LINE = 6, 16
-"""Distance between two images, and height of a line of text, in pixels."""
+_GAP, _LINE, _ASCENT = 6, 16, 11
+"""Distance between two images, height of a line of text, and of its letters above the base line, in pixels."""
+WIDEST = 2
+"""Most image widths that a caption may take."""
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -24,7 +31,13 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def save_image(image: Tensor, path: Path) -> None:
     """Write one image `(3, H, W)` in [0, 1] as PNG, atomically."""
-    _write(_picture(image), path)
+    with atomic(path) as temporary:
+        _picture(image).save(temporary, format="PNG")
+
+
+def is_drawing(picture: Image.Image) -> bool:
+    """Whether an opened picture is a gallery or a drawing that this program wrote, no image."""
+    return all(picture.info.get(name) == value for name, value in MARK)
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
@@ -35,10 +48,14 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path, columns: int = 8) -> None:
-    """Write images `(N, 3, H, W)` in [0, 1] as a titled PNG grid with a caption under each image."""
+    """Write images `(N, 3, H, W)` in [0, 1] as a titled PNG grid with a caption under each image.
+
+    Long captions move the images apart, up to `WIDEST` times their width, and are cut beyond that.
+    """
     scale = _scale(images)
     height, width = (side * scale for side in images.shape[-2:])
-    cell_width, cell_height = width + _GAP, height + _LINE + _GAP
+    widest = min(max(map(_text_width, captions), default=0), WIDEST * width)
+    cell_width, cell_height = max(width, widest) + _GAP, height + _LINE + _GAP
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
     sheet = _Sheet(columns * cell_width - _GAP, rows * cell_height, title)
@@ -46,8 +63,8 @@ def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path
         left = _GAP + i % columns * cell_width
         top = sheet.top + i // columns * cell_height
         sheet.image.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        sheet.caption(caption, left, top + height)
-    _write(sheet.image, path)
+        sheet.caption(_cut(caption, cell_width - _GAP), left, top + height)
+    sheet.write(path)
 
 
 def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
@@ -60,7 +77,7 @@ def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
         sheet.caption(name, _GAP, top)
         sheet.image.paste(picture, (_GAP, top + _LINE))
         top += _GAP + _LINE + picture.height
-    _write(sheet.image, path)
+    sheet.write(path)
 
 
 class _Sheet:
@@ -71,18 +88,42 @@ class _Sheet:
         self.image = Image.new("RGB", size, "white")
         self.top = 2 * _GAP + _LINE
         self._draw = ImageDraw.Draw(self.image)
-        self._draw.text((_GAP, _GAP), title, fill="black", font=_font())
+        self._text(title, _GAP, _GAP, "black")
 
     def caption(self, text: str, left: int, top: int) -> None:
-        self._draw.text((left, top), text, fill=(90, 90, 90), font=_font())
+        self._text(text, left, top, "#5a5a5a")
+
+    def write(self, path: Path) -> None:
+        mark = PngImagePlugin.PngInfo()
+        for name, value in MARK:
+            mark.add_text(name, value)
+        with atomic(path) as temporary:
+            self.image.save(temporary, format="PNG", pnginfo=mark)
+
+    def _text(self, text: str, left: float, top: int, color: str) -> None:
+        for font, run in runs(drawable(text)):
+            face = _face(font)
+            self._draw.text((left, top + _ASCENT), run, fill=color, font=face, anchor="ls")
+            left += face.getlength(run)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=_FONT_SIZE)
+@cache
+def _face(font: Font) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font.path, _FONT_SIZE)
 
 
 def _text_width(text: str) -> int:
-    return int(_font().getlength(text))
+    return math.ceil(sum(_face(font).getlength(run) for font, run in runs(drawable(text))))
+
+
+def _cut(text: str, width: int) -> str:
+    """Return as much of a caption as fits into so many pixels."""
+    if _text_width(text) <= width:
+        return text
+    cut = drawable(text)
+    while cut and _text_width(cut + "…") > width:
+        cut = cut[:-1]
+    return cut + "…"
 
 
 def _scale(images: Tensor) -> int:
@@ -92,8 +133,3 @@ def _scale(images: Tensor) -> int:
 
 def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    with atomic(path) as temporary:
-        picture.save(temporary, format="PNG")

@@ -14,14 +14,13 @@ from rcg.core.errors import UserError
 from rcg.core.rng import SampleNoise
 from rcg.encoding.workspace import RealData, Workspace
 from rcg.evaluation.scores import Score
-from rcg.metrics.bootstrap import MeanStd
 from rcg.pipeline import SamplingOptions
 from tests.models import dit
 from tests.toy import write
 
 
 def score(value, std=None):
-    return Score("space", "FD", value, None if std is None else MeanStd(value, std), "low")
+    return Score("space", "FD", value, "low", std)
 
 
 def test_the_gap_is_closed_as_far_as_the_paper_says():

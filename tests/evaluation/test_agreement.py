@@ -1,5 +1,8 @@
 """Scores agree with torch-fidelity, called directly on the same images."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +16,30 @@ from rcg.evaluation.extractors import FeatureExtractor, inception_extractor
 from rcg.evaluation.features import extract
 from rcg.evaluation.references import published_statistics, read_reference
 from rcg.evaluation.samples import folder_images, npz_images
-from rcg.evaluation.scores import Bootstrap, ReferenceFeatures, compare_features
+from rcg.evaluation.scores import Bootstrap, ReferenceFeatures, compare_features, reference_fd, without_reference_fd
+from rcg.metrics.frechet import FittedGaussian, frechet_distance
 from rcg.metrics.inception import LOGITS
 from rcg.visual.grids import save_image
 
 BOOTSTRAP = Bootstrap(4, 0, torch.device("cpu"))
+
+
+def draw(count, width, seed):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+class Vectors:
+    """Features in memory."""
+
+    def __init__(self, taps):
+        self.taps = taps
+        self.store = SimpleNamespace(count=len(next(iter(taps.values()))))
+
+    def read(self, tap, limit=None):
+        return self.taps[tap][:limit]
+
+    def gaussian(self, tap):
+        return FittedGaussian.fit(self.taps[tap])
 
 
 class Tiny(FeatureExtractorBase):
@@ -91,8 +113,8 @@ def agree(found, theirs):
     }
     for ours, name in pairs.items():
         assert found[ours].value == pytest.approx(theirs[name], rel=1e-6), ours
-    assert found["IS"].std.std == pytest.approx(theirs["inception_score_std"], rel=1e-6)
-    assert found["KID"].std.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+    assert found["IS"].std == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    assert found["KID"].std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
 
 
 def test_all_scores_are_those_of_torch_fidelity(tmp_path, monkeypatch):
@@ -119,9 +141,13 @@ def test_all_scores_are_those_of_torch_fidelity(tmp_path, monkeypatch):
     )
     assert 0.1 < theirs["precision"] < 1
     agree(found, theirs)
-    std = found["FID"].std
-    assert std.std > 0
-    assert found["FID"].value < std.mean < 2 * found["FID"].value  # a resample repeats images
+    assert found["FID"].std > 0
+    assert {name: found[name].over for name in ("FID", "IS", "KID", "recall")} == {
+        "FID": "4 resamples of the samples",
+        "IS": "10 parts of the samples",
+        "KID": "100 subsets of 45 images",
+        "recall": "4 resamples of the reference images",
+    }
 
 
 @pytest.mark.slow
@@ -217,7 +243,7 @@ def test_statistics_of_another_layer_are_refused(tmp_path):
     with pytest.raises(UserError, match="statistics are of 4 features, but FID compares 12"):
         list(compare_features(tiny_extractor(), seen["tiny"], reference, BOOTSTRAP, []))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(4), sigma=np.eye(5))
-    with pytest.raises(UserError, match=r"odd.npz: mu \(4,\) and sigma \(5, 5\) are not the mean"):
+    with pytest.raises(UserError, match=r"odd.npz: mu \(4,\) float64 and sigma \(5, 5\) float64 are not the mean"):
         published_statistics(tmp_path / "odd.npz")
 
 
@@ -236,10 +262,40 @@ def test_too_few_images_are_said_to_be_so(tmp_path):
     assert "FID: 10 samples are too few for 12 features" in warnings[0]
 
 
+@pytest.mark.parametrize("count", range(1, 10))
+def test_figures_of_very_few_images_are_left_out_and_said_to_be(count):
+    many = Vectors({"2048": draw(40, 12, 1), LOGITS: draw(40, 5, 2)})
+    few = Vectors({tap: x[:count] for tap, x in many.taps.items()})
+    for samples, reference in ((few, many), (many, few)):
+        warnings = []
+        real = ReferenceFeatures({"tiny": reference})
+        scores = list(compare_features(tiny_extractor(), samples, real, BOOTSTRAP, warnings))
+        names = {score.name for score in scores}
+        assert ("FID" in names) == ("KID" in names) == (count > 1)
+        assert ("IS" in names) == (samples is many)
+        assert ("precision" in names) == (count > 5)
+        assert all(math.isfinite(score.value) and (score.std is None or math.isfinite(score.std)) for score in scores)
+        for name in {"FID", "IS", "KID", "precision"} - names:
+            assert any(name in warning for warning in warnings), name
+
+
+def test_the_reference_distance_is_of_as_many_images_as_there_are_samples():
+    real, validation = (Vectors({"2048": draw(count, 4, seed)}) for count, seed in ((400, 1), (200, 2)))
+    found = {count: list(reference_fd(tiny_extractor(), count, validation, ReferenceFeatures({"tiny": real})))
+             for count in (1, 20, 200, 201)}  # fmt: skip
+    assert not found[1]
+    assert not found[201]
+    assert found[20][0].name == "FID of 20 validation images"
+    assert found[20][0].value > 2 * found[200][0].value, "a distance of fewer images is a larger one"
+    chosen = validation.read("2048", 20)
+    assert found[20][0].value == pytest.approx(frechet_distance(chosen, real.read("2048")))
+    assert "201 validation images, as many as samples, but there are 200" in without_reference_fd(201, 200)
+
+
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros((4, 3, 8, 8), np.uint8), r"arr_0 must be \(N, H, W, 3\) uint8, not \(4, 3, 8, 8\) uint8"),
+        (np.zeros((4, 3, 8, 8), np.uint8), r"arr_0 must be \(N, S, S, 3\) uint8, not \(4, 3, 8, 8\) uint8"),
         (np.zeros((4, 8, 8, 3), np.float32), r"not \(4, 8, 8, 3\) float32"),
         (np.zeros((4, 8), np.uint8), r"not \(4, 8\) uint8"),
     ],

@@ -159,8 +159,23 @@ def test_copies_are_samples_closer_than_the_closest_validation_images():
 
 def test_the_bootstrap_estimates_the_std_of_a_mean():
     x = draws(2000, 1, 0)[:, 0]
-    resampled = bootstrap(lambda rows: float(rows.mean()), x, resamples=400)
-    assert resampled.mean == pytest.approx(float(x.mean()), abs=4 * resampled.std / 400**0.5)
-    assert resampled.std == pytest.approx(float(x.std()) / 2000**0.5, rel=0.15)
-    assert bootstrap(lambda rows: float(rows.mean()), x, resamples=400) == resampled
+    std = bootstrap(lambda rows: float(rows.mean()), x, resamples=400)
+    assert std == pytest.approx(float(x.std()) / 2000**0.5, rel=0.15)
+    assert bootstrap(lambda rows: float(rows.mean()), x, resamples=400) == std
     assert bootstrap(lambda rows: 0.0, x, resamples=1) is None
+    assert bootstrap(lambda rows: 0.0, x[:1], resamples=9) is None, "one row does not vary"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_figures_of_very_few_vectors_are_left_out(count):
+    x, many = draws(count, 4, 0), draws(20, 4, 1)
+    assert precision_recall(x, many) is None
+    assert precision_recall(many, x) is None
+    assert (uniformity(x) is None) == (count == 1)
+    assert math.isfinite(effective_rank(x))
+    labels = torch.zeros(count, dtype=torch.int64)
+    assert knn_accuracy(x, labels, many, torch.zeros(20, dtype=torch.int64)) == 1
+
+
+def test_equal_vectors_have_the_least_rank():
+    assert effective_rank(torch.ones(5, 3)) == pytest.approx(1)

@@ -41,3 +41,22 @@ def test_a_label_that_is_absent_is_never_predicted_and_does_not_shift_the_others
     assert log_p[:, 1].eq(-torch.inf).all()
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(300))
     assert set(probe.predict(z).tolist()) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("label", [0, 2])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_probe_of_a_single_class_always_says_it(label, standardize):
+    z, _ = draw(9, 3, 0)
+    probe = LinearProbe.fit(z, torch.full((9,), label), standardize)
+    assert probe.predict(z).tolist() == [label] * 9
+    assert probe.log_probability(z)[:, label].eq(0).all()
+    assert linear_accuracy(z, torch.full((9,), label), z, torch.full((9,), label)) == 1
+
+
+def test_guidance_by_a_probe_without_some_classes_is_finite():
+    z, labels = draw(300, 3, 0)
+    probe = LinearProbe.fit(z, labels + (labels > 0))
+    x = z[:4].clone().requires_grad_()
+    probe.log_probability(x)[:, 2].sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.any()

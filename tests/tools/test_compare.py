@@ -94,20 +94,35 @@ def test_the_share_of_the_gap_is_that_of_the_scores(found):
             assert share["mean"] == pytest.approx((fd["none"] - fd[key]) / (fd["none"] - fd["oracle"]))
         else:
             assert share is None
-    assert found["real"][0]["name"] == "FD of 20 validation images"
+    assert not found["real"], "20 validation images are fewer than 24 samples"
+    said = " ".join(found["warnings"])
+    assert "there is no reference distance: it would need 24 validation images" in said
+    assert "the oracle's representations are of training images, on which its network was trained" in said
+    assert "oracle (training images)" in found["report"]["lines"][0]
 
 
 def test_the_page_needs_no_other_file_and_the_table_has_every_arm(folder, found):
     out = folder / "run" / "comparison-dit"
     page, text = (out / "compare.html").read_text(), (out / "compare.md").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1, "the logs are too short for curves"
     assert "src=" not in page.replace('src="data:image/png;base64,', "")
     for arm in found["arms"].values():
         assert f"<td>{arm['name']}</td>" in page
         assert f"| {arm['name']} |" in text
     assert "| 8 + 4 of the RDM |" in text
-    assert "| real images | 20 validation images |" in text
     assert (out / "compare.png").is_file()
+
+
+def test_as_many_validation_images_as_samples_are_a_reference_and_an_oracle(folder, trainings, tmp_path):
+    done = tool(
+        "compare", folder / "toy.yaml", *QUICK, "--num", 20, "--no-train", "--arms", "oracle", "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["real"][0]["name"] == "FD of 20 validation images"
+    assert found["arms"]["oracle"]["training"]["representations"]["of"] == "validation images"
+    assert not any("oracle" in warning or "reference distance" in warning for warning in found["warnings"])
+    assert "| real images | as many validation images |" in (tmp_path / "compare.md").read_text()
 
 
 def test_the_same_command_again_generates_and_trains_nothing(folder, found, monkeypatch):
@@ -147,7 +162,7 @@ def test_samples_are_generated_as_the_experiment_says_now(folder, trainings, tmp
     [
         (["generator.depth=3"], "dit-none holds another experiment (generator.depth: 2 -> 3)"),
         (["generator.train.steps=10"], "was trained for 20 steps, but generator.train.steps is 10"),
-        (["--sdedit-strength", "0"], "expected a number above 0, at most 1, got '0'"),
+        (["--sdedit-strength", "0"], "expected a number from 0.001 to 1, got '0'"),
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--out", "FILE"], "is a file, not a folder"),
         (["--inception", "nowhere.pth"], "nowhere.pth"),

@@ -142,8 +142,14 @@ def test_a_sweep_compares_all_samplers_that_an_rdm_can_use(toy):
     table = (toy.parent / "run" / "rdm" / "samplers.md").read_text()
     assert table in swept.stdout
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
-    assert rows == ["| rep-FD of 8 z, steps", "| ddim", "| ddpm", "| dpm_solver", "| heun", "| unipc"]
-    assert "as configured (name ddim, steps 4" in table
+    assert rows == ["| rep-FD (seconds) in so many steps", "| ddim", "| ddpm", "| dpm_solver", "| heun", "| unipc"]
+    assert "As configured (name ddim, steps 4" in table
+    assert "Each rep-FD compares 8 generated z with 8 z of validation images" in table
+    assert "**Warning:** the rep-FD of 8 z is of too few for 512 features" in table
+    assert "**Warning:** in 1 step every sampler returns the first estimate" in table
+    one = tool("sweep_rdm", toy, "--num", 1)
+    assert one.returncode == 2
+    assert "--num: expected a whole number from 2" in one.stderr
     beyond = tool("sweep_rdm", toy, "--steps", 2000, "--samplers", "ddim")
     assert beyond.returncode == 2
     assert "the process has 1000 noise levels" in beyond.stderr
@@ -156,11 +162,21 @@ def test_an_rdm_with_classes_generates_the_class_asked_for(toy):
     assert tool("sample_rdm", toy, *settings, "--class", 3, "--guidance", 2).returncode == 0
     assert checkpoint.load(out / "representations.safetensors").tensors["label"].tolist() == [3] * 5
     table = (out / "classes.md").read_text().splitlines()
-    assert table[0] == "| class | generated | probe agrees | on real z | rep-FD | reference |"
-    assert table[2].startswith("| 3 | 5 | ")
+    assert "| class | generated | probe agrees | on real z | rep-FD | reference | of so many z |" in table
+    assert any(line.startswith("| 3 | 5 | ") for line in table)
+    assert not any("nan" in line for line in table)
     beyond = tool("sample_rdm", toy, *settings, "--class", 10)
     assert beyond.returncode == 2
     assert "there is no class 10: classes are 0 (0) to 9" in beyond.stderr
+    for arguments, said in (
+        (["data.limit=60"], "was not trained on the 54 images that are now the training images of digits"),
+        (["data.split_seed=1"], "was not trained on the 72 images that are now"),
+        (["--probe", 2, "--class", 3], "--probe was given, but it only guides an RDM without a condition"),
+        (["--weak", toy.parent / "run"], "--weak was given, but a guidance of 1 does not use it"),
+    ):
+        refused = tool("sample_rdm", toy, *settings, *arguments)
+        assert refused.returncode == 2, arguments
+        assert said in refused.stderr
 
 
 def test_an_rdm_is_conditioned_on_vectors_from_a_file(toy):
@@ -182,6 +198,9 @@ def test_an_rdm_is_conditioned_on_vectors_from_a_file(toy):
     silent = tool("sample_rdm", toy, *settings, "--num", 5, "--out", out)
     assert silent.returncode == 2
     assert "the RDM is conditioned on vectors of 6 numbers: give some with --vectors FILE" in silent.stderr
+    classes = tool("sample_rdm", toy, *settings, "--num", 5, "--vectors", vectors, "--class", 1)
+    assert classes.returncode == 2
+    assert "--class was given, but the RDM is conditioned on vectors" in classes.stderr
     done = tool("sample_rdm", toy, *settings, "--num", 5, "--out", out, "--vectors", vectors, "--guidance", 2)
     assert done.returncode == 0, done.stderr
     part = checkpoint.load(out / "representations.safetensors")

@@ -25,3 +25,18 @@ def test_galleries_and_rows_show_every_image_under_a_title(title, tmp_path):
         sheet = np.array(Image.open(tmp_path / f"{name}.png"))
         assert (sheet == (255, 0, 0)).all(-1).sum() == reds * 64 * 64
         assert (sheet == (0, 0, 255)).all(-1).sum() == 64 * 64
+
+
+def test_long_captions_do_not_run_into_their_neighbors(tmp_path):
+    black = torch.zeros(3, 3, 64, 64)
+    save_gallery(black, ["", "", ""], "t", tmp_path / "none.png", columns=3)
+    save_gallery(black, ["12 a very long name of a class " * 4, "", ""], "t", tmp_path / "long.png", columns=3)
+    none, long = (np.array(Image.open(tmp_path / f"{name}.png").convert("L")).astype(int) for name in ("none", "long"))
+    assert long.shape[0] == none.shape[0]
+    columns = np.flatnonzero((long == 0).sum(0) >= 64)
+    starts = columns[np.flatnonzero(np.diff(columns, prepend=-9) > 1)]
+    assert len(starts) == 3
+    caption = long[28 + 64 : 28 + 64 + 16]  # under the images
+    assert (caption[:, starts[0] : starts[1] - 6] < 255).any()
+    assert (caption[:, starts[1] - 6 :] == 255).all()
+    assert long.shape[1] <= 3 * (2 * 64 + 6) + 12, "longer ones are cut"

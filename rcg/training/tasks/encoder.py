@@ -116,9 +116,11 @@ class EncoderTask(Task):
         device = next(encoder.parameters()).device
         metrics = {
             "alignment": alignment(*(encoder(view.to(device)).float().cpu() for view in views.unbind(1))),
-            "uniformity": uniformity(validation[:2000]),
             "effective_rank": effective_rank(validation),
         }
+        spread = uniformity(validation[:2000])
+        if spread is not None:
+            metrics["uniformity"] = spread
         if train_labels is not None and validation_labels is not None:
             metrics["knn_accuracy"] = knn_accuracy(train, train_labels, validation, validation_labels)
             score = 1 - metrics["knn_accuracy"]

@@ -75,7 +75,8 @@ class RDMTask(Task):
         """Compare generated z with z of the validation split.
 
         rep_fd is their Frechet distance, and rep_fd_reference that of as many training z: what a perfect RDM would
-        reach with so few. rep_precision and rep_recall say how many are plausible and how much is covered. rep_novelty
+        reach with so few. rep_precision and rep_recall say how many are plausible and how much is covered; there are
+        none of fewer than 4 images. rep_novelty
         is the median distance of generated z to the nearest training z, over that of validation z: well below 1, it
         memorizes. With classes, rep_agreement is the share that a linear probe puts into the class asked for, beside
         that of validation z put into their own.
@@ -83,15 +84,15 @@ class RDMTask(Task):
         model: Any = models["rdm"]
         cond = None if self.conditions is None else self.conditions[self.chosen]
         generated = sample_z(model, cond, self.count, seed=0)
-        precision, recall = precision_recall(self.validation, generated)
+        shares = precision_recall(self.validation, generated)
         novelty = nearest_distance(generated, self.train).median() / self.validation_distance
         metrics = {
             "rep_fd": frechet_distance(generated, self.validation),
             "rep_fd_reference": self.reference_fd,
-            "rep_precision": precision,
-            "rep_recall": recall,
             "rep_novelty": float(novelty),
         }
+        if shares is not None:
+            metrics |= {"rep_precision": shares.precision, "rep_recall": shares.recall}
         if self.probe is not None and cond is not None:
             metrics["rep_agreement"] = self.probe.accuracy(generated, cond)
             metrics["rep_agreement_real"] = self.real_agreement
