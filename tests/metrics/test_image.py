@@ -119,7 +119,7 @@ def test_inception_is_shown_bytes(tmp_path, monkeypatch):
             shown.append(image)
             return (image.float(),)
 
-    torch.save({}, tmp_path / "weights.pth")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pth")
     monkeypatch.setattr("rcg.metrics.inception.FeatureExtractorInceptionV3", lambda *_, **__: Network())
     assert Inception(tmp_path / "weights.pth", "2048")(torch.tensor([0.0, 0.5, 2.0]).view(1, 3, 1, 1)).shape == (1, 3)
     assert shown[0].dtype == torch.uint8
