@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+MAX_NAME = 300
+"""Most characters of a file's name that a message shows."""
 MAX_SAMPLES = 10_000_000
 """Most samples of tools that keep something of each."""
 
@@ -69,6 +71,14 @@ def path(text: str) -> Path:
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     return Path(text).expanduser()
+
+
+def run_folder(text: str) -> Path:
+    """Read the folder of a run from the command line."""
+    folder = path(text)
+    if folder.is_file():
+        raise argparse.ArgumentTypeError(f"{folder} is a file: give the folder of its run")
+    return folder
 
 
 count = whole(1, 100_000)
@@ -188,7 +198,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        files = [str(name)[:MAX_NAME] for name in (error.filename, error.filename2) if name is not None]
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         return f"{' -> '.join(files)}: {reason[:1].lower()}{reason[1:]}" if files else reason
     if re.search("PytorchStreamWriter|unexpected pos", str(error)):

@@ -15,7 +15,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and complete images."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run with a generator of tokens")
+    parser.add_argument("run", type=cli.run_folder, help="folder of a run with a generator of tokens")
     parser.add_argument("--image", type=cli.path, nargs="+", required=True, metavar="FILE", help="images to complete")
     hole = parser.add_mutually_exclusive_group()
     edges = ("LEFT", "TOP", "RIGHT", "BOTTOM")

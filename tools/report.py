@@ -11,7 +11,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and write the page."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run")
+    parser.add_argument("run", type=cli.run_folder, help="folder of a run")
     parser.add_argument("--out", type=cli.path, help="file of the page [RUN/report.html]")
     cli.main(parser, run)
 

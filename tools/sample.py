@@ -12,7 +12,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and sample."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    parser.add_argument("run", type=cli.run_folder, help="folder of a run, or of save_pretrained")
     parser.add_argument("--out", type=cli.path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
     cli.add_sampling(parser, num=64, most=10**9)  # they are streamed
     cli.add(parser, "--generator", "--guidance", "--class", "--representations")

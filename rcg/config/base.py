@@ -142,6 +142,8 @@ def as_meant(value: Any, annotation: Any) -> Any:
         if value.lower() == "none" and NoneType in allowed and not allowed & {str, str(value)}:
             return None
         value = str(value) if takes_text(annotation) or _is_section(allowed) else value.resolved()
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"expected text, got {shortened(value)}")
     if isinstance(value, str) and allowed & {str, Path}:
         return os.path.expanduser(value)
     if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:

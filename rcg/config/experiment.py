@@ -77,7 +77,8 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
     except FileNotFoundError:
         raise UserError(f"there is no configuration {path}; {nearest_file(path, '.yaml', '.yml')}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (data, encoder, rdm, generator), not {shortened(values)}")
+        found = "it is empty" if values is None else f"it holds {shortened(values)}"
+        raise UserError(f"{path} must hold sections (data, encoder, rdm, generator), but {found}")
     values.setdefault("run", f"runs/{path.stem}")
     for override in sorted(map(_Override.parse, overrides), key=lambda override: override.rank):
         override.apply(values)

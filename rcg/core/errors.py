@@ -38,4 +38,5 @@ def nearest_file(path: Path, *endings: str) -> str:
         return f"there is no folder {path.parent} either"
     names = sorted(name for name, is_dir in seen if (name.lower().endswith(endings) if endings else is_dir))
     close = difflib.get_close_matches(path.name, names, n=5, cutoff=0.5) or names[:5]
-    return nearest(path.name, close)
+    kind = f"file that ends in {' or '.join(endings)}" if endings else "folder"
+    return nearest(path.name, close) if close else f"{path.parent} holds no {kind}"

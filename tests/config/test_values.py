@@ -116,6 +116,7 @@ def test_a_value_means_what_its_key_asks_for(key, text, value, tmp_path):
         ("rdm.train.lr=1e999", "rdm.train.lr: input should be a finite number"),
         ("rdm.guidance.scale=-.inf", "rdm.guidance.scale: input should be a finite number"),
         ("run=", "run: input is not a valid path"),
+        ("run=a\0b", "run: expected text"),
         ("rdm.width=[1, 2", "the value of override rdm.width=[1, 2 is not YAML"),
         ("encoder.name=[moco_v3]", "no encoder is called '[moco_v3]'"),
     ],
