@@ -22,8 +22,8 @@ from rcg.config.experiment import complete_keys
 from rcg.config.help import describe_config
 from rcg.config.parsing import Unquoted, shortened
 from rcg.config.sections import MAX_SCALE
-from rcg.core.console import complain, first_process, session, warn
-from rcg.core.errors import UserError, nearest
+from rcg.core.console import complain, first_process, say, session, warn
+from rcg.core.errors import Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from rcg.encoding.run_folder import Mode
@@ -180,6 +180,10 @@ def _run(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: S
     try:
         run(parser.read(arguments))
         _leave()
+    except Stopped as stop:
+        say(str(stop))
+        _leave()
+        sys.exit(128 + stop.number)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:

@@ -13,6 +13,12 @@ from rcg.core.registry import AUTOENCODERS
 from tests.toy import train, write
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch) -> None:
+    """Spare the tests of this process the waits in which files become lasting."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def data() -> Path:
     """Recorded inputs and outputs of the published models at tiny sizes."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -235,7 +236,8 @@ def test_samples_that_were_interrupted_go_on_where_they_stopped(run, tmp_path, m
             ).returncode
             == 130
         )
-    (tmp_path / "parts" / "images" / ".000004.png.123").write_bytes(b"half")  # what SIGKILL leaves
+    half = f".writing-{platform.node()}-{2**30}-000004.png"  # what SIGKILL leaves
+    (tmp_path / "parts" / "images" / half).write_bytes(b"half")
     assert sorted(p.name for p in (tmp_path / "parts" / "images").glob("*.png")) == [f"{i:06d}.png" for i in range(4)]
     done = stop_after(99, monkeypatch)
     said = sampled(run, tmp_path / "parts", "--save-images")

@@ -11,6 +11,7 @@ from rcg.comparison.cost import SampleCost, cached_cost
 from rcg.comparison.samples import TRAINING, arm_samples
 from rcg.comparison.study import Study, check
 from rcg.core.console import say
+from rcg.encoding.lock import run_lock
 from rcg.evaluation.evaluate import Evaluation, evaluate
 from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.features import extract
@@ -99,8 +100,14 @@ def compare(study: Study) -> Result | None:
     """Train what is missing, and evaluate every arm; processes but the first return None.
 
     Raises:
-        UserError: the experiment cannot be compared, or a part of its run is missing or belongs to another one.
+        UserError: the experiment cannot be compared, or a part of its run is missing or belongs to another one, or
+            another command writes into the run.
     """
+    with run_lock(study.work.run.path):
+        return _compare(study)
+
+
+def _compare(study: Study) -> Result | None:
     check(study.work, study.keys, study.plan.options)
     left_out = study.left_out_arms()
     bench = _set_up(study)  # before hours of training, for it may be refused

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcg.comparison.arms import ARMS, Arm
-from rcg.config import Experiment, GeneratorConfig
+from rcg.config import Experiment, GeneratorConfig, differences
 from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.encoding.run_folder import Mode, StageFolder
+from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.evaluation.extractors import MetricOptions
 from rcg.evaluation.samples import SamplingPlan
 from rcg.pipeline import SamplingOptions
 from rcg.training.stages import STAGES
+
+_ALIKE = {"lr", "grad_clip", "precision"}
+"""Settings that a resumed training may change, but the trainings of a comparison share."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,18 @@ def _trained_steps(work: Workspace) -> tuple[StageFolder, int]:
     """Return the folder of a generator and how many steps it was trained, 0 where there is none.
 
     Raises:
-        UserError: the folder holds another experiment's, or other files.
+        UserError: the folder holds another experiment's, or other files, or it is trained with another rate.
     """
     stage, experiment = STAGES["generator"], work.experiment
     folder = stage.folder(experiment)
-    folder.check(stage.identity, experiment, Mode.RESUME)
+    folder.check_identity(stage.identity, experiment)
+    saved = folder.experiment()
+    if saved is not None:
+        trains = [e.require_generator().train.model_dump(include=_ALIKE) for e in (saved, experiment)]
+        changed = list(differences(*trains, "generator.train"))
+        if changed:
+            raise UserError(
+                f"{folder.path} was trained otherwise ({'; '.join(changed)}): arms are compared at equal training, so "
+                f"set the same for all of them, or choose another run="
+            )
     return folder, folder.part(weights=False).facts.step if folder.is_trained else 0

@@ -32,7 +32,7 @@ class TrainConfig(Config):
     init_from: str | None = None
     """Where the weights come from that training starts with: a part of ours, or a run; null: random ones. What does not
     fit, such as the embedding of another condition, starts at random."""
-    lr: PositiveFloat = 1e-4
+    lr: Annotated[PositiveFloat, RUNTIME] = 1e-4
     """Peak learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's averaging coefficients."""
@@ -44,11 +44,11 @@ class TrainConfig(Config):
     """Steps of linear learning-rate warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
-    grad_clip: PositiveFloat | None = None
+    grad_clip: Annotated[PositiveFloat | None, RUNTIME] = None
     """Largest gradient norm; null: no clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
     """Decay of the weights' moving average (with warm-up); null: keep the live weights."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], RUNTIME] = "auto"
     """Mixed precision; auto: bf16 where the device computes it natively, else none."""
     compile: bool = False
     """Compile the network with `torch.compile`."""

@@ -6,12 +6,18 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
@@ -26,6 +32,7 @@ from rcg.core.pretrained import check_finite, misfits
 Module = TypeVar("Module", bound=nn.Module)
 
 _HEADER = "rcg"
+_TEMPORARY = f".writing-{platform.node()}-"
 MAX_HEADER = 2**26
 """Most characters of a header; JSON takes many times as much memory as its text."""
 MAX_SIZE = 2**24
@@ -114,16 +121,20 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
 
+    It is hidden and lies beside `path`; what killed processes left there vanishes as well.
+
     Raises:
         OSError: it cannot be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _clear_once(path.parent.resolve())
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # some systems only flush what was opened for writing
             os.fsync(written.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         if error.filename is None:  # a full disk knows no file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -135,11 +146,28 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove the temporary files of `atomic` that killed processes left in a folder; nobody may be writing there."""
-    for path in folder.glob(".*"):
-        name, _, process = path.name[1:].rpartition(".")
-        if name and process.isdigit():
-            path.unlink()
+    """Remove the temporary files of `atomic` that processes of this machine left in a folder which are no more."""
+    for leftover in folder.iterdir():
+        process = re.fullmatch(rf"{re.escape(_TEMPORARY)}(\d+)-.*", leftover.name)
+        if process and not psutil.pid_exists(int(process[1])):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+_clear_once = cache(clear_temporaries)
+"""Before the first file that is written to a folder: it may hold a million."""
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in a folder last, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save(path: Path, part: Part) -> None:
@@ -248,8 +276,12 @@ def is_part(path: Path) -> bool:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic(path) as temporary:
-        save_file(contiguous, temporary, metadata={_HEADER: json.dumps(header), "format": "pt"})
+    # The library writes a file of its own choice beside the one that is asked for: both in a folder that is ours.
+    prefix = f"{_TEMPORARY}{os.getpid()}-"
+    with atomic(path) as temporary, TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        save_file(contiguous, written, metadata={_HEADER: json.dumps(header), "format": "pt"})
+        written.replace(temporary)
 
 
 def _check_sizes(values: Any, path: str) -> None:

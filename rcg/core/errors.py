@@ -18,6 +18,17 @@ class UserError(Exception):
     """
 
 
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A signal ended the program early, after it had saved its work; the text is one sentence that says how to go on.
+
+    Command-line tools print the text and exit with 128 plus the number of the signal, as shells expect.
+    """
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `did you mean 'x'? (known: ...)` for the nearest known name, or the known names if none is near."""
     names = sorted(known)

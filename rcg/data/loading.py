@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from rcg.config import TrainConfig
 from rcg.core.errors import UserError
 from rcg.core.rng import fold_seed
+from rcg.core.signals import STOP_SIGNALS
 from rcg.data.views import ShardedViews
 from rcg.distributed.launch import cores
 
@@ -91,13 +94,30 @@ class TensorDataset(Dataset[dict[str, Tensor]]):
         }
 
 
-def training_batches(dataset: Any, keys: Sampler[list[Key]], num_workers: int | None, pin: bool) -> DataLoader[Any]:
-    """Serve the batches of `keys`; with `num_workers` None, data in memory needs none, files get one per core."""
+@contextmanager
+def training_batches(
+    dataset: Any, keys: Sampler[list[Key]], num_workers: int | None, pin: bool
+) -> Iterator[Iterator[Any]]:
+    """Serve the batches of `keys`; with `num_workers` None, data in memory needs none, files get one per core.
+
+    The workers end with the block, however it ends. Python would wait for them at its exit: it ends them by a signal
+    that they ignore.
+    """
     merge: Any = _as_is if isinstance(dataset, TensorDataset) else default_collate
-    workers = default_workers(dataset) if num_workers is None else num_workers
-    return DataLoader(
-        dataset, batch_sampler=keys, num_workers=workers, collate_fn=merge, pin_memory=pin, worker_init_fn=_ignore_stop
+    count = default_workers(dataset) if num_workers is None else num_workers
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_sampler=keys, num_workers=count, collate_fn=merge, pin_memory=pin, worker_init_fn=_ignore_stop
     )
+    others = set(multiprocessing.active_children())
+    served: Any = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    try:
+        yield served
+    finally:
+        if workers:
+            served._shutdown_workers()  # else torch takes the kill for a failure
+        for worker in workers:
+            worker.kill()
 
 
 def batches(dataset: Any, keys: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -121,7 +141,7 @@ def default_workers(dataset: Any) -> int:
 
 def _ignore_stop(worker: int) -> None:
     """Ctrl-C and schedulers signal whole process groups; without its workers the loop could not end its step."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from rcg.core.errors import UserError, nearest, nearest_file
 
 SHARED_STAGES = ("encoder", "autoencoder", "rdm")
 """The stages that all generators of a run share, in the order of training."""
+
+
+_STATE = re.compile(r"step-\d{1,18}\.safetensors")
 
 
 class Mode(Enum):
@@ -45,6 +49,9 @@ class StageFolder:
         self.states = path / "state"
         self.original = path / "original.safetensors"
         """Beside a converted part: tensors that only the original format needs."""
+        # All that a training or a converter leaves, but the configuration: without it the folder would be a stranger's.
+        files = [self.checkpoint, self.log, self.record, self.original]
+        self._left_behind = [*files, self.states, self.samples, path / "tensorboard"]
 
     @property
     def is_trained(self) -> bool:
@@ -56,17 +63,26 @@ class StageFolder:
         kind = self.name if self.name in SHARED_STAGES else "generator"
         return checkpoint.load(self.checkpoint, kind, weights=weights)
 
-    def latest_state(self) -> Path | None:
-        """Return the newest complete state of the training."""
-        states = sorted(self.states.glob("step-*"))
-        return states[-1] if states else None
+    def state_file(self, step: int) -> Path:
+        """Return the file of the training's state after `step` steps."""
+        return self.states / f"step-{step:09d}.safetensors"
+
+    def state_files(self) -> list[Path]:
+        """Return the files of the training's states, newest first."""
+        files = [path for path in self.states.glob("step-*.safetensors") if _STATE.fullmatch(path.name)]
+        return sorted(files, key=self.step_of, reverse=True)
+
+    @staticmethod
+    def step_of(state: Path) -> int:
+        """Return the step of a state by the name of its file."""
+        return int(state.stem.removeprefix("step-"))
 
     def experiment(self) -> Experiment | None:
         """Return the experiment that this stage belongs to, as it was configured; None where that is not known."""
         return load_experiment(self.config) if self.config.is_file() else None
 
     def check(self, identity: Callable[[Experiment], dict[str, Any]], experiment: Experiment, mode: Mode) -> None:
-        """Refuse a folder that holds another experiment, or this one where the mode does not say what to do with it.
+        """Refuse a folder that this training cannot use, or where the mode does not say what to do with its content.
 
         Args:
             identity: returns the part of an experiment that decides the stage's result.
@@ -74,38 +90,72 @@ class StageFolder:
             mode: what to do with a folder that is not empty.
 
         Raises:
-            UserError: the folder is somebody else's, or a decision is missing.
+            UserError: the folder is somebody else's, or a decision is missing, or there is nothing to go on from.
         """
-        if mode == Mode.OVERWRITE or not self.path.exists():
+        if mode == Mode.OVERWRITE:
+            self._check_ours(self._left_behind)
             return
+        self.check_identity(identity, experiment)
+        states = self.state_files()
+        if mode == Mode.RESUME and not states:
+            self._check_beginning()
+        if mode == Mode.START and self.config.is_file():
+            content = f"step {self.step_of(states[0])} of this experiment" if states else "this experiment"
+            raise UserError(
+                f"{self.path} already holds {content}: go on with --resume, or start again with --overwrite"
+            )
+
+    def check_identity(self, identity: Callable[[Experiment], dict[str, Any]], experiment: Experiment) -> None:
+        """Refuse a folder that holds another experiment, or other files; raises `UserError`."""
+        self._check_ours()
         saved = self.experiment()
-        if saved is None:
-            if any(self.path.iterdir()):
-                raise UserError(f"{self.path} holds files that are not an experiment's: choose another run=")
-            return
-        changed = list(differences(identity(saved), identity(experiment)))
+        changed = [] if saved is None else list(differences(identity(saved), identity(experiment)))
         if changed:
             raise UserError(
                 f"{self.path} holds another experiment ({'; '.join(changed[:3])}): if it was trained with overrides, "
                 f"repeat them, or give {self.config} instead of the file; else choose another run=, or replace it "
                 f"with --overwrite"
             )
-        if mode == Mode.START:
-            state = self.latest_state()
-            content = f"step {int(state.name.split('-')[1])} of this experiment" if state else "this experiment"
-            raise UserError(
-                f"{self.path} already holds {content}: go on with --resume, or start again with --overwrite"
-            )
 
     def claim(self, experiment: Experiment, mode: Mode, accelerator: Accelerator) -> None:
-        """Make the folder this experiment's: its resolved configuration is written beside the weights."""
+        """Make the folder this experiment's: its resolved configuration is written beside the weights.
+
+        With `Mode.OVERWRITE` what a training leaves here is deleted first, and nothing else.
+        """
         accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if accelerator.is_main_process:
             if mode == Mode.OVERWRITE:
-                shutil.rmtree(self.path, ignore_errors=True)
+                for path in self._left_behind:
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
             with atomic(self.config) as temporary:
-                temporary.write_text(experiment.to_yaml())
+                temporary.write_text(experiment.to_yaml(), encoding="utf-8")
         accelerator.wait_for_everyone()
+
+    def _check_ours(self, known: Sequence[Path] = ()) -> None:
+        """Refuse a path that is no folder, and a folder that no experiment has left; `known` files may be in it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, but a folder is needed: choose another run=")
+        if self.path.is_dir() and not self.config.is_file():
+            foreign = [path for path in self.path.iterdir() if not path.name.startswith(".") and path not in known]
+            if foreign:
+                raise UserError(f"{self.path} holds files that are not an experiment's: choose another run=")
+
+    def _check_beginning(self) -> None:
+        """Refuse to start from nothing where something was trained."""
+        old = sorted(path for path in self.states.glob("step-*") if path.is_dir())
+        if old:
+            raise UserError(
+                f"{old[-1]} was written by an older version of rcg, and is not opened because such states may hold "
+                f"code: go on with that version, or start again with --overwrite"
+            )
+        if self.is_trained:
+            raise UserError(
+                f"{self.checkpoint} is of step {self.part(weights=False).facts.step}, but {self.states} holds no state "
+                f"to go on from: start again with --overwrite, or choose another run="
+            )
 
 
 class RunFolder:

@@ -23,6 +23,7 @@ from rcg.encoding.autoencoder import open_autoencoder
 from rcg.encoding.cache import ViewCache, latent_cache, pack, representation_cache, unpack
 from rcg.encoding.clusters import Clusters
 from rcg.encoding.encoder import load_encoder, open_encoder, restore_encoder
+from rcg.encoding.lock import run_lock
 from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.encoding.transform import Transform
@@ -249,7 +250,16 @@ class Workspace:
 
 
 def fill_caches(work: Workspace) -> None:
-    """Compute the representations and latents that the trainings of an experiment read, on all processes."""
+    """Compute the representations and latents that the trainings of an experiment read, on all processes.
+
+    Raises:
+        UserError: a frozen network is missing, or another command writes into the run.
+    """
+    with run_lock(work.run.path):
+        _fill_caches(work)
+
+
+def _fill_caches(work: Workspace) -> None:
     z, validation_z = work.z("train"), work.z("validation")
     width = work.representation.space.shape[0]
     say(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import nn
 
-from rcg.distributed.fsdp import full_tensor, local_tensor, shard_tensor
+from rcg.distributed.fsdp import local_tensor
 
 
 class EMA:
@@ -28,14 +26,3 @@ class EMA:
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(current)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed average needs."""
-        state = {name: full_tensor(tensor).cpu() for name, tensor in self.module.state_dict().items()}
-        return {"updates": self.updates, "module": state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.updates = state["updates"]
-        own = self.module.state_dict()
-        self.module.load_state_dict({name: shard_tensor(tensor, own[name]) for name, tensor in state["module"].items()})

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from pydantic import FiniteFloat, NonNegativeInt
 from torch import Tensor
 
-from rcg.core import checkpoint
 from rcg.core.console import say
 from rcg.core.contracts import EvalResult
-from rcg.core.errors import UserError
 from rcg.encoding.run_folder import StageFolder
 from rcg.training.progress import Progress
 from rcg.training.trackers import log_image
 from rcg.visual.grids import save_image
+
+
+@dataclass
+class LogPosition:
+    """Where a log goes on, so that it has the lines of an uninterrupted training."""
+
+    size: NonNegativeInt
+    """Bytes of `log.jsonl`; what comes after them is of steps that are taken again."""
+    sums: dict[str, FiniteFloat]
+    """Losses since the last line, added up."""
+    count: NonNegativeInt
+    """Number of steps since the last line."""
 
 
 class TrainingLogger:
@@ -33,11 +47,10 @@ class TrainingLogger:
         self.folder, self.accelerator, self.progress = folder, accelerator, progress
         self.path = folder.log
         self.sums: dict[str, Tensor] = {}
-        self.count, self.since = 0, time.perf_counter()
+        self.count, self.since = 0, 0.0
 
     def __enter__(self) -> TrainingLogger:
-        if self.accelerator.is_main_process:
-            self._forget_lost_steps()
+        self.since = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,28 +58,34 @@ class TrainingLogger:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
+    def position(self) -> LogPosition:
+        """Return where the log stands; every process has to ask."""
+        sums = {name: float(self.accelerator.reduce(total, "mean")) for name, total in self.sums.items()}
+        return LogPosition(self.path.stat().st_size if self.path.is_file() else 0, sums, self.count)
+
+    def restore(self, position: LogPosition) -> None:
+        """Drop what was written after `position`, and go on from there."""
+        if self.accelerator.is_main_process and self.path.is_file() and self.path.stat().st_size > position.size:
+            os.truncate(self.path, position.size)
+        self.sums = {name: torch.tensor(s, device=self.accelerator.device) for name, s in position.sums.items()}
+        self.count = position.count
+
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Take note of a step's losses, which stay where they are."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
 
-    def write(self, lr: float) -> str:
-        """Write one line, the means since the last one, and return a short text for the progress bar.
-
-        Raises:
-            UserError: a loss is not finite any more.
-        """
-        self.pause()
+    def means(self) -> dict[str, float]:
+        """Return the means of the losses since the last line, over all processes; every process has to ask."""
         means = {name: self.accelerator.reduce(total / self.count, "mean") for name, total in self.sums.items()}
-        values = {name: float(value) for name, value in means.items()}
+        return {name: float(value) for name, value in means.items()}
+
+    def write(self, lr: float) -> str:
+        """Write one line, the means since the last one, and return a short text for the progress bar."""
+        self.pause()
+        values = self.means()
         self.sums, self.count = {}, 0
-        step = self.progress.step
-        if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
-            raise UserError(
-                f"{self.folder.path}: the loss is not finite at step {step} ({values}); the last checkpoint is kept: "
-                f"lower train.lr, set train.grad_clip or train.precision=no, then --resume or start again"
-            )
         self._line({**values, "lr": lr})
         return " ".join(f"{name} {value:.4g}" for name, value in values.items())
 
@@ -91,17 +110,10 @@ class TrainingLogger:
     def _line(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.progress.step)
         if self.accelerator.is_main_process:
-            line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def _forget_lost_steps(self) -> None:
-        """Drop lines that a killed run wrote after its last checkpoint: those steps are taken again."""
-        if self.path.is_file():
-            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            lasting = [json.dumps(line) for line in lines if line["step"] <= self.progress.step]
-            with checkpoint.atomic(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in lasting))
+            numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1), **numbers}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def _pretty(metrics: Mapping[str, float]) -> list[str]:

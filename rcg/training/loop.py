@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import Tensor, nn
 
 from rcg.config import TrainConfig
@@ -22,56 +17,16 @@ from rcg.core import checkpoint
 from rcg.core.console import progress as progress_bar
 from rcg.core.console import say
 from rcg.core.contracts import EvalResult, Task
-from rcg.core.errors import UserError
+from rcg.core.errors import Stopped
 from rcg.core.rng import batch_draws, fold_seed
+from rcg.core.signals import StopRequest, stop_requests
 from rcg.data.loading import StepKeys, training_batches
-from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters, unshard
+from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters
 from rcg.encoding.run_folder import StageFolder
 from rcg.training import trackers
 from rcg.training.ema import EMA
-from rcg.training.logger import TrainingLogger
 from rcg.training.progress import Progress
-
-
-@dataclass
-class Training:
-    """One stage in training: what the loop holds between two steps."""
-
-    task: Task
-    config: TrainConfig
-    folder: StageFolder
-    accelerator: Accelerator
-    optimizers: dict[str, Any] = field(default_factory=dict)
-    averages: dict[str, EMA] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
-
-    def models(self) -> dict[str, nn.Module]:
-        """Return the modules to evaluate and export: averaged where there is an average, else live.
-
-        Every process has to ask: what is sharded is gathered for the main one.
-        """
-        live = {name: self.accelerator.unwrap_model(module) for name, module in self.task.modules.items()}
-        chosen = {name: self.averages[name].module if name in self.averages else live[name] for name in live}
-        return {name: unshard(module, keep=self.is_main) for name, module in chosen.items()}
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files."""
-        return self.accelerator.is_main_process
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all steps are taken."""
-        return self.progress.step >= self.config.steps
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether early stopping has lost its patience."""
-        return self.config.patience is not None and self.progress.stale >= self.config.patience
-
-    def is_due(self, period: int | None) -> bool:
-        """Whether something that happens every `period` steps happens now."""
-        return period is not None and self.progress.step % period == 0
+from rcg.training.state import Training, check_losses, load_state, save_state
 
 
 def train(
@@ -82,10 +37,11 @@ def train(
     seed: int,
     num_workers: int | None = None,
 ) -> Progress:
-    """Train `task` for `config.steps` steps, resuming from the newest state in `folder` if there is one.
+    """Train `task` for `config.steps` steps, resuming from the newest good state in `folder` if there is one.
 
     What is drawn for a sample is a function of (seed, step, place in the batch): a resumed run draws what it would have
-    drawn, on any number of processes. SIGTERM and SIGINT end the run after the current step, with a checkpoint.
+    drawn, on any number of processes. SIGTERM, SIGINT and SIGHUP end the run after the current step, with a checkpoint.
+    A training that is finished already writes nothing but the settings of its model, where these have changed.
 
     Args:
         task: what is trained.
@@ -96,51 +52,50 @@ def train(
         num_workers: data loader processes; None: chosen from the data and the machine.
 
     Raises:
-        UserError: a loss is not finite any more.
+        UserError: a loss or a weight is not finite any more, or all states are damaged.
+        Stopped: a signal has ended the training.
     """
     training = _prepare(Training(task, config, folder, accelerator))
-    progress = training.progress
-    keys = StepKeys(len(task.data), config, seed, progress.step, accelerator.process_index, accelerator.num_processes)
-    batches = iter(training_batches(task.data, keys, num_workers, pin=accelerator.device.type == "cuda"))
+    progress, log = training.progress, training.log
+    first = progress.step
+    keys = StepKeys(len(task.data), config, seed, first, accelerator.process_index, accelerator.num_processes)
+    serving = training_batches(task.data, keys, num_workers, pin=accelerator.device.type == "cuda")
     bar = progress_bar(
-        total=config.steps,
-        initial=progress.step,
-        desc=folder.name,
-        shown=training.is_main,
-        unit="step",
-        interval=math.inf,
+        total=config.steps, initial=first, desc=folder.name, shown=training.is_main, unit="step", interval=math.inf
     )
-    with bar, TrainingLogger(folder, accelerator, progress) as log, _stop_requests() as stop:
-        while not training.is_finished:
-            log.add(_step(training, batches, seed))
-            bar.update()
-            if training.is_due(config.log_every):
-                bar.set_postfix_str(log.write(learning_rate(config, progress.step - 1)))
-            if training.is_due(config.evaluate_every) and not training.is_finished:
+    with serving as batches, bar, log, stop_requests() as request:
+        while True:
+            # An evaluation comes after a checkpoint: whatever becomes of it, no step is lost, and one that was
+            # interrupted is made when the training goes on.
+            if training.needs_evaluation or any(map(training.is_due, (config.save_every, config.evaluate_every))):
+                _save(training)
+            if training.needs_evaluation:
                 log.report(_evaluate(training))
                 if config.patience is not None and progress.best_step == progress.step:
                     _save(training)
-            if _any_was_asked(training, stop) or training.is_exhausted:
+            signal = _stop_signal(training, request)
+            if signal or training.is_finished or training.is_exhausted:
                 break
-            if training.is_due(config.save_every) and not training.is_finished:
-                _save(training)
-        log.pause()
-        if training.is_finished:
-            log.report(_evaluate(training))
+            log.add(_step(training, batches, seed))
+            bar.update()
+            if training.is_due(config.log_every):
+                check_losses(training)
+                bar.set_postfix_str(log.write(learning_rate(config, progress.step - 1)))
         _save(training)
-    _say_how_it_ended(training)
-    return progress
-
-
-def _say_how_it_ended(training: Training) -> None:
-    progress, config = training.progress, training.config
+        if progress.step == first:
+            _export_settings(training)
     if training.is_exhausted:
-        say(
-            f"stopped at step {progress.step} of {config.steps}: {progress.stale} evaluations were no better than "
-            f"{progress.best:.4g} at step {progress.best_step}, whose model is exported"
-        )
+        if progress.best is None:
+            reason = f"{progress.stale} evaluations had no finite score"
+        else:
+            reason = (
+                f"{progress.stale} evaluations were no better than {progress.best:.4g} at step {progress.best_step}, "
+                f"whose model is exported"
+            )
+        say(f"stopped at step {progress.step} of {config.steps}: {reason}")
     elif not training.is_finished:
-        say(f"stopped at step {progress.step} of {config.steps}; --resume goes on from there")
+        raise Stopped(f"stopped at step {progress.step} of {config.steps}; --resume goes on from there", signal)
+    return progress
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -160,7 +115,6 @@ def _prepare(training: Training) -> Training:
         # A sharded module cannot be copied for evaluation: where there is no average, one without memory follows it.
         if config.ema_decay is not None or accelerator.is_fsdp2:
             training.averages[name] = EMA(module, config.ema_decay or 0.0)
-            accelerator.register_for_checkpointing(training.averages[name])
         if config.compile:
             training.task.compiled(name).compile()
         if accelerator.is_fsdp2:
@@ -169,24 +123,11 @@ def _prepare(training: Training) -> Training:
         training.task.modules[name], training.optimizers[name] = accelerator.prepare(module, optimizer)
         if accelerator.is_fsdp2:
             shard_parameters(training.averages[name].module, training.task.modules[name])
-    accelerator.register_for_checkpointing(training.progress)
     # TensorBoard makes this the name of a folder, the others the name of a project.
     project = "tensorboard" if config.tracker == "tensorboard" else "rcg"
     trackers.start(accelerator, project, training.folder.experiment() if training.is_main else None)
-    state = training.folder.latest_state()
-    if state is not None:
-        _check_sharding(state, accelerator)
-        accelerator.load_state(str(state))
+    load_state(training)
     return training
-
-
-def _check_sharding(state: Path, accelerator: Accelerator) -> None:
-    sharded = (state / f"{FSDP_MODEL_NAME}.bin").is_file()
-    if sharded != accelerator.is_fsdp2:
-        raise UserError(
-            f"{state} was written {'with' if sharded else 'without'} FSDP: go on as the run was started, or start "
-            f"again with --overwrite"
-        )
 
 
 def _groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -214,8 +155,10 @@ def _step(training: Training, batches: Iterator[Any], seed: int) -> dict[str, Te
                 for key, value in losses.items():
                     totals[key] = totals.get(key, 0) + value.detach() / config.grad_accum_steps
     training.task.after_step(step)
-    for name, average in training.averages.items():
-        average.update(accelerator.unwrap_model(training.task.modules[name]))
+    if training.averages:
+        live = training.live()
+        for name, average in training.averages.items():
+            average.update(live[name])
     training.progress.step += 1
     return totals
 
@@ -244,6 +187,7 @@ def _evaluate(training: Training) -> EvalResult:
         for name, model in models.items():
             model.train(modes[name])
     training.accelerator.wait_for_everyone()
+    training.progress.evaluated_step = training.progress.step
     if training.config.patience is not None:
         score = torch.tensor(math.inf if report.score is None else report.score, device=training.accelerator.device)
         training.progress.note(float(broadcast(score)))
@@ -251,53 +195,47 @@ def _evaluate(training: Training) -> EvalResult:
 
 
 def _save(training: Training) -> None:
-    """Write the resumable state, then the part that other stages load; each appears whole or not at all."""
-    states = training.folder.states
-    target = states / f"step-{training.progress.step:09d}"
-    temporary = states / f".{target.name}"
-    if training.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
-    training.accelerator.wait_for_everyone()
-    training.accelerator.save_state(str(temporary))
-    training.accelerator.wait_for_everyone()
-    if training.is_main:
-        temporary.rename(target)
-        for old in states.iterdir():
-            if old != target:
-                shutil.rmtree(old)
+    """Write the state, then the part that other stages load, where they have changed; each appears whole or not at all.
+
+    Every process has to call this.
+    """
+    training.log.pause()
+    if training.saved != training.progress:
+        save_state(training)
     # With early stopping the model of the best evaluation stays; before the first one, `best_step` is 0.
-    if training.config.patience is None or training.progress.best_step in (0, training.progress.step):
-        _export(training, training.models())
-    training.accelerator.wait_for_everyone()
+    is_best = training.config.patience is None or training.progress.best_step in (0, training.progress.step)
+    if is_best and training.exported_step != training.progress.step:
+        _export(training)
 
 
-def _export(training: Training, models: Mapping[str, nn.Module]) -> None:
+def _export(training: Training) -> None:
+    models, progress = training.models(), training.progress
     if training.is_main:
-        part, progress = training.task.export(models), training.progress
+        part = training.task.export(models)
         trained = {"step": progress.step, "steps": training.config.steps, "seconds": round(progress.seconds, 1)}
         facts = part.facts.model_copy(update=trained)
         checkpoint.save(training.folder.checkpoint, replace(part, facts=facts))
+    training.exported_step = progress.step
+    training.accelerator.wait_for_everyone()
 
 
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Record SIGTERM and SIGINT so that the loop can stop cleanly."""
-    received: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in signals}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _export_settings(training: Training) -> None:
+    """Give the model of a training that was over before the settings that may still change (a sampler, say)."""
+    models = training.models()
+    if training.is_main and training.folder.is_trained:
+        part, config = training.folder.part(), training.task.export(models).config
+        if config != part.config:
+            checkpoint.save(training.folder.checkpoint, replace(part, config=config))
 
 
-def _any_was_asked(training: Training, stop: list[int]) -> bool:
-    """Whether any process was asked to stop; several ask each other now and then, so that all stop at one step."""
+def _stop_signal(training: Training, request: StopRequest) -> int:
+    """Return the number of the signal that asked any process to stop, 0 for none.
+
+    Several processes ask each other now and then, so that all stop at one step.
+    """
     if training.accelerator.num_processes == 1:
-        return bool(stop)
+        return request.look() or 0
     if training.progress.step % 10:
-        return False
-    votes = torch.tensor([len(stop)], device=training.accelerator.device)
-    return bool(training.accelerator.gather(votes).sum() > 0)
+        return 0
+    vote = torch.tensor([request.look() or 0], device=training.accelerator.device)
+    return int(training.accelerator.gather(vote).max())

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+from pydantic import FiniteFloat, NonNegativeFloat, NonNegativeInt
 
 
 @dataclass
 class Progress:
-    """Progress of a training; part of its checkpoint."""
+    """Progress of a training; part of its state, and equal to another one whatever the time that they took."""
 
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    """The lowest score of an evaluation."""
-    best_step: int = 0
+    step: NonNegativeInt = 0
+    seconds: NonNegativeFloat = field(default=0.0, compare=False)
+    evaluated_step: NonNegativeInt | None = None
+    """Step of the last evaluation."""
+    best: FiniteFloat | None = None
+    """The lowest score of an evaluation; None before there is a finite one."""
+    best_step: NonNegativeInt = 0
     """Its step."""
-    stale: int = 0
+    stale: NonNegativeInt = 0
     """Evaluations since then that were not better."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all fields."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all fields."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
     def note(self, score: float) -> None:
         """Take note of an evaluation's score."""
-        if score < self.best:
+        if score < (math.inf if self.best is None else self.best):
             self.best, self.best_step, self.stale = score, self.step, 0
         else:
             self.stale += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from rcg.diffusion.model import GenerativeModel, build
 from rcg.distributed.batch_norm import synchronized
 from rcg.encoding.autoencoder import build_autoencoder
 from rcg.encoding.encoder import build_encoder
+from rcg.encoding.lock import run_lock
 from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.training import conditioning
@@ -95,6 +97,12 @@ def run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool = False) 
     Raises:
         UserError: something is missing, or does not fit, or the folder belongs to another experiment.
     """
+    # A dry run reads, and need not wait for the command that writes.
+    with nullcontext() if dry_run else run_lock(work.run.path):
+        _run_stage(stage, work, mode, dry_run)
+
+
+def _run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool) -> None:
     stage.train_config(work.experiment)  # refuses what has nothing to train, before images are looked for
     experiment = work.resolve_epochs()
     folder, config = stage.folder(experiment), stage.train_config(experiment)

@@ -27,25 +27,26 @@ def latest(lines: Sequence[Line]) -> dict[str, float]:
 
 def quality(log: Line) -> str:
     """Describe the latest metrics of a stage in words."""
-    words = []
-    if "knn_accuracy" in log:
-        words.append(f"10-NN accuracy {log['knn_accuracy']:.1%}")
-    elif "effective_rank" in log:
-        words.append(f"effective rank {log['effective_rank']:.1f}")
-        words += [f"uniformity {log['uniformity']:.2f}"] if "uniformity" in log else []
-    if "psnr" in log:
-        words.append(f"PSNR {log['psnr']:.2f} dB, SSIM {log['ssim']:.3f}")
-    if "code_usage" in log:
-        words.append(f"code usage {log['code_usage']:.1%}, perplexity {log['perplexity']:.0f}")
+    words: list[str] = []
+
+    def add(text: str, *names: str) -> None:
+        if all(name in log for name in names):  # figures of too few images are not there
+            words.append(text.format(*(log[name] for name in names)))
+
+    add("10-NN accuracy {:.1%}", "knn_accuracy")
+    if "knn_accuracy" not in log:
+        add("effective rank {:.1f}", "effective_rank")
+        add("uniformity {:.2f}", "uniformity")
+    add("PSNR {:.2f} dB", "psnr")
+    add("SSIM {:.3f}", "ssim")
+    add("code usage {:.1%}", "code_usage")
+    add("perplexity {:.0f}", "perplexity")
     words += [f"{key} {log[key]:.3g}" for key in log if key.startswith(("rfid_", "encoder_fd"))]
-    if "rep_fd" in log:
-        words.append(f"rep-FD {log['rep_fd']:.3g} (reference {log['rep_fd_reference']:.3g})")
-    if "rep_precision" in log:
-        words.append(f"precision {log['rep_precision']:.2f}, recall {log['rep_recall']:.2f}")
-    if "rep_novelty" in log:
-        words.append(f"novelty {log['rep_novelty']:.2f}")
-    if "rep_agreement" in log:
-        words.append(f"class agreement {log['rep_agreement']:.1%} (real {log['rep_agreement_real']:.1%})")
+    add("rep-FD {:.3g} (reference {:.3g})", "rep_fd", "rep_fd_reference")
+    add("precision {:.2f}", "rep_precision")
+    add("recall {:.2f}", "rep_recall")
+    add("novelty {:.2f}", "rep_novelty")
+    add("class agreement {:.1%} (real {:.1%})", "rep_agreement", "rep_agreement_real")
     words += [f"{key.replace('_', ' ')} {log[key]:.4g}" for key in log if key.startswith("validation_")]
     return ", ".join(words)
 

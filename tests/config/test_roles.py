@@ -83,13 +83,13 @@ def test_the_length_of_a_training_may_change_and_its_learning_rate_may_not():
     assert not {"log_every", "evaluate_every", "save_every", "patience", "tracker"} & set(
         training_identity(TrainConfig())
     )
-    assert {"lr", "batch_size", "grad_accum_steps", "ema_decay"} <= set(training_identity(TrainConfig()))
+    assert {"betas", "batch_size", "grad_accum_steps", "ema_decay"} <= set(training_identity(TrainConfig()))
 
 
 def test_a_model_is_trained_as_its_config_says_but_of_its_neighbors_only_the_identity_counts(tmp_path):
     experiment = load_experiment(write(tmp_path), ["generator.autoencoder={name: kl, weights: a.safetensors}"])
     values = training_identity(experiment.generator)
-    assert values["train"]["lr"] == experiment.generator.train.lr
+    assert values["train"]["batch_size"] == experiment.generator.train.batch_size
     assert not {"sampler", "guidance"} & set(values)
     assert not {"weights", "train"} & set(values["autoencoder"])
     assert values["autoencoder"]["channels"] == experiment.generator.autoencoder.channels

@@ -1,6 +1,12 @@
 """Self-describing files: whole or not at all."""
 
 import errno
+import fcntl
+import os
+import platform
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +61,31 @@ def test_a_full_disk_is_reported_with_the_file(error, tmp_path, monkeypatch):
         checkpoint.save(tmp_path / "model.safetensors", part())
     assert refused.value.filename == str(tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_in_a_folder_vanishes_and_what_a_living_one_writes_stays(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    host = platform.node()
+    dead, alive = (f".writing-{host}-{number}-abc" for number in (process.pid, os.getppid()))
+    names = (dead, alive, f".writing-elsewhere-{process.pid}-abc", f".writing-{host}-x", ".DS_Store")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    checkpoint.save(tmp_path / "model.safetensors", part())
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "model.safetensors"} - {dead}
+
+
+def test_a_file_is_flushed_by_a_handle_for_writing_and_its_name_with_it(tmp_path, monkeypatch):
+    flushed = []
+
+    def note(descriptor):
+        mode = os.fstat(descriptor).st_mode
+        flushed.append((stat.S_ISDIR(mode), fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE))
+
+    monkeypatch.setattr(os, "fsync", note)
+    checkpoint.save(tmp_path / "model.safetensors", part())
+    assert flushed == [(False, os.O_RDWR), (True, os.O_RDONLY)]
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -5])

@@ -1,7 +1,9 @@
 """The loop's own parts: learning rate, moving average, shares of a batch, losses that are not finite."""
 
-import json
 import math
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,14 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rcg.config import TrainConfig
-from rcg.core.checkpoint import Facts, Part
-from rcg.core.contracts import EvalResult, Task
-from rcg.core.errors import UserError
-from rcg.data.loading import StepKeys, TensorDataset
+from rcg.core.contracts import EvalResult
+from rcg.core.errors import Stopped, UserError
+from rcg.data.loading import StepKeys
 from rcg.distributed.launch import launch
 from rcg.encoding.run_folder import Mode, StageFolder
 from rcg.training.ema import EMA
-from rcg.training.loop import learning_rate, train
+from rcg.training.loop import learning_rate
+from tests.line import DeathError, Line, config_for, die, log, run
 from tests.toy import train as train_stage
 from tests.toy import write
 
@@ -69,39 +71,10 @@ def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can():
         StepKeys(30, TrainConfig(batch_size=10), seed=1, start=0, rank=0, world=4)
 
 
-class Line(Task):
-    """A task that fits y = 2x; its loss can be made to break."""
-
-    def __init__(self, broken_at=None):
-        torch.manual_seed(0)
-        self.modules = {"line": nn.Linear(1, 1)}
-        self.data = TensorDataset({"x": torch.linspace(-1, 1, 20)[:, None]})
-        self.broken_at = broken_at
-
-    def losses(self, batch, step):
-        error = (self.modules["line"](batch["x"]) - 2 * batch["x"]).square().mean()
-        yield "line", {"error": error * float("nan") if step == self.broken_at else error}
-
-    def evaluate(self, models, step):
-        return EvalResult({"slope": float(models["line"].weight)}, {"grid": torch.zeros(3, 4, 4)})
-
-    def export(self, models):
-        return Part("line", {}, Facts(), models["line"].state_dict())
-
-
-def config_for(**changes):
-    values = {"steps": 200, "batch_size": 10, "lr": 0.05, "ema_decay": None, "precision": "no", "tracker": "none"}
-    return TrainConfig(**values | {"log_every": 20} | changes)
-
-
-def run(task, config, folder):
-    return train(task, config, StageFolder(folder), launch(config, folder), seed=0)
-
-
 def test_the_loop_learns_logs_evaluates_and_leaves_a_checkpoint(tmp_path):
     config = config_for(evaluate_every=50)
     run(Line(), config, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = log(tmp_path)
     assert [line["slope"] for line in lines if "slope" in line][-1] == pytest.approx(2, abs=1e-2)
     assert [line["step"] for line in lines if "slope" in line] == [50, 100, 150, 200]
     assert [line["error"] for line in lines if "error" in line][-1] < 1e-3
@@ -125,11 +98,159 @@ def test_training_ends_when_nothing_gets_better_and_keeps_the_best(tmp_path, int
     assert "evaluations were no better than 1 at step 40, whose model is exported" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    config = config_for(save_every=50)
-    with pytest.raises(UserError, match=r"not finite at step 120.*--resume"):
-        run(Line(broken_at=110), config, tmp_path)
-    assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-000000100"]
+def not_a_number(_):
+    return float("nan")
+
+
+def spoil(task):
+    """Break a weight without a trace in the loss."""
+    task.modules["line"].bias.data.fill_(torch.inf)
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("step", "breaks", "changes", "what"),
+    [
+        (110, not_a_number, {}, r"the loss is not finite at step 120 .*nan"),
+        (199, not_a_number, {"log_every": 1000}, "the loss is not finite at step 200"),
+        (120, not_a_number, {"log_every": 1000}, "the loss is not finite at step 150"),
+        (199, spoil, {"log_every": 1000}, r"not finite at step 200"),
+    ],
+)
+def test_what_is_not_finite_ends_the_run_and_is_not_saved(tmp_path, step, breaks, changes, what):
+    config = config_for(save_every=50, **changes)
+    with pytest.raises(UserError, match=what) as caught:
+        run(Line({step: breaks}), config, tmp_path)
+    last = 100 if step < 150 else 150
+    assert f"the state of step {last} is kept: go on from there with --resume and a lower train.lr" in str(caught.value)
+    stage = StageFolder(tmp_path)
+    assert [stage.step_of(path) for path in stage.state_files()] == [last, last - 50]
+    assert stage.part().facts.step == last
+    assert torch.stack([tensor.sum() for tensor in stage.part().tensors.values()]).isfinite().all()
+    assert run(Line(), config, tmp_path).step == 200, "the advice does not help"
+
+
+def test_without_a_state_the_advice_is_to_start_again(tmp_path):
+    with pytest.raises(UserError, match=r"nothing was saved before: start again with --overwrite and a lower train.lr"):
+        run(Line({3: not_a_number}), config_for(), tmp_path)
+    assert not StageFolder(tmp_path).is_trained
+
+
+@pytest.mark.parametrize("step", [20, 40])
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path, step):
+    class Failing(Line):
+        def evaluate(self, models, step):
+            raise RuntimeError("selected index k out of range")
+
+    config = config_for(steps=40, evaluate_every=step)
+    steps = []
+
+    class Counting(Line):
+        def losses(self, batch, step):
+            steps.append(step)
+            return super().losses(batch, step)
+
+    with pytest.raises(RuntimeError, match="out of range"):
+        run(Failing(), config, tmp_path)
+    assert StageFolder(tmp_path).part().facts.step == step
+    run(Counting(), config, tmp_path)
+    assert steps == list(range(step, 40))
+    assert [line["step"] for line in log(tmp_path) if "slope" in line] == sorted({step, 40})
+
+
+@pytest.mark.parametrize(("killed", "ema_decay"), [(0, None), (10, 0.9), (15, None), (27, 0.9), (29, None)])
+def test_a_killed_run_has_the_log_and_the_weights_of_an_uninterrupted_one(tmp_path, killed, ema_decay):
+    config = config_for(steps=30, save_every=8, log_every=3, evaluate_every=10, ema_decay=ema_decay)
+    run(Line(), config, tmp_path / "whole")
+    with pytest.raises(DeathError):
+        run(Line({killed: die}), config, tmp_path / "killed")
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
+        file.write('{"step": 29, "sec')  # the kernel stopped the process in the middle of a line
+    run(Line(), config, tmp_path / "killed")
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
+    whole, resumed = (StageFolder(tmp_path / name) for name in ("whole", "killed"))
+    assert all(torch.equal(value, resumed.part().tensors[key]) for key, value in whole.part().tensors.items())
+    assert [path.name for path in resumed.state_files()] == [path.name for path in whole.state_files()]
+
+
+def test_a_training_that_is_over_writes_nothing_when_it_is_resumed(tmp_path):
+    for config in (config_for(steps=20), config_for(steps=20, patience=1, evaluate_every=2)):
+        folder = tmp_path / str(config.patience)
+        run(Line(), config, folder)  # a line has no score, so that patience ends at once
+        before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
+        run(Line(), config, folder)
+        after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def send(*numbers):
+    def kill(_):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return kill
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, number):
+    with pytest.raises(Stopped, match="stopped at step 14 of 20; --resume goes on from there") as caught:
+        run(Line({13: send(number)}), config_for(steps=20), tmp_path)
+    assert caught.value.number == number
+    assert StageFolder(tmp_path).part().facts.step == 14
+    assert run(Line(), config_for(steps=20), tmp_path).step == 20
+
+
+def test_a_second_interrupt_ends_the_run_at_once_and_a_second_request_does_not(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Line({13: send(signal.SIGINT, signal.SIGINT)}), config_for(steps=20, save_every=10), tmp_path)
+    assert StageFolder(tmp_path).part().facts.step == 10
+    with pytest.raises(Stopped, match="stopped at step 14 "):
+        run(Line({13: send(signal.SIGTERM, signal.SIGTERM)}), config_for(steps=20), tmp_path)
+
+
+def test_a_program_that_was_told_to_ignore_hangups_goes_on(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(Line({3: send(signal.SIGHUP)}), config_for(steps=20), tmp_path).step == 20
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_the_launcher_is_a_request_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(Stopped, match="stopped at step 14 of") as caught:
+        run(Line({13: lambda _: monkeypatch.setattr(os, "getppid", lambda: 1)}), config_for(steps=20), tmp_path)
+    assert caught.value.number == signal.SIGTERM
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun passes signals on itself
+    assert run(Line({16: lambda _: monkeypatch.undo()}), config_for(steps=20), tmp_path).step == 20
+
+
+def test_no_loader_process_outlives_an_error(tmp_path):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DeathError):
+        run(Line({3: die}), config_for(), tmp_path, num_workers=2)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_figures_that_are_not_finite_are_null_in_the_log(tmp_path):
+    class Odd(Line):
+        def evaluate(self, models, step):
+            return EvalResult({"uniformity": float("nan"), "rep_fd": float("inf"), "rank": 2.0}, {})
+
+    run(Odd(), config_for(steps=1), tmp_path)
+    assert log(tmp_path)[-1] == {"step": 1, "uniformity": None, "rep_fd": None, "rank": 2.0}
+
+
+def test_names_of_a_compiled_module_are_those_of_the_module(tmp_path):
+    class Compiled(Line):
+        def __init__(self):
+            super().__init__()
+            self.modules = {"line": torch.compile(self.modules["line"], backend="eager")}
+
+    run(Compiled(), config_for(steps=2), tmp_path)
+    assert set(StageFolder(tmp_path).part().tensors) == {"weight", "bias"}
+    assert run(Line(), config_for(steps=3), tmp_path).step == 3
 
 
 def test_half_precision_without_a_gpu_is_refused_with_what_works():

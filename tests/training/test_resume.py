@@ -1,6 +1,5 @@
 """A run that was killed and goes on ends with the weights of one that was never interrupted, bit for bit."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import Mode, StageFolder
+from tests.line import log
 from tests.toy import ROOT, TOKENIZER, snapshot, tool, train, write
 
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
@@ -21,17 +21,17 @@ LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1
 ADVERSARIAL = {"steps": 20, "batch_size": 10, "adversarial_start": 5, "discriminator_width": 8}
 
 
-def start(stage, path, *arguments):
-    command = [sys.executable, str(ROOT / "tools" / f"{stage}.py"), str(path), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(stage, path, **options):
+    command = [sys.executable, str(ROOT / "tools" / f"{stage}.py"), str(path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
 def wait_for_state(folder, process, steps):
     """Wait until a checkpoint of at least `steps` steps is complete."""
     deadline = time.time() + 120
     while time.time() < deadline:
-        state = StageFolder(folder).latest_state()
-        if state is not None and int(state.name.split("-")[1]) >= steps:
+        states = StageFolder(folder).state_files()
+        if states and StageFolder.step_of(states[0]) >= steps:
             return
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
@@ -84,47 +84,47 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(prepared, tm
     assert weights.keys() == expected.keys()
     for key in expected:
         assert torch.equal(weights[key], expected[key]), key
-    steps = [json.loads(line)["step"] for line in resumed.log.read_text().splitlines()]
-    assert steps == sorted(steps), "lines of lost steps stayed in the log"
+    assert log(folder) == log(whole.path)
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_cleanly(prepared, tmp_path):
-    path = prepared(tmp_path / "a", "rdm", rdm__train__steps=100_000, rdm__train__save_every=20)
-    stage = StageFolder(tmp_path / "a" / "run" / "rdm")
-    process = start("train_rdm", path)
-    wait_for_state(stage.path, process, steps=20)
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(prepared, tmp_path, number):
+    changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__num_workers": 2}
+    path = prepared(tmp_path / "a", "encoder", **changes)
+    stage = StageFolder(tmp_path / "a" / "run" / "encoder")
+    process = start("train_encoder", path, start_new_session=True)
+    wait_for_state(stage.path, process, steps=5)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + number, output
     assert "--resume goes on from there" in output
-    stopped = int(stage.latest_state().name.split("-")[1])
+    stopped = stage.step_of(stage.state_files()[0])
     assert stage.part().facts.step == stopped
-    assert len(list(stage.states.iterdir())) == 1
-    resumed = tool("train_rdm", path, f"rdm.train.steps={stopped + 5}", "--resume")
+    resumed = tool("train_encoder", path, f"encoder.train.steps={stopped + 5}", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert stage.part().facts.step == stopped + 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_is_survived_by_the_loaders(prepared, tmp_path, number):
-    changes = {"encoder__train__steps": 100_000, "encoder__train__save_every": 5, "data__num_workers": 2}
-    path = prepared(tmp_path / "a", "encoder", **changes)
-    command = [sys.executable, str(ROOT / "tools" / "train_encoder.py"), str(path)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+def test_an_error_while_loaders_run_ends_the_process_with_its_code(prepared, tmp_path):
+    path = prepared(tmp_path / "a", "encoder", data__num_workers=2)
+    breaking = (
+        "import runpy, sys; from rcg.training.tasks.encoder import EncoderTask\n"
+        "def losses(self, batch, step): raise RuntimeError('an illegal memory access')\n"
+        "EncoderTask.losses = losses\n"
+        f"sys.argv = ['train_encoder.py', {str(path)!r}]\n"
+        f"runpy.run_path({str(ROOT / 'tools' / 'train_encoder.py')!r}, run_name='__main__')"
     )
-    wait_for_state(tmp_path / "a" / "run" / "encoder", process, steps=5)
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert "--resume goes on from there" in output
+    done = subprocess.run([sys.executable, "-c", breaking], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "an illegal memory access" in done.stderr
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(toy_copy, tmp_path):
-    part = StageFolder(tmp_path / "run" / "rdm").part()
-    resumed = train("rdm", toy_copy, mode=Mode.RESUME).part()
-    assert all(torch.equal(part.tensors[name], value) for name, value in resumed.tensors.items())
-    assert resumed.facts == part.facts
+    stage = StageFolder(tmp_path / "run" / "rdm")
+    files = [stage.checkpoint, stage.log, *stage.state_files(), *stage.samples.glob("*")]
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+    train("rdm", toy_copy, mode=Mode.RESUME)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files} == before
 
 
 def test_sampling_settings_may_change_when_a_training_is_resumed(toy_copy, tmp_path):

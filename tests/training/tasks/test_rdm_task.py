@@ -1,5 +1,7 @@
 """The task of the RDM: the metrics that compare generated with real representations."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from rcg.data.views import ShardedViews
 from rcg.diffusion.model import build
 from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.training.tasks.rdm import RDMTask
+from rcg.visual.curves import quality
 
 
 def draw(count, seed):
@@ -103,3 +106,15 @@ def test_agreement_says_whether_an_rdm_generates_the_class_asked_for(monkeypatch
         metrics = t.evaluate(t.modules, 0).metrics
         assert metrics["rep_agreement"] == pytest.approx(expected, abs=0.05)
         assert metrics["rep_agreement_real"] > 0.95
+
+
+@pytest.mark.parametrize(("held_out", "has_shares"), [(1, False), (3, False), (4, True)])
+def test_figures_of_too_few_held_out_images_are_left_out(held_out, has_shares):
+    config = RepMLPConfig(width=16, depth=1, sampler={"name": "ddim", "steps": 3})
+    model = build(config, RepMLP, Space((5,)), None)
+    few = RDMTask(model, ShardedViews([draw(30, 0)]), ShardedViews([draw(held_out, 2)]), None, None, Facts())
+    result = few.evaluate(few.modules, 0)
+    assert result.score == result.metrics["rep_fd"] < math.inf
+    assert {"rep_precision", "rep_recall"} <= result.metrics.keys() or not has_shares
+    words = quality(result.metrics)
+    assert ("precision" in words, "rep-FD" in words) == (has_shares, True)
