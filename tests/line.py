@@ -33,7 +33,7 @@ class Line(Task):
         return EvalResult({"slope": float(models["line"].weight)}, {"grid": torch.zeros(3, 4, 4)})
 
     def export(self, models):
-        return Part("line", {}, Facts(), models["line"].state_dict())
+        return Part("generator", {}, Facts(), models["line"].state_dict())
 
 
 class DeathError(Exception):

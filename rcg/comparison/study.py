@@ -170,8 +170,8 @@ def _trained_steps(work: Workspace) -> tuple[StageFolder, int]:
     folder.check_identity(stage.identity, experiment)
     saved = folder.experiment()
     if saved is not None:
-        trains = [e.require_generator().train.model_dump(include=_ALIKE) for e in (saved, experiment)]
-        changed = list(differences(*trains, "generator.train"))
+        before, now = (e.require_generator().train.model_dump(include=_ALIKE) for e in (saved, experiment))
+        changed = list(differences(before, now, "generator.train"))
         if changed:
             raise UserError(
                 f"{folder.path} was trained otherwise ({'; '.join(changed)}): arms are compared at equal training, so "

@@ -249,8 +249,6 @@ def _read(training: Training, path: Path) -> tuple[StateFacts, dict[str, Tensor]
                 f"{path} does not fit this training: {name} is {tuple(value.shape)} {value.dtype}, not "
                 f"{tuple(like.shape)} {like.dtype}"
             )
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path} is damaged: {name} is not finite")
     scaler = training.accelerator.scaler
     if scaler and facts.scaler and facts.scaler.keys() != scaler.state_dict().keys():
         raise UserError(f"{path} does not fit this training: its scaler of gradients is another one")

@@ -49,7 +49,7 @@ DAMAGES = {
     "doubles": (edited(**{"module/line/weight": torch.zeros(1, 1).double()}), "torch.float64, not .* torch.float32"),
     "what is no number": (
         edited(**{f"{WEIGHT}/exp_avg_sq": torch.full((1, 1), torch.nan)}),
-        "exp_avg_sq is not finite",
+        "exp_avg_sq holds values that are infinite or no numbers",
     ),
 }
 
