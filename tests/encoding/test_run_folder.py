@@ -111,9 +111,9 @@ def test_logs_come_in_the_order_of_training(tmp_path):
         run.logs()
     for name in ("dit", "rdm", "encoder"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+        (tmp_path / name / "log.jsonl").write_text('{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 2}\n')
     assert list(run.logs()) == ["encoder", "rdm", "dit"]
-    assert run.logs()["rdm"] == [{"step": 1}, {"step": 2}]
+    assert run.logs()["rdm"] == [{"step": 1, "seconds": 1}, {"step": 2, "seconds": 2}]
 
 
 def test_states_are_files_of_one_name_newest_first(tmp_path):
