@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -214,7 +215,7 @@ class Component:
             known = ", ".join(self.registry.names())
             raise PydanticCustomError("name", "needs a name; known: {known}", {"known": known})
         if name not in self.registry.names():
-            hint = nearest(name, [*self.registry.names(), *self._preset_names()])
+            hint = nearest(name, [*self.registry.names(), *get_close_matches(name, self._preset_names())])
             text = f"no {self.registry.kind} is called {shortened(name)}; {hint}"
             raise PydanticCustomError("name", "{text}", {"text": text})
         return config_class(self.registry, name)

@@ -281,11 +281,12 @@ def _complaints(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"]
+        place = f"{path}: " if path else ""
         if item["type"] == "key":
             yield f"{path}.{item['ctx']['key']}: {message}".lstrip(".")
         elif item["type"] in ("name", "section", "value_error"):
-            yield f"{path}: {message.removeprefix('Value error, ')}"
+            yield f"{place}{message.removeprefix('Value error, ')}"
         elif item["type"] == "missing":
-            yield f"{path}: this section or key is required"
+            yield f"{place}this section or key is required"
         else:
-            yield f"{path}: {message[:1].lower()}{message[1:]}, got {shortened(item['input'])}"
+            yield f"{place}{message[:1].lower()}{message[1:]}, got {shortened(item['input'])}"

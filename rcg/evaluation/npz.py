@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest_file
 
 COMPRESSIONS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """The compressions that numpy writes, and how many times as large as a packed file its content can be."""
@@ -88,6 +88,8 @@ def array_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}; {nearest_file(path, '.npz')}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not an .npz file that can be read ({error})") from None
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -248,6 +248,13 @@ def test_a_preset_is_an_encoder_of_an_evaluation(text):
     assert (config.name, config.model) == ("timm_model", "vit_small_patch14_dinov2.lvd142m")
 
 
+@pytest.mark.parametrize("text", ["nope", "{}", "5", "[1, 2]", ""])
+def test_what_is_no_encoder_is_one_sentence(text):
+    with pytest.raises(UserError, match=r"^encoder [^:]*: \w") as refused:
+        load_encoder_section(text)
+    assert len(str(refused.value)) < 300
+
+
 def test_a_misspelt_preset_is_answered_with_the_right_one(tmp_path):
     with pytest.raises(UserError, match="did you mean 'dinov2_vits14'"):
         load_experiment(write(tmp_path), ["encoder.name=dinov2_vits41"])
