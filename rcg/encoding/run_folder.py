@@ -244,7 +244,7 @@ def _lines(log: Path) -> Iterator[dict[str, float]]:
     for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             values = {name: value for name, value in line.items() if isinstance(value, int | float)}
