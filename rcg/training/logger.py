@@ -19,7 +19,7 @@ from rcg.core.contracts import EvalResult
 from rcg.encoding.run_folder import StageFolder
 from rcg.training.progress import Progress
 from rcg.training.trackers import log_image
-from rcg.visual.grids import save_image
+from rcg.visual.grids import save_drawing
 
 
 @dataclass
@@ -98,7 +98,7 @@ class TrainingLogger:
             self._line(result.metrics)
             say("  ".join([f"step {self.progress.step}:", *_pretty(result.metrics)]))
         for name, image in result.images.items():
-            save_image(image, self.folder.samples / f"{name}-{self.progress.step:09d}.png")
+            save_drawing(image, self.folder.samples / f"{name}-{self.progress.step:09d}.png")
             log_image(self.accelerator, name, image, self.progress.step)
 
     def pause(self) -> None:

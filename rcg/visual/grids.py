@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
@@ -35,6 +36,15 @@ def save_image(image: Tensor, path: Path) -> None:
         _picture(image).save(temporary, format="PNG")
 
 
+def save_drawing(picture: Tensor, path: Path) -> None:
+    """Write a picture `(3, H, W)` in [0, 1] that is no image as PNG, atomically, with the mark of drawings."""
+    mark = PngImagePlugin.PngInfo()
+    for name, value in MARK:
+        mark.add_text(name, value)
+    with atomic(path) as temporary:
+        _picture(picture).save(temporary, format="PNG", pnginfo=mark)
+
+
 def is_drawing(picture: Image.Image) -> bool:
     """Whether an opened picture is a gallery or a drawing that this program wrote, no image."""
     return all(picture.info.get(name) == value for name, value in MARK)
@@ -48,14 +58,19 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path, columns: int = 8) -> None:
-    """Write images `(N, 3, H, W)` in [0, 1] as a titled PNG grid with a caption under each image.
+    """Write the `gallery` of images `(N, 3, H, W)` in [0, 1] as PNG, atomically."""
+    save_drawing(gallery(images, captions, title, columns), path)
+
+
+def gallery(images: Tensor, captions: Sequence[str], title: str, columns: int = 8) -> Tensor:
+    """Arrange images `(N, 3, H, W)` in [0, 1] under a title, each above its caption; returns `(3, H', W')` in [0, 1].
 
     Long captions move the images apart, up to `WIDEST` times their width, and are cut beyond that.
     """
     scale = _scale(images)
     height, width = (side * scale for side in images.shape[-2:])
     widest = min(max(map(_text_width, captions), default=0), WIDEST * width)
-    cell_width, cell_height = max(width, widest) + _GAP, height + _LINE + _GAP
+    cell_width, cell_height = max(width, widest) + _GAP, height + _GAP + (_LINE if any(captions) else 0)
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
     sheet = _Sheet(columns * cell_width - _GAP, rows * cell_height, title)
@@ -64,7 +79,7 @@ def save_gallery(images: Tensor, captions: Sequence[str], title: str, path: Path
         top = sheet.top + i // columns * cell_height
         sheet.image.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         sheet.caption(_cut(caption, cell_width - _GAP), left, top + height)
-    sheet.write(path)
+    return sheet.pixels()
 
 
 def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
@@ -77,7 +92,7 @@ def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
         sheet.caption(name, _GAP, top)
         sheet.image.paste(picture, (_GAP, top + _LINE))
         top += _GAP + _LINE + picture.height
-    sheet.write(path)
+    save_drawing(sheet.pixels(), path)
 
 
 class _Sheet:
@@ -93,12 +108,8 @@ class _Sheet:
     def caption(self, text: str, left: int, top: int) -> None:
         self._text(text, left, top, "#5a5a5a")
 
-    def write(self, path: Path) -> None:
-        mark = PngImagePlugin.PngInfo()
-        for name, value in MARK:
-            mark.add_text(name, value)
-        with atomic(path) as temporary:
-            self.image.save(temporary, format="PNG", pnginfo=mark)
+    def pixels(self) -> Tensor:
+        return torch.from_numpy(np.array(self.image)).permute(2, 0, 1) / 255
 
     def _text(self, text: str, left: float, top: int, color: str) -> None:
         for font, run in runs(drawable(text)):

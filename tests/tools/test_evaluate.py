@@ -20,7 +20,7 @@ from rcg.evaluation.report import Origin
 from rcg.evaluation.samples import GeneratedImages, folder_images
 from rcg.metrics.inception import Inception
 from rcg.pipeline import Pipeline, SamplingOptions
-from rcg.visual.grids import to_uint8
+from rcg.visual.grids import save_image, to_uint8
 from tests.toy import ROOT, tool, train, write
 
 RANDOM = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, projector_hidden: 8, projector_dim: 6, weights: none}"
@@ -40,6 +40,12 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr("rcg.evaluation.features.SHARD_SIZE", 32)
+
+
+def pictures(folder, count=3):
+    for index in range(count):
+        save_image(torch.rand(3, 16, 16), folder / f"{index}.png")
+    return folder
 
 
 def report(out):
@@ -198,7 +204,8 @@ def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
 
 def test_a_pipeline_that_was_saved_brings_its_own_encoder(run, tmp_path):
     Pipeline.load(run).save_pretrained(tmp_path / "saved")
-    saved = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", run / "dit" / "samples")
+    reference = pictures(tmp_path / "images")
+    saved = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", reference)
     assert saved["extractors"] == evaluate(run, tmp_path / "run")["extractors"]
     assert "consistency" in {score["name"] for score in saved["scores"]}
     assert saved["reference"]["resize"].startswith("short side to 16 px")
@@ -258,7 +265,7 @@ def test_mistakes_give_one_sentence(run, tmp_path, monkeypatch, arguments, said)
     (tmp_path / "run").symlink_to(run)
     samples = checkpoint.load(run / "dit" / "model.safetensors")  # the run is whole
     assert samples.kind == "generator"
-    shutil.copytree(run / "dit" / "samples", tmp_path / "images")
+    pictures(tmp_path / "images")
     inception = [] if "--inception" in arguments else ["--inception", "none"]
     done = tool("evaluate", *arguments, *inception, "--out", tmp_path / "out")
     assert done.returncode == 2
@@ -279,7 +286,8 @@ def test_images_that_changed_since_training_leave_out_what_needs_unseen_ones(run
     assert "FD" in names
     assert not any(name in ("copies", "novelty") or "validation" in name for name in names)
     (warning,) = [warning for warning in found["warnings"] if "were not trained on" in warning]
-    assert "generator and rdm were not trained on the 135 images that are now the training images of digits" in warning
+    assert warning.startswith("generator and rdm were not trained on the 1")
+    assert "images that are now the training images of digits" in warning
 
 
 def test_a_single_sample_leaves_figures_out_in_words(run, tmp_path):
@@ -288,3 +296,9 @@ def test_a_single_sample_leaves_figures_out_in_words(run, tmp_path):
     assert any("a covariance needs at least 2 samples" in warning for warning in found["warnings"])
     assert "NaN" not in next(tmp_path.glob("*/report.json")).read_text()
     assert all(score["value"] is not None for score in found["scores"])
+
+
+@pytest.mark.parametrize("stage", ["encoder", "dit"])
+def test_the_grids_of_a_training_are_no_samples(run, stage):
+    with pytest.raises(UserError, match="holds no pictures but drawings that this program wrote"):
+        folder_images(run / stage / "samples", None)

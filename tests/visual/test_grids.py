@@ -32,7 +32,7 @@ def test_long_captions_do_not_run_into_their_neighbors(tmp_path):
     save_gallery(black, ["", "", ""], "t", tmp_path / "none.png", columns=3)
     save_gallery(black, ["12 a very long name of a class " * 4, "", ""], "t", tmp_path / "long.png", columns=3)
     none, long = (np.array(Image.open(tmp_path / f"{name}.png").convert("L")).astype(int) for name in ("none", "long"))
-    assert long.shape[0] == none.shape[0]
+    assert long.shape[0] > none.shape[0], "without captions there is no room for them"
     columns = np.flatnonzero((long == 0).sum(0) >= 64)
     starts = columns[np.flatnonzero(np.diff(columns, prepend=-9) > 1)]
     assert len(starts) == 3

@@ -22,7 +22,7 @@ from rcg.metrics.image import code_usage, perplexity, psnr, ssim
 from rcg.metrics.perceptual import EncoderDistance, VGGDistance
 from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, frozen, hinge_loss
 from rcg.training.tasks.generator import ConditionedImages
-from rcg.visual.grids import grid
+from rcg.visual.grids import gallery
 
 MAX_RECONSTRUCTED = 2000
 """Most validation images that an evaluation reconstructs."""
@@ -158,7 +158,10 @@ class AutoencoderTask(Task):
         if count > 1:
             for name, parts in made_features.items():
                 means[name] = frechet_distance(self.real_features[name], torch.cat(parts))
-        return EvalResult(means, {"reconstructions": grid(torch.cat(pairs)[: 2 * SHOWN], columns=8)}, score)
+        shown = torch.cat(pairs)[: 2 * SHOWN]
+        title = f"step {step}: validation images, each beside its reconstruction"
+        captions = ["real", "reconstructed"] * (len(shown) // 2)
+        return EvalResult(means, {"reconstructions": gallery(shown, captions, title)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the averaged autoencoder, with the mean and std of continuous latents, which are measured here.

@@ -20,7 +20,7 @@ from rcg.data.loading import batches
 from rcg.distributed.launch import gather, rank, unwrapped
 from rcg.encoding.encoder import encoder_part
 from rcg.metrics.representation import alignment, effective_rank, knn_accuracy, uniformity
-from rcg.visual.grids import grid
+from rcg.visual.grids import gallery
 
 MAX_ENCODED = 20_000
 """Most images of a split that an evaluation encodes."""
@@ -125,8 +125,10 @@ class EncoderTask(Task):
             metrics["knn_accuracy"] = knn_accuracy(train, train_labels, validation, validation_labels)
             score = 1 - metrics["knn_accuracy"]
         else:
-            score = metrics["alignment"] + metrics["uniformity"]
-        return EvalResult(metrics, {"views": grid(views[:32].flatten(0, 1), columns=16)}, score)
+            score = metrics["alignment"] + (spread or 0.0)
+        shown = views[:32].flatten(0, 1)
+        title = "training images, two random views of each side by side"
+        return EvalResult(metrics, {"views": gallery(shown, [""] * len(shown), title, columns=16)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the base encoder, as the published method does."""

@@ -17,7 +17,7 @@ from rcg.data.loading import Key
 from rcg.data.views import ShardedViews
 from rcg.diffusion.alignment import AlignedModel, AlignmentHead
 from rcg.diffusion.model import GenerativeModel, model_part
-from rcg.visual.grids import grid
+from rcg.visual.grids import gallery
 
 MAX_EVALUATED = 256
 """Most validation images that the loss is measured on."""
@@ -127,9 +127,12 @@ class GeneratorTask(Task):
         noise = SampleNoise(0, range(len(first["image"])), "generator", device)
         latent = model.sample(self._cond(first), noise)
         images = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
+        title, captions = f"step {step}: samples without a condition", [""] * len(images)
         if self.key is not None:
+            title = f"step {step}: validation images, each beside a sample from its condition"
+            captions = ["real", "sample"] * len(images)
             images = torch.stack([first["image"], images], dim=1).flatten(0, 1)
-        return EvalResult(metrics, {"samples": grid(images.cpu(), columns=8)}, score)
+        return EvalResult(metrics, {"samples": gallery(images.cpu(), captions, title)}, score)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the averaged model, without what only training needs."""
