@@ -53,11 +53,11 @@ def test_the_script_does_not_hide_the_package_of_its_name():
 def test_the_cache_serves_the_training_and_says_so(toy, monkeypatch):
     filled = tool("cache", toy)
     assert filled.returncode == 0, filled.stderr
-    assert "72 training images in 1 view(s) and 8 validation images, 512 features" in filled.stdout
+    assert "71 training images in 1 view(s) and 9 validation images, 512 features" in filled.stdout
     monkeypatch.setattr(cache, "batches", lambda *_: pytest.fail("encoded again"))
     trained = tool("train_rdm", toy, "rdm.train.steps=2")
     assert trained.returncode == 0, trained.stderr
-    assert "representations of train images: 72 images in 1 view(s) from" in trained.stdout
+    assert "representations of train images: 71 images in 1 view(s) from" in trained.stdout
 
 
 def test_a_projection_is_fitted_once_and_names_the_space(toy):
@@ -144,8 +144,8 @@ def test_a_sweep_compares_all_samplers_that_an_rdm_can_use(toy):
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert rows == ["| rep-FD (seconds) in so many steps", "| ddim", "| ddpm", "| dpm_solver", "| heun", "| unipc"]
     assert "As configured (name ddim, steps 4" in table
-    assert "Each rep-FD compares 8 generated z with 8 z of validation images" in table
-    assert "**Warning:** the rep-FD of 8 z is of too few for 512 features" in table
+    assert "Each rep-FD compares 9 generated z with 9 z of validation images" in table
+    assert "**Warning:** the rep-FD of 9 z is of too few for 512 features" in table
     assert "**Warning:** in 1 step every sampler returns the first estimate" in table
     one = tool("sweep_rdm", toy, "--num", 1)
     assert one.returncode == 2
@@ -169,8 +169,8 @@ def test_an_rdm_with_classes_generates_the_class_asked_for(toy):
     assert beyond.returncode == 2
     assert "there is no class 10: classes are 0 (0) to 9" in beyond.stderr
     for arguments, said in (
-        (["data.limit=60"], "was not trained on the 54 images that are now the training images of digits"),
-        (["data.split_seed=1"], "was not trained on the 72 images that are now"),
+        (["data.limit=60"], "was not trained on the 51 images that are now the training images of digits"),
+        (["data.split_seed=1"], "was not trained on the 75 images that are now"),
         (["--probe", 2, "--class", 3], "--probe was given, but it only guides an RDM without a condition"),
         (["--weak", toy.parent / "run"], "--weak was given, but a guidance of 1 does not use it"),
     ):
