@@ -147,7 +147,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def clear_temporaries(folder: Path) -> None:
     """Remove the temporary files of `atomic` that processes of this machine left in a folder which are no more."""
-    for leftover in folder.iterdir():
+    for leftover in folder.iterdir() if folder.is_dir() else ():
         process = re.fullmatch(rf"{re.escape(_TEMPORARY)}(\d+)-.*", leftover.name)
         if process and not psutil.pid_exists(int(process[1])):
             if leftover.is_dir():

@@ -74,6 +74,7 @@ def test_what_a_killed_process_left_in_a_folder_vanishes_and_what_a_living_one_w
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
     checkpoint.save(tmp_path / "model.safetensors", part())
     assert {path.name for path in tmp_path.iterdir()} == {*names, "model.safetensors"} - {dead}
+    checkpoint.clear_temporaries(tmp_path / "elsewhere")  # a folder that is not there holds none
 
 
 def test_a_file_is_flushed_by_a_handle_for_writing_and_its_name_with_it(tmp_path, monkeypatch):
