@@ -91,8 +91,9 @@ def train(stage, experiment, *overrides, mode=Mode.START) -> StageFolder:
 
 
 def snapshot(folder):
-    """Return the content of every file under a folder by its path."""
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    """Return the content of every file under a folder by its path, without the empty file that locks a run."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
 
 
 def images(folder):
