@@ -236,7 +236,7 @@ def test_samples_that_were_interrupted_go_on_where_they_stopped(run, tmp_path, m
             ).returncode
             == 130
         )
-    half = f".writing-{platform.node()}-{2**30}-000004.png"  # what SIGKILL leaves
+    half = f".writing-{platform.node()}-{2**30}-000004.png.part"  # what SIGKILL leaves
     (tmp_path / "parts" / "images" / half).write_bytes(b"half")
     assert sorted(p.name for p in (tmp_path / "parts" / "images").glob("*.png")) == [f"{i:06d}.png" for i in range(4)]
     done = stop_after(99, monkeypatch)

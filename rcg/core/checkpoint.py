@@ -128,7 +128,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_once(path.parent.resolve())
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    # Its own ending keeps it out of what looks for all pictures in a folder.
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}.part")
     try:
         yield temporary
         with temporary.open("r+b") as written:  # some systems only flush what was opened for writing
