@@ -96,10 +96,11 @@ def test_an_rdm_of_another_encoder_is_refused_in_training_and_in_sampling(toy_co
 @pytest.mark.parametrize("stage", ["train_encoder", "train_rdm", "train_pixel"])
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(toy_copy, tmp_path, stage):
     assert "go on with --resume" in refused(stage, toy_copy, folder=tmp_path)
-    other = {"train_encoder": "encoder.train.momentum=0.5", "train_rdm": "rdm.depth=3", "train_pixel": "generator.depth=3"}
-    sentence = refused(stage, toy_copy, other[stage], "--resume", folder=tmp_path)
+    changed = {"train_encoder": "encoder.train.momentum", "train_rdm": "rdm.depth", "train_pixel": "generator.depth"}
+    value = 0.5 if stage == "train_encoder" else 3
+    sentence = refused(stage, toy_copy, f"{changed[stage]}={value}", "--resume", folder=tmp_path)
     assert "holds another experiment" in sentence
-    assert other[stage].split("=")[0] in sentence
+    assert changed[stage] in sentence
 
 
 def test_a_folder_from_before_a_key_existed_has_its_default(toy_copy, tmp_path):
