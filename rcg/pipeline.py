@@ -246,7 +246,10 @@ class Pipeline:
         config.sampler.with_steps(options.steps).check(self.generator.process)
         if config.condition == "representation" and generates_z and self.rdm is not None:
             self.rdm.config.check_guidance(self.rdm.config.guidance, options.allow_untrained_null)
-            self.rdm.config.sampler.with_steps(options.rdm_steps).check(self.rdm.process)
+            try:
+                self.rdm.config.sampler.with_steps(options.rdm_steps).check(self.rdm.process)
+            except UserError as error:
+                raise UserError(f"the RDM's {error}") from None
         elif options.rdm_steps is not None:
             raise UserError("--rdm-steps was given, but no RDM generates representations here: leave it out")
         if options.label is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcg.config import GuidanceConfig, SamplerConfig
+from rcg.config import GuidanceConfig, SamplerConfig, differences, identity
 from rcg.core.console import progress, say
 from rcg.core.contracts import Process
 from rcg.core.errors import UserError, nearest
@@ -73,6 +73,8 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
             generates what is no number.
     """
     rdm = _open(work)
+    sampler = rdm.config.sampler.with_steps(options.rdm_steps)
+    sampler.check(rdm.process)
     guidance = rdm.config.guidance.with_scale(options.guidance)
     _check(options, rdm, guidance)
     weak = None if options.weak is None else _load_weak(options.weak, rdm)
@@ -87,7 +89,7 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     if labels is not None:
         assert real.train.labels is not None  # else there is no class to ask for
         probe = LinearProbe.fit(real.train_z[:MAX_PROBED], real.train.labels[:MAX_PROBED])
-    z = _sample(rdm, labels, vectors, probe, options, guidance, weak)
+    z = _sample(rdm, labels, vectors, probe, options, sampler, guidance, weak)
     check_finite(z, f"what {work.run.rdm.checkpoint} generates")
 
     condition = {"label": labels, "vector": vectors}
@@ -181,12 +183,19 @@ def load_rdm(run: RunFolder) -> GenerativeModel:
 
 
 def _open(work: Workspace) -> GenerativeModel:
-    """Open the RDM.
+    """Open the RDM, with the sampler and the guidance that the experiment has now.
 
     Raises:
-        UserError: it is missing, or was trained on other images than the experiment's.
+        UserError: it is missing, or another one than the experiment's, or was trained on other images.
     """
-    part = work.run.rdm.part()
+    stage, config = work.run.rdm, work.experiment.rdm
+    part, saved = stage.part(), stage.experiment()
+    changed = [] if saved is None else list(differences(identity(saved.rdm), identity(config), "rdm"))
+    if changed:
+        raise UserError(
+            f"{stage.checkpoint} holds another RDM ({'; '.join(changed)}): if it was trained with overrides, repeat "
+            f"them, or give {stage.config} instead of the file"
+        )
     images = work.images.train
     if part.facts.fingerprint not in ("", images.fingerprint):
         raise UserError(
@@ -194,7 +203,14 @@ def _open(work: Workspace) -> GenerativeModel:
             f"{images.config.name}: give the configuration that it was trained with, restore its images, or train it "
             f"again"
         )
-    return restore(part, NETWORKS).to(work.accelerator.device)
+    rdm = restore(part, NETWORKS).to(work.accelerator.device)
+    now = {"sampler": config.sampler, "guidance": config.guidance}
+    updated = rdm.config.model_copy(update=now)
+    for change in differences(rdm.config.model_dump(mode="json"), updated.model_dump(mode="json"), "rdm"):
+        say(f"{change}: {stage.path} was trained with the first, and is sampled with the second")
+    updated.sampler.check(rdm.process)
+    rdm.config = updated
+    return rdm
 
 
 def _check(options: RDMSampling, rdm: GenerativeModel, guidance: GuidanceConfig) -> None:
@@ -254,6 +270,7 @@ def _sample(
     vectors: Tensor | None,
     probe: LinearProbe | None,
     options: RDMSampling,
+    sampler: SamplerConfig,
     guidance: GuidanceConfig,
     weak: GenerativeModel | None,
 ) -> Tensor:
@@ -274,7 +291,7 @@ def _sample(
         options.seed,
         options.batch_size,
         guidance=guidance,
-        sampler=rdm.config.sampler.with_steps(options.rdm_steps),
+        sampler=sampler,
         weak=weak,
         wrap_process=guided if by_probe else None,
         progress=True,

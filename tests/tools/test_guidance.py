@@ -98,17 +98,30 @@ def test_a_scale_keeps_the_configured_interval_of_the_rdm(class_rdm, tmp_path):
     plain = generated(class_rdm, tmp_path / "plain", "--guidance", 1)
     guided = generated(class_rdm, tmp_path / "guided", "--guidance", 3)
     assert not torch.equal(plain, guided)
-    shutil.copytree(class_rdm.parent, tmp_path / "copy")
-    path = write(tmp_path / "copy", rdm__condition="class")
-    set_config(RunFolder(tmp_path / "copy" / "run").rdm, guidance={"interval": [1.0, 1.0]})
-    assert torch.equal(generated(path, tmp_path / "never", "--guidance", 3), plain)
+    never = generated(class_rdm, tmp_path / "never", "--guidance", 3, "rdm.guidance.interval=[1,1]")
+    assert torch.equal(never, plain)
+
+
+def test_sampler_and_guidance_are_those_of_the_experiment_now(class_rdm, tmp_path):
+    guided = generated(class_rdm, tmp_path / "option", "--guidance", 3, "--rdm-steps", 2)
+    again = generated(class_rdm, tmp_path / "keys", "rdm.guidance.scale=3", "rdm.sampler.steps=2")
+    assert torch.equal(guided, again)
+    assert "rdm.sampler.steps: 4 -> 2" in tool("sample_rdm", class_rdm, "rdm.sampler.steps=2", "--num", 1).stdout
+
+
+@pytest.mark.parametrize("name", ["sample_rdm", "sweep_rdm"])
+def test_an_override_that_the_trained_rdm_does_not_have_is_refused(class_rdm, tmp_path, name):
+    sentence = complaint(tool(name, class_rdm, "rdm.width=24", "--num", 4))
+    assert "holds another RDM (rdm.width: 16 -> 24): if it was trained with overrides, repeat them" in sentence
 
 
 @pytest.mark.parametrize("name", ["sample_rdm", "sweep_rdm", "sample"])
 def test_an_rdm_whose_null_was_never_trained_is_not_guided(class_rdm, tmp_path, name):
     shutil.copytree(class_rdm.parent, tmp_path / "copy")
-    path = write(tmp_path / "copy", rdm__condition="class")
-    set_config(RunFolder(tmp_path / "copy" / "run").rdm, guidance={"scale": 2.0}, condition_dropout=0.0)
+    stage = RunFolder(tmp_path / "copy" / "run").rdm
+    set_config(stage, guidance={"scale": 2.0}, condition_dropout=0.0)
+    stage.config.unlink()  # as a converter leaves it
+    path = write(tmp_path / "copy", rdm__condition="class", rdm__guidance={"scale": 2.0})
     arguments = [tmp_path / "copy" / "run"] if name == "sample" else [path]
     if name == "sweep_rdm":
         arguments += ["--steps", 1, "--samplers", "ddim"]
@@ -124,8 +137,6 @@ def test_a_guide_of_another_kind_is_read_through_its_own_process(class_rdm, tmp_
     train("rdm", path)
     z = generated(class_rdm, tmp_path / "guided", "--guidance", 2, "--weak", tmp_path / "weak" / "run")
     assert z.abs().max() < 20
-    sentence = complaint(tool("sample_rdm", class_rdm, "--weak", tmp_path / "nothing", "--out", tmp_path / "out"))
-    assert "nothing" in sentence
 
 
 def test_a_guide_of_another_condition_is_refused(class_rdm, toy_run, tmp_path):
