@@ -175,7 +175,7 @@ class Pipeline:
         parts = ", ".join(f"{kind} ({part.config['name']})" for kind, part in self.parts.items())
         card = CARD.format(name=self.config.name, condition=self.config.condition, size=self.image_size, parts=parts)
         with checkpoint.atomic(folder / "README.md") as temporary:
-            temporary.write_text(card)
+            temporary.write_text(card, encoding="utf-8")
         return folder
 
     def push_to_hub(self, repository: str, private: bool = True) -> str:

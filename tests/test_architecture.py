@@ -91,3 +91,15 @@ def test_no_test_module_imports_another():
     for path in (ROOT / "tests").rglob("test_*.py"):
         targets = set(imports(path.stem, path))
         assert not {target for target in targets if target.startswith("tests.") and ".test_" in target}, path
+
+
+@pytest.mark.parametrize("folder", ["rcg", "encoders", "generators", "tools"])
+def test_text_files_are_utf_8_whatever_the_locale(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            opens_text = node.func.attr == "open" and any("b" not in mode for mode in modes)
+            if node.func.attr in ("read_text", "write_text") or opens_text:
+                assert any(keyword.arg == "encoding" for keyword in node.keywords), f"{path}:{node.lineno}"

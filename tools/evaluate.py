@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     if len(scales) > 1:
         sweep_guidance(evaluation, scales, out, cache, accelerator, arguments.save_images)
     elif evaluate(evaluation, out / evaluation.name, cache, accelerator, arguments.save_images):
-        say((out / evaluation.name / "report.md").read_text())
+        say((out / evaluation.name / "report.md").read_text(encoding="utf-8"))
         say(f"{out / evaluation.name / 'report.json'}")
 
 

@@ -5,6 +5,7 @@ Within a `session`, warnings of all libraries are sentences, and what is said go
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -61,6 +62,9 @@ def session() -> Iterator[None]:
     global _said
     _said = _Said()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # its notices are about accelerate, not about the work
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without ± must not end a program
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():

@@ -140,7 +140,7 @@ def sweep_guidance(
     sweep = GuidanceSweep(title, reports, distances)
     sweep.write(folder)
     _draw_samples(evaluations, title, folder / SAMPLES)
-    say((folder / "guidance.md").read_text())
+    say((folder / "guidance.md").read_text(encoding="utf-8"))
     say(f"look at {folder / CURVES} and {folder / SAMPLES}; then --guidance, or generator.guidance.scale")
 
 
