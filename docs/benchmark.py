@@ -65,12 +65,13 @@ def main() -> None:
     parser = cli.parser_for(__doc__)
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--generator", choices=SPACES, default="mage", help="generator to train or to sample [mage]")
-    parser.add_argument("--batch-size", type=cli.positive, help="batch size of training [1024; of a generator 16]")
-    parser.add_argument("--num", type=cli.positive, help="number of samples [1000; images 8]")
-    parser.add_argument("--steps", type=cli.positive, default=8, help="network evaluations of our sampling [8]")
+    parser.add_argument("--batch-size", type=cli.batch_size, help="batch size of training [1024; of a generator 16]")
+    parser.add_argument("--num", type=cli.count, help="number of samples [1000; images 8]")
+    parser.add_argument("--steps", type=cli.count, default=8, help="network evaluations of our sampling [8]")
     parser.add_argument("--compile", action="store_true", help="measure compiled generators too")
-    parser.add_argument("--sampler", default="unipc", help="our sampler [unipc]")
-    parser.add_argument("--repeats", type=cli.positive, default=3, help="interleaved runs; their median counts [3]")
+    known = [name for name in SAMPLERS.names() if not SAMPLERS.get(name).discrete]
+    parser.add_argument("--sampler", choices=known, default="unipc", help="our sampler of representations [unipc]")
+    parser.add_argument("--repeats", type=cli.count, default=3, help="interleaved runs; their median counts [3]")
     parser.add_argument("--fp32", action="store_true", help="ours without bf16")
     cli.main(parser, measure)
 
@@ -174,6 +175,7 @@ def _rdm_sampling(arguments: argparse.Namespace, device: torch.device) -> Method
 
     published = SAMPLERS.get("ddim")(steps=250, eta=1.0, spacing="rcg")
     ours = SAMPLERS.get(arguments.sampler)(steps=arguments.steps)
+    ours.check(model.process)
     name = f"{arguments.sampler}, {arguments.steps} steps, one batch, {_precision(arguments)}"
     return {
         "published: ddim, 250 steps, batches of 16, fp32": sampling(published, 16, bf16=False),

@@ -10,6 +10,7 @@ from rcg.comparison.arms import ARMS, Arm
 from rcg.config import Experiment, GeneratorConfig, differences
 from rcg.core.console import say
 from rcg.core.errors import UserError
+from rcg.data.images import Images
 from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.evaluation.extractors import MetricOptions
@@ -69,7 +70,7 @@ class Study:
         """Say which networks are trained and which are going to be."""
         steps = self.generator.train.steps
         for work in self._networks(left_out).values():
-            folder, trained = _trained_steps(work)
+            folder, trained = _trained_steps(work, self.work.images.train)
             state = "is trained" if trained == steps else f"will be trained from step {trained} to {steps}"
             say(f"{folder.path} {state}")
 
@@ -81,10 +82,10 @@ class Study:
         """
         steps = self.generator.train.steps
         for name, work in self._networks(left_out).items():
-            if self.train is None or _trained_steps(work)[1] == steps:
+            if self.train is None or _trained_steps(work, self.work.images.train)[1] == steps:
                 continue
             self.train(work.experiment)
-            trained = _trained_steps(work)[1]
+            trained = _trained_steps(work, self.work.images.train)[1]
             if trained < steps:
                 raise UserError(f"{name} was stopped at step {trained}: the same command goes on from there")
 
@@ -92,7 +93,7 @@ class Study:
         """Return which network of an arm is not trained, where it is not about to be."""
         steps = self.generator.train.steps
         for arm in _needed_arms([key]):
-            folder, trained = _trained_steps(self._arm_work(arm))
+            folder, trained = _trained_steps(self._arm_work(arm), self.work.images.train)
             if trained > steps:
                 raise UserError(
                     f"{folder.path} was trained for {trained} steps, but generator.train.steps is {steps}: arms are "
@@ -159,11 +160,12 @@ def _needed_arms(keys: Sequence[str]) -> list[Arm]:
     return [*first, *(ARMS[key] for key in keys)]
 
 
-def _trained_steps(work: Workspace) -> tuple[StageFolder, int]:
-    """Return the folder of a generator and how many steps it was trained, 0 where there is none.
+def _trained_steps(work: Workspace, images: Images) -> tuple[StageFolder, int]:
+    """Return the folder of a generator and how many steps it was trained on some images, 0 where there is none.
 
     Raises:
-        UserError: the folder holds another experiment's, or other files, or it is trained with another rate.
+        UserError: the folder holds another experiment's, or other files, or it is trained with another rate, or on
+            other images.
     """
     stage, experiment = STAGES["generator"], work.experiment
     folder = stage.folder(experiment)
@@ -177,4 +179,12 @@ def _trained_steps(work: Workspace) -> tuple[StageFolder, int]:
                 f"{folder.path} was trained otherwise ({'; '.join(changed)}): arms are compared at equal training, so "
                 f"set the same for all of them, or choose another run="
             )
-    return folder, folder.part(weights=False).facts.step if folder.is_trained else 0
+    if not folder.is_trained:
+        return folder, 0
+    facts = folder.part(weights=False).facts
+    if facts.fingerprint not in ("", images.fingerprint):
+        raise UserError(
+            f"{folder.path} was trained on other images than those that are now the training images of "
+            f"{experiment.data.name}: restore them, or delete it to train it again"
+        )
+    return folder, facts.step

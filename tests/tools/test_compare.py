@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from rcg import cli
 from rcg.comparison.arms import ARMS
+from rcg.core import checkpoint
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.evaluation.samples import GeneratedImages
 from tests.toy import MAGE, tool, train, write
@@ -166,7 +168,7 @@ def test_samples_are_generated_as_the_experiment_says_now(folder, trainings, tmp
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--out", "FILE"], "is a file, not a folder"),
         (["--inception", "nowhere.pth"], "nowhere.pth"),
-        (["--reference", "nowhere.npz"], "nowhere.npz is not an .npz file that can be read"),
+        (["--reference", "nowhere.npz"], "there is no file nowhere.npz"),
     ],
 )
 def test_mistakes_give_one_sentence_before_anything_is_trained(folder, trainings, arguments, said, monkeypatch):
@@ -186,3 +188,13 @@ def test_a_generator_of_tokens_is_compared_alike(tmp_path, toy_autoencoder):
     asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items()}
     assert asked == dict.fromkeys(ARMS, STEPS) | {"twice": 1.25 * STEPS, "encoded": 2 * STEPS}
     assert found["arms"]["self"]["network"] == "mage-none-self"
+
+
+def test_networks_that_were_trained_on_other_images_are_not_compared(folder, trainings, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    path = RunFolder(tmp_path / "run").stage_folder("dit-none").checkpoint
+    part = checkpoint.load(path)
+    checkpoint.save(path, replace(part, facts=part.facts.model_copy(update={"fingerprint": "0" * 16})))
+    done = tool("compare", folder / "toy.yaml", f"run={tmp_path / 'run'}", *QUICK, "--arms", "none", "--no-train")
+    assert done.returncode == 2
+    assert "dit-none was trained on other images than those that are now the training images of digits" in done.stderr

@@ -244,7 +244,7 @@ def test_weights_that_cannot_be_had_are_said_to_be_missing(run, tmp_path, monkey
     ("arguments", "said"),
     [
         (["missing"], "there is no missing: expected a folder of a run"),
-        (["run", "--reference", "nowhere.npz"], "nowhere.npz is not an .npz file that can be read"),
+        (["run", "--reference", "nowhere.npz"], "there is no file nowhere.npz"),
         (["images", "--inception", "none"], "--reference train needs the experiment"),
         (["images", "--inception", "none", "--reference", "images"], "there is nothing to compare images with"),
         (["images", "--encoder", "own", "--inception", "none", "--reference", "images"], "name a YAML file"),
