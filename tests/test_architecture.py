@@ -56,6 +56,24 @@ def test_no_plug_in_imports_another(registry):
         assert not others
 
 
+def text_files(path):
+    """Return the line and the source of each call in a module that opens a text file without naming its encoding."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        is_text = name in ("read_text", "write_text") or (name == "open" and any(mode in "rwax" for mode in modes))
+        is_text |= ast.unparse(node.func) == "open" and not any("b" in mode for mode in modes)
+        if is_text and "encoding" not in {keyword.arg for keyword in node.keywords}:
+            yield f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_text_files_are_utf_8_whatever_the_locale_says():
+    paths = [*modules().values(), *(ROOT / "tools").glob("*.py")]
+    assert [line for path in paths for line in text_files(path)] == []
+
+
 def test_the_root_of_the_package_stays_small():
     entries = [path.name for path in (ROOT / "rcg").iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert len(entries) <= ROOT_ENTRIES, sorted(entries)

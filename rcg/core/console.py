@@ -198,8 +198,9 @@ class _Lines(Generic[T]):
 
 
 def _print(text: str, file: Any) -> None:
-    """Print above the bars."""
-    tqdm.write(text, file=file)
+    """Print above the bars; what the encoding of the terminal lacks is escaped."""
+    encoding = file.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
     file.flush()
 
 

@@ -112,7 +112,7 @@ def training_batches(
     served: Any = iter(loader)
     workers = set(multiprocessing.active_children()) - others
     try:
-        yield served
+        yield in_own_words(served)
     finally:
         if workers:
             served._shutdown_workers()  # else torch takes the kill for a failure

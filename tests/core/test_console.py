@@ -103,3 +103,10 @@ def test_a_training_without_a_terminal_prints_one_line_per_interval(tmp_path):
 def test_a_refused_training_leaves_no_log(tmp_path):
     assert tool("train_rdm", write(tmp_path), "rdm.sampler.name=ddpm").returncode == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    console.say("FD 3.2 ± 0.1 of 猫")
+    assert terminal.buffer.getvalue() == b"FD 3.2 \\xb1 0.1 of \\u732b\n"

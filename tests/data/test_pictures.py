@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcg.config import DataConfig
+from rcg.config import DataConfig, TrainConfig
 from rcg.core.errors import UserError
 from rcg.data import loading, pictures
 from rcg.data.images import Images
@@ -209,9 +209,14 @@ def test_a_picture_that_vanishes_is_one_sentence_from_a_loader_too(
     monkeypatch.setattr(loading, "default_workers", lambda dataset: workers)
     source = PictureFiles(tmp_path, [File("gone.png", 1, 1)], None, ())
     images = Images(source, [0], DataConfig(name="pictures"))
+    sentence = f"picture {tmp_path / 'gone.png'} cannot be read: it is not there (any more)"
     with pytest.raises(UserError) as caught:
         list(loading.batches(images, [0], 1))
-    assert str(caught.value) == f"picture {tmp_path / 'gone.png'} cannot be read: it is not there (any more)"
+    assert str(caught.value) == sentence
+    keys = loading.StepKeys(1, TrainConfig(steps=2, batch_size=1), seed=0, start=0, rank=0, world=1)
+    with pytest.raises(UserError) as caught, loading.training_batches(images, keys, workers, pin=False) as served:
+        next(served)
+    assert str(caught.value) == sentence
 
 
 def test_formats_of_installed_plug_ins_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
