@@ -219,3 +219,24 @@ def test_an_experiment_may_end_with_its_rdm(tmp_path):
     pixel = tool("train_pixel", path)
     assert pixel.returncode == 2
     assert "add a section generator" in pixel.stderr
+
+
+def test_folders_of_two_classes_serve_every_table(tmp_path):
+    for name in ("$cat$", "собака|<b>"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(24):
+            Image.effect_noise((16, 16), 10 + index).convert("RGB").save(tmp_path / "data" / name / f"{index}.png")
+    data = {"name": "image_folder", "root": str(tmp_path / "data"), "image_size": 16, "validation": 0.3}
+    toy = write(tmp_path, encoder=RANDOM | {"train": {}}, data=data)
+    train("rdm", toy, "rdm.train.steps=2")
+    done = tool("sample_rdm", toy, "--num", 6, "--class", 1, "--probe", 2)
+    assert done.returncode == 0, done.stderr
+    assert "| собака\\|<b> | 6 | " in done.stdout
+    done = tool("inspect_encoder", toy)
+    assert done.returncode == 0, done.stderr
+    assert "linear probe" in done.stdout
+    assert tool("report", tmp_path / "run").returncode == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<b>" not in page
+    assert "<td>собака|&lt;b&gt;</td>" in page
+    assert "<h2>Encoder timm_model</h2>" in page
