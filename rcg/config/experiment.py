@@ -277,16 +277,43 @@ def _drop_foreign(section: dict[str, Any], component: Component, message: str) -
         say(f"{message} ({', '.join(foreign)})")
 
 
+EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a section with keys",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_type": "a whole number",
+    "model_type": "a section with keys",
+    "path_type": "a path",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What pydantic misses, in plain words."""
+MAX_COMPLAINTS = 5
+
+
 def _complaints(error: ValidationError) -> Iterator[str]:
-    for item in error.errors():
+    """Yield what is wrong with a configuration, key by key, at most `MAX_COMPLAINTS` of it."""
+    errors = error.errors()
+    for item in errors[:MAX_COMPLAINTS]:
         path = ".".join(str(part) for part in item["loc"])
-        message = item["msg"]
+        kind, message = item["type"], item["msg"]
         place = f"{path}: " if path else ""
-        if item["type"] == "key":
+        if kind == "key":
             yield f"{path}.{item['ctx']['key']}: {message}".lstrip(".")
-        elif item["type"] in ("name", "section", "value_error"):
+        elif kind in ("name", "section", "value_error"):
             yield f"{place}{message.removeprefix('Value error, ')}"
-        elif item["type"] == "missing":
-            yield f"{place}this section or key is required"
+        elif kind == "missing":
+            what = "list is too short" if isinstance(item["loc"][-1], int) else "section or key is required"
+            yield f"{place}this {what}"
+        elif kind in EXPECTED:
+            yield f"{place}expected {EXPECTED[kind]}, got {shortened(item['input'])}"
         else:
             yield f"{place}{message[:1].lower()}{message[1:]}, got {shortened(item['input'])}"
+    if len(errors) > MAX_COMPLAINTS:
+        yield f"and {len(errors) - MAX_COMPLAINTS} more"
