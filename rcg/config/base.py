@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -227,7 +227,22 @@ class Component:
         section = self.named(value)
         if not isinstance(section, dict):
             raise PydanticCustomError("section", "expected a name or a section with keys")
-        return self.schema(section).model_validate(section)
+        try:
+            config = self.schema(section).model_validate(section)
+        except ValidationError:
+            self._refuse_preset_elsewhere(section)
+            raise
+        weights = section.get("weights")
+        if isinstance(weights, str) and not {"/", "."} & set(weights) and weights not in ("none", "pretrained"):
+            self._refuse_preset_elsewhere(section)
+        return config
+
+    def _refuse_preset_elsewhere(self, section: Mapping[str, Any]) -> None:
+        """Raise an error for a preset's name under a key that does not take it (`arch`, `weights`)."""
+        names = self._preset_names()
+        for key, value in section.items():
+            if key not in ("name", "preset", "model") and isinstance(value, str) and value in names:
+                raise _refusal(key, f"{value} is a preset of {self.presets}: write {{preset: {value}}}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Let pydantic validate what `validate` returns."""

@@ -256,6 +256,14 @@ def test_a_preset_is_an_encoder_of_an_evaluation(text):
     assert (config.name, config.model) == ("timm_model", "vit_small_patch14_dinov2.lvd142m")
 
 
+@pytest.mark.parametrize("key", ["arch", "weights", "feature"])
+def test_a_preset_under_another_key_is_answered_with_its_own(key, tmp_path):
+    with pytest.raises(
+        UserError, match=f"encoder.{key}: {PRESET} is a preset of timm_model: write {{preset: {PRESET}}}"
+    ):
+        load_experiment(write(tmp_path), [f"encoder.{key}={PRESET}"])
+
+
 @pytest.mark.parametrize("text", ["nope", "{}", "5", "[1, 2]", ""])
 def test_what_is_no_encoder_is_one_sentence(text):
     with pytest.raises(UserError, match=r"^encoder [^:]*: \w") as refused:
