@@ -117,9 +117,10 @@ class Initial:
             return
         module.load_state_dict(fitting, strict=False)
         said = f"{weights.path}: starts with {len(fitting)} of {len(own)} tensors"
-        if left:
-            more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
-            said += f"; at random start {', '.join(left[:_LISTED])}{more}"
+        unused = [name for name in weights.tensors if name not in own]
+        for names, what in ((left, "at random start"), (unused, "without a place here are")):
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            said += f"; {what} {', '.join(names[:_LISTED])}{more}" if names else ""
         say(said + (f"; mind that it was trained otherwise: {', '.join(others)}" if others else ""))
 
     def _path(self) -> Path:

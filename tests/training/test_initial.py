@@ -108,3 +108,8 @@ def test_a_run_goes_on_from_its_own_state_not_from_where_it_started(toy_run, tmp
     with pytest.raises(UserError, match=r"rdm\.train\.init_from"):
         train("rdm", path, "rdm.train.init_from=null", mode=Mode.RESUME)
     assert RunFolder(tmp_path / "run").rdm.part().facts.step == 22
+
+
+def test_layers_without_a_place_are_named(fresh, toy_run, capsys):
+    train("rdm", fresh, "rdm.depth=1", f"rdm.train.init_from={toy_run / 'run' / 'rdm'}", mode=Mode.OVERWRITE)
+    assert "without a place here are network.blocks.1." in capsys.readouterr().out
