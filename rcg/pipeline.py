@@ -96,7 +96,7 @@ class Pipeline:
         rdm: the representation diffusion model, or None.
         autoencoder: latents <-> images.
         parts: the checkpoints of all these, and of the encoder, by kind.
-        labels: the classes or clusters.
+        labels: the classes or clusters that samples may be given.
         precision: of the networks, `no` without mixed precision.
     """
 
@@ -127,11 +127,9 @@ class Pipeline:
         if self.autoencoder.has_weights:
             facts = Facts(image_size=generator.facts.image_size)
             self.parts["autoencoder"] = autoencoder or autoencoder_part(self.autoencoder, facts)
-        counts = generator.facts.cluster_counts
-        clusters = tuple(f"cluster {number}" for number in range(len(counts)))
-        self.labels = LabelSet(clusters or generator.facts.classes, counts)
         if self.config.condition == "representation":
             self._check_condition()
+        self.labels = self._label_set()
 
     @classmethod
     def load(cls, source: Path | str, generator: str | None = None, revision: str | None = None) -> Self:
@@ -219,11 +217,13 @@ class Pipeline:
         """Where the networks are."""
         return next(self.generator.parameters()).device
 
-    @property
-    def takes_labels(self) -> bool:
-        """Whether the generator, or the RDM, is conditioned on classes or clusters."""
-        spaces = [self.generator.cond, None if self.rdm is None else self.rdm.cond]
-        return any(space is not None and space.vocab is not None for space in spaces)
+    def takes_labels(self, generates_z: bool = True) -> bool:
+        """Whether samples follow from classes or clusters, by the generator, or by the RDM if that generates z."""
+        if self.config.condition == "representation":
+            return (
+                generates_z and self.rdm is not None and self.rdm.cond is not None and self.rdm.cond.vocab is not None
+            )
+        return self.generator.cond is not None
 
     def check(self, options: SamplingOptions, generates_z: bool = True) -> None:
         """Refuse options that this pipeline cannot follow.
@@ -253,8 +253,12 @@ class Pipeline:
         elif options.rdm_steps is not None:
             raise UserError("--rdm-steps was given, but no RDM generates representations here: leave it out")
         if options.label is not None:
-            if not self.takes_labels:
-                raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
+            if not self.takes_labels(generates_z):
+                raise UserError(
+                    "a class was asked for, but neither the generator nor the RDM was trained on classes"
+                    if generates_z
+                    else "a class was asked for, but the representations are given: ask tools/sample_rdm.py for it"
+                )
             self.labels.checked(options.label)
         if not 0 <= options.seed < 2**63:
             raise UserError(f"a seed is a whole number from 0 to 2^63 - 1, not {options.seed}")
@@ -329,7 +333,7 @@ class Pipeline:
     ) -> Samples:
         """Return samples that `generate(cond, noise, guidance, sampler)` generates from their conditions."""
         self.check(options, generates_z=z is None)
-        labels, config = self.labels_of(indices, options), self.config
+        labels, config = self.labels_of(indices, options, generates_z=z is None), self.config
         guidance, sampler = config.guidance.with_scale(options.guidance), config.sampler.with_steps(options.steps)
         noise = SampleNoise(options.seed, indices, "generator", self.device)
         with self._autocast():
@@ -357,15 +361,27 @@ class Pipeline:
         sampler = self.rdm.config.sampler.with_steps(options.rdm_steps)
         return self.rdm.sample(cond, noise, sampler=sampler).float()
 
-    def labels_of(self, indices: Sequence[int], options: SamplingOptions) -> Tensor | None:
-        """Return the labels `(B,)` of samples, None where nothing takes one."""
-        if not self.takes_labels:
+    def labels_of(self, indices: Sequence[int], options: SamplingOptions, generates_z: bool = True) -> Tensor | None:
+        """Return the labels `(B,)` of samples, None where nothing takes one; see `check`."""
+        if not self.takes_labels(generates_z):
             return None
         if options.label is not None:
             labels = [self.labels.checked(options.label)] * len(indices)
         else:
             labels = self.labels.assign(indices, options.labels, options.seed)
         return torch.tensor(labels, device=self.device)
+
+    def _label_set(self) -> LabelSet:
+        """Return the labels of the part that takes them; a converted one may not know their names."""
+        is_rdm = self.config.condition == "representation"
+        model, facts = (
+            (self.rdm, self.parts["rdm"].facts) if is_rdm else (self.generator, self.parts["generator"].facts)
+        )
+        assert model is not None
+        counts, vocab = facts.cluster_counts, 0 if model.cond is None else model.cond.vocab or 0
+        if counts:
+            return LabelSet(tuple(f"cluster {number}" for number in range(len(counts))), counts)
+        return LabelSet(facts.classes if len(facts.classes) == vocab else tuple(map(str, range(vocab))))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks multiply in the pipeline's precision."""

@@ -14,9 +14,13 @@ import torch
 from PIL import Image
 
 from rcg.core import checkpoint
+from rcg.core.contracts import Space
 from rcg.core.errors import UserError
+from rcg.core.registry import NETWORKS
+from rcg.diffusion.model import build, model_part, restore
 from rcg.encoding.encoder import load_encoder
 from rcg.encoding.run_folder import RunFolder
+from rcg.networks.rep_mlp import RepMLP
 from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_uint8
 from tests.toy import ROOT, complaint, images, snapshot, tool, train, write
@@ -107,6 +111,30 @@ def test_classes_are_assigned_evenly_or_as_asked(run):
     assert not torch.equal(pipeline.sample(range(30), replace(random, seed=1)).labels, labels)
     with pytest.raises(UserError, match=r"class 10 is out of range: classes are 0 \(0\) to 9"):
         pipeline.sample([0], SamplingOptions(label=10))
+
+
+def with_classes(part, cond):
+    """A part of the toy run as if it were conditioned on the labels `cond`, or on nothing."""
+    model = build(
+        restore(part, NETWORKS).config.model_copy(update={"condition": "class"}), RepMLP, part.facts.data, cond
+    )
+    return model_part("rdm", model, part.facts.model_copy(update={"classes": (), "fingerprint": ""}))
+
+
+def test_an_rdm_of_classes_without_names_gets_their_numbers(run):
+    folder = RunFolder(run)
+    rdm = with_classes(folder.rdm.part(), Space((), vocab=7, id="labels"))
+    pipeline = Pipeline(folder.stage_folder("dit").part(), rdm)
+    assert pipeline.sample(range(9)).labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    with pytest.raises(UserError, match="class 7 is out of range"):
+        pipeline.sample([0], SamplingOptions(label=7))
+    # What the RDM knows means nothing where it generates nothing.
+    z = torch.zeros(2, 8)
+    assert pipeline.sample([0, 1], z=z).labels is None
+    with pytest.raises(UserError, match="the representations are given"):
+        pipeline.sample([0, 1], SamplingOptions(label=3), z=z)
+    of_classes = Pipeline(folder.stage_folder("dit-class").part(), rdm)
+    assert of_classes.sample(range(11)).labels.tolist()[-1] == 0
 
 
 def test_several_generators_ask_for_a_choice(run):

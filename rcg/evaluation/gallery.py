@@ -71,7 +71,7 @@ def write_gallery(
     config, steps = pipeline.config, source.sampler.steps
     # Without a condition there is nothing to guide toward.
     guidance = 1.0 if source.guidance is None else source.guidance.scale
-    labels = pipeline.labels_of(range(shown), options)
+    labels = pipeline.labels_of(range(shown), options, generates_z=source.representations is None)
     names = [""] * shown if labels is None else [f" {pipeline.labels.names[label]}" for label in labels.tolist()]
     settings = f"seed {options.seed} · {steps} steps · guidance {guidance:g}"
     title = f"{title} · {config.name} ({config.condition}) · {settings}"

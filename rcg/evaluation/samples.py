@@ -169,7 +169,7 @@ class GeneratedImages:
         return facts | {"weights": self._weights(with_rdm="rdm_sampler" in facts)}
 
     def _labels(self) -> str:
-        if not self.pipeline.takes_labels:
+        if not self.pipeline.takes_labels(generates_z=self.representations is None):
             return "none"
         label = self.options.label
         assignment = self.options.labels if label is None else f"all {label}"
