@@ -45,7 +45,7 @@ class _Said:
         self.waiting += [f"{_now()} {line}\n" for line in text.splitlines()]
         if self.log is not None:
             try:
-                with self.log.open("a", encoding="utf-8") as file:
+                with self.log.open("a", encoding="utf-8", errors="replace") as file:
                     file.writelines(self.waiting)
                 self.waiting.clear()
             except OSError as error:
@@ -71,8 +71,10 @@ def session() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):  # for programmers
             warnings.simplefilter("ignore", category)
         warnings.showwarning = lambda message, *_: warn(" ".join(str(message).split()))
-        yield
-    _said = _Said()
+        try:
+            yield
+        finally:
+            _said = _Said()
 
 
 def first_process() -> bool:

@@ -73,9 +73,9 @@ def test_the_log_has_what_was_said_before_and_after_it_was_there(tmp_path, capsy
     console.say("first")
     console.warn("second")
     console.log_to(tmp_path / "log.txt")
-    console.say("third\nfourth")
+    console.say("third\nfourth \udcff")
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert [re.sub(STAMP, "", line) for line in lines] == ["first", "warning: second", "third", "fourth"]
+    assert [re.sub(STAMP, "", line) for line in lines] == ["first", "warning: second", "third", "fourth ?"]
     assert all(re.match(STAMP, line) for line in lines)
 
 
