@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rcg.config.base import Config
+from rcg.config.base import Config, config_class
 from rcg.core.registry import Registry
 
 LIGHT = (
@@ -29,11 +29,10 @@ LIGHT = (
 def config_of(registry: Registry[Any], name: str) -> type[Config]:
     """Return a class with the fields and docstrings of a component's `Config`, which validates nothing.
 
-    Raises:
-        KeyError: the component's source has no such class.
+    Where the source alone does not tell, the component is imported, and its `Config` returned.
     """
-    schema: type[Config] = _read(f"{registry.package}.{name}")["Config of the component"]
-    return schema
+    read: type[Config] | None = _read(f"{registry.package}.{name}").get("Config of the component")
+    return config_class(registry, name) if read is None else read
 
 
 @cache

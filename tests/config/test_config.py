@@ -188,6 +188,11 @@ def test_the_source_of_a_component_tells_its_keys_without_importing_it(registry)
             assert repr(other.default) == repr(field.default), (name, key)
 
 
+def test_a_component_whose_source_does_not_tell_is_imported(toy_autoencoder):
+    assert config_of(AUTOENCODERS, "toy_tokenizer") is toy_autoencoder.Config
+    assert "toy_tokenizer" in describe_config("generator.autoencoder")
+
+
 @pytest.mark.parametrize(
     ("tool_name", "sections"),
     [

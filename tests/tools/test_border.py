@@ -93,6 +93,11 @@ def test_a_fault_of_the_program_is_not_hidden():
 
 
 @pytest.mark.parametrize("name", TOOLS)
+def test_no_tool_advises_a_launcher_that_takes_its_options_for_its_own(name):
+    assert "torchrun" not in tool(name, "--help").stdout  # it refuses --num as ambiguous
+
+
+@pytest.mark.parametrize("name", TOOLS)
 def test_no_tool_takes_half_an_option(name, tmp_path):
     done = tool(name, *(["x"] * 3), "--hel")
     assert "unrecognized arguments" in complaint(done) or "--hel" in complaint(done)
