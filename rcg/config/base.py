@@ -65,12 +65,14 @@ class Config(BaseModel):
     Attributes:
         defaults: settings of this config's sections, by the section's key; each has a `name`. They fill in what the
             YAML leaves out, unless it names another component there. A class's entry replaces that of its bases.
+        exclusive: pairs of keys, both ways round, of which one at most may be given: to override one drops the other.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    exclusive: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def section_defaults(cls) -> dict[str, Mapping[str, Any]]:

@@ -191,6 +191,8 @@ class _Override:
         known = component is not None and named.get("name") in component.registry.names()
         if component is not None and known and place.name not in (None, named["name"]):
             _drop_foreign(section, component, f"{self}: left out {place.name}'s own settings")
+        if place.schema is not None and value is not None:
+            section.pop(place.schema.exclusive.get(key, ""), None)
         section.update(named)
 
     def _value(self, place: _Place) -> Any:

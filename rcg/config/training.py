@@ -21,9 +21,11 @@ from rcg.config.base import RUNTIME, Batch, Config, Fraction, Side, Width
 class TrainConfig(Config):
     """How the one training loop runs."""
 
+    exclusive = {"steps": "epochs", "epochs": "steps"}
+
     steps: Annotated[NonNegativeInt, RUNTIME] = 10_000
     """Optimizer steps."""
-    epochs: Annotated[PositiveFloat | None, RUNTIME] = None
+    epochs: Annotated[float | None, Field(gt=0, le=1e6), RUNTIME] = None
     """Passes over the training images, instead of `steps`; null: as many as `steps` take."""
     batch_size: Batch = 64
     """Samples of one optimizer step, over all processes and accumulated micro-batches."""

@@ -258,8 +258,12 @@ def test_steps_follow_from_epochs(toy_copy, tmp_path):
     assert "steps" not in saved
     longer = train("rdm", stage.config, "rdm.train.epochs=3", mode=Mode.RESUME)
     assert longer.part().facts.step == 17
+    assert load_experiment(stage.config, ["rdm.train.steps=9"]).rdm.train.epochs is None
+    assert load_experiment(toy_copy, ["rdm.train.epochs=9"]).rdm.train.epochs == 9
+    values["rdm"]["train"]["steps"] = 4
+    path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match="steps and epochs both say how long to train"):
-        load_experiment(stage.config, ["rdm.train.steps=9"])
+        load_experiment(path)
 
 
 def test_a_cosine_that_is_stretched_is_said_to_jump(toy_copy, capsys):
