@@ -77,8 +77,9 @@ class ImageFolder(PictureFiles):
             root, self._validation = _official(root)
         self._seen: set[tuple[int, int]] = set()
         files = _readable(root, self._seen, whole)
-        labels, classes = _labels(root, [file.path for file in files])
-        super().__init__(root, files, labels, classes)
+        super().__init__(root, files, *_labels([file.path for file in files]))
+        if not whole:
+            _warn_of_folders(root, self.paths, self.classes)
 
     def official_validation(self) -> PictureFiles | None:
         """Return the pictures of `val` or `test`.
@@ -132,16 +133,24 @@ def _readable(root: Path, seen: set[tuple[int, int]], whole: bool) -> list[File]
     return files
 
 
-def _labels(root: Path, paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _labels(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     folders = [path.partition("/")[0] for path in paths if "/" in path]
     classes, labels = np.unique(folders, return_inverse=True)
-    if len(classes) < 2:
-        return None, ()
-    if len(folders) < len(paths):
-        loose = [path for path in paths if "/" not in path]
-        warn(f"{root}: its {len(classes)} folders are no classes, because {_some(loose)} lies beside them")
+    if len(folders) < len(paths) or len(classes) < 2:
         return None, ()
     return torch.from_numpy(labels), tuple(classes.tolist())
+
+
+def _warn_of_folders(root: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+    """Warn of folders that are no classes although they look like it, or the other way around."""
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
+    loose = [path for path in paths if "/" not in path]
+    if loose and len(folders) > 1:
+        warn(f"{root}: its {len(folders)} folders are no classes, because {_some(loose)} lies beside them")
+    splits = [name for name in classes if name.lower() in ("train", *OFFICIAL)]
+    if splits:
+        alternatives = " or ".join(OFFICIAL)
+        warn(f"{root}: {', '.join(splits)} are taken for classes; official splits are train beside {alternatives}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -460,10 +460,14 @@ def test_a_class_that_is_not_trained_on_is_refused_in_validation(root: Path) -> 
         load_images(ImageFolderConfig(root=root))
 
 
-def test_train_without_val_is_a_folder_like_any_other(root: Path) -> None:
-    for name in ("train/1.png", "car/2.png"):
-        paint(root / name)
-    assert folder(root).classes == ("car", "train")
+@pytest.mark.parametrize("names", [("car", "train"), ("test", "val")])
+def test_a_split_without_its_counterpart_is_a_class_with_a_warning(
+    root: Path, names: tuple[str, str], capsys: Any
+) -> None:
+    for name in names:
+        paint(root / name / "1.png")
+    assert folder(root).classes == names
+    assert "are taken for classes; official splits are train beside val or" in capsys.readouterr().err
 
 
 # Messages.
