@@ -204,21 +204,25 @@ class Workspace:
         Raises:
             UserError: these are not the representations of `space`, which an RDM generates.
         """
-        train, validation = self.z("train"), self.z("validation")
-        if self.representation.space != space:
+        if not self._has_space(space):
             raise UserError(
                 f"{self.run.rdm.path} generates representations of {space.id}, but the experiment's are those of "
-                f"{self.representation.space.id}: give the configuration that the RDM was trained with"
+                f"{self.raw_representation.space.id}: give the configuration that the RDM was trained with"
             )
+        train, validation = self.z("train"), self.z("validation")
         return RealData(self.images.train, first_views(train), self.images.validation, first_views(validation))
 
     def check_condition(self, space: Space | None) -> None:
         """Raise `UserError` if a generator conditioned on `space` was trained on other representations than these."""
-        if space is not None and self.representation.space != space:
+        if space is not None and not self._has_space(space):
             raise UserError(
                 f"the generator is conditioned on representations of {space.id}, but those of {self.run.path} are now "
-                f"of {self.representation.space.id}: train the generator again"
+                f"of {self.raw_representation.space.id}: train the generator again"
             )
+
+    def _has_space(self, space: Space) -> bool:
+        """Whether `space` is that of z; images are encoded only if it can be, to fit what has to be fitted."""
+        return self.generates(space) and self.representation.space == space
 
     def _representations(self, split: str) -> ShardedViews:
         """Return raw representations of a split, computed on all processes where they are not cached."""

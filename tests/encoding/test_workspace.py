@@ -1,5 +1,6 @@
 """A workspace opens each neighbor once, when somebody asks for it."""
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -121,3 +122,13 @@ def test_trainings_know_their_steps_wherever_the_workspace_is_asked(tmp_path):
     study = Study(work, keys=[], plan=None, metrics=None, out=tmp_path, cache=tmp_path, train=None)
     assert study.generator.train.steps == work.experiment.require_generator().train.steps == steps
     assert study.generator.train.epochs == 2
+
+
+def test_another_encoder_is_refused_before_images_are_encoded(toy_copy, tmp_path):
+    space = Workspace(load_experiment(toy_copy, ["normalize=per_dataset"]), launch()).representation.space
+    shutil.rmtree(tmp_path / "run" / "cache")
+    other = Workspace(load_experiment(toy_copy, ["normalize=per_dataset", "encoder.weights=none"]), launch())
+    for refuse in (other.real_data, other.check_condition):
+        with pytest.raises(UserError, match=f"representations of {space.id}"):
+            refuse(space)
+    assert not (tmp_path / "run" / "cache").exists()
