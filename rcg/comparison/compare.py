@@ -160,7 +160,7 @@ def _set_up(study: Study) -> _Bench:
     splits = SplitImages.of(work.images)
     reference = choose_reference(study.metrics.reference, splits, work.image_size)
     extractors, warnings = study.metrics.open_extractors(lambda: work.representation, work.image_size, work.accelerator)
-    return _Bench(extractors, reference, splits, warnings)
+    return _Bench(extractors, reference, splits, [*warnings, *reference.doubts])
 
 
 def _evaluate(key: str, folder: str, study: Study, bench: _Bench) -> Outcome:

@@ -97,8 +97,9 @@ def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator:
         if changed:
             searched = None
             warnings.append(changed)
-    for images in (samples, reference.images):
-        warnings += images.doubts if isinstance(images, StoredImages) else []
+    if isinstance(samples, StoredImages):
+        warnings += samples.doubts
+    warnings += reference.doubts
     return Evaluation(samples, origin, extractors, reference, searched, metrics.resamples, [*warnings, *missing])
 
 

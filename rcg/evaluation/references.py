@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,11 @@ class Reference:
         """Everything that decides the images, None without any."""
         return None if self.images is None else self.images.facts
 
+    @property
+    def doubts(self) -> Sequence[str]:
+        """Sentences about what is doubtful in the images."""
+        return self.images.doubts if isinstance(self.images, StoredImages) else ()
+
     def extract(
         self, extractors: Sequence[FeatureExtractor], folder: Path, accelerator: Accelerator
     ) -> ReferenceFeatures:
@@ -96,8 +101,15 @@ def read_reference(path: Path, size: int) -> Reference:
     if path.is_dir():
         return Reference(str(path), folder_images(path, size))
     statistics = published_statistics(path)
-    has_images = "arr_0" in array_names(path) or not statistics
-    return Reference(str(path), npz_images(path) if has_images else None, statistics)
+    if statistics and "arr_0" not in array_names(path):
+        return Reference(str(path), None, statistics)
+    images = npz_images(path)
+    if images.size != size:
+        doubt = (
+            f"the images of {path} are of {images.size} px, those compared with them of {size} px, and none is resized"
+        )
+        images = replace(images, doubts=(doubt,))
+    return Reference(str(path), images, statistics)
 
 
 def published_statistics(path: Path) -> dict[str, FittedGaussian]:

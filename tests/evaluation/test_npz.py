@@ -139,3 +139,10 @@ def test_statistics_of_every_precision_are_read(tmp_path, dtype):
     gaussian = read_reference(path, 4).statistics["2048"]
     assert gaussian.distance(gaussian) == pytest.approx(0, abs=1e-9)
     assert float(gaussian.factor.square().sum()) == pytest.approx(4)
+
+
+def test_a_reference_of_another_size_is_said_to_be(tmp_path):
+    path = archive(tmp_path / "good.npz", arr_0=array(IMAGES))
+    assert not read_reference(path, 4).doubts
+    (doubt,) = read_reference(path, 16).doubts
+    assert f"the images of {path} are of 4 px, those compared with them of 16 px" in doubt
