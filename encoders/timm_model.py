@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from rcg.core.registry import ENCODERS
 from rcg.encoders._presets import PRESETS
 
 Plain = bool | int | float | str
+NORM_BEHIND_POOLING = "fc_norm.weight"
 LOADING = {
     name
     for function in (timm.create_model, build_model_with_cfg)
@@ -179,7 +181,7 @@ class TimmModel(Encoder):
         return (image - self.mean) / self.std
 
     def _load(self, path: str) -> None:
-        tensors = pretrained.read_weights(path)
+        tensors = _as_timm_loads(self.config.model, self.network, pretrained.read_weights(path))
         expected = self.network.state_dict()
         # A file may hold a classifier, which is not part of an encoder.
         extra = [key for key in tensors if key not in expected and key.split(".")[0] in ("head", "fc", "classifier")]
@@ -192,6 +194,10 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
     arguments: dict[str, Any] = {"num_classes": 0, **config.options}
     if config.pooling:
         arguments["global_pool"] = config.pooling
+        # timm moves the norm behind a mean, under a name that the weights of other poolings do not have.
+        is_mean = config.pooling == "avg" and "fc_norm" not in arguments
+        if is_mean and NORM_BEHIND_POOLING in _names(name, arguments) - _names(name, {"num_classes": 0}):
+            arguments["fc_norm"] = False
     download = load and (config.weights == "pretrained" or _on_hub(config.weights))
     # Networks that take inputs of any size have no such argument.
     attempts: list[dict[str, Any]] = [{"img_size": config.input_size}, {}] if config.input_size else [{}]
@@ -211,6 +217,27 @@ def _create(config: TimmModelConfig, load: bool) -> Any:
     if arguments["num_classes"]:
         network.reset_classifier(0)
     return network
+
+
+def _names(model: str, arguments: dict[str, Any]) -> set[str]:
+    """Return the names of a network's tensors; none where it does not take the arguments."""
+    try:
+        with torch.device("meta"):
+            return set(timm.create_model(model, pretrained=False, **arguments).state_dict())
+    except (TypeError, AssertionError, ValueError):
+        return set()
+
+
+def _as_timm_loads(model: str, network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a file, and resize positions, as timm does with what it downloads of this family."""
+    if _on_hub(model):
+        return tensors
+    module = sys.modules[timm.models.model_entrypoint(model.split(".")[0]).__module__]
+    convert = vars(module).get("checkpoint_filter_fn")
+    try:
+        return tensors if convert is None else convert(tensors, network)
+    except (KeyError, RuntimeError, TypeError, ValueError):  # a file of another network
+        return tensors
 
 
 def _on_hub(place: str) -> bool:

@@ -26,7 +26,7 @@ from rcg.core.console import complain, first_process, say, session, warn
 from rcg.core.errors import Stopped, UserError, nearest
 
 if TYPE_CHECKING:
-    from rcg.encoding.run_folder import Mode
+    from rcg.encoding.run_folder import Mode, RunFolder
     from rcg.encoding.workspace import Workspace
     from rcg.evaluation.samples import SamplingPlan
     from rcg.training.stages import Stage
@@ -345,6 +345,14 @@ def sampling_plan(arguments: argparse.Namespace) -> SamplingPlan:
     from rcg.pipeline import SamplingOptions
 
     return create(SamplingPlan, arguments, options=create(SamplingOptions, arguments))
+
+
+def results_of(source: Path) -> RunFolder:
+    """Return the folder for results about a run: itself; for `owner/name` on the hub, `name` where the tool runs."""
+    from rcg.core.hub import looks_remote
+    from rcg.encoding.run_folder import RunFolder
+
+    return RunFolder(source.name if looks_remote(source) else source)
 
 
 def output_folder(folder: Path) -> Path:

@@ -63,10 +63,10 @@ def test_the_same_seed_gives_the_same_images_whatever_the_number_of_processes(ru
 
 
 def test_mixed_precision_rounds_and_does_no_more(run):
-    exact, rounded = Pipeline.load(run, "dit"), Pipeline.load(run, "dit").to("cpu", "bf16")
+    exact, rounded = Pipeline.from_pretrained(run, "dit"), Pipeline.from_pretrained(run, "dit").to("cpu", "bf16")
     multiplied = []
     rounded.generator.network.register_forward_hook(lambda module, inputs, output: multiplied.append(output.dtype))
-    a, b = (pipeline.sample(range(6), SamplingOptions(seed=1, guidance=1.5)) for pipeline in (exact, rounded))
+    a, b = (pipeline.generate(range(6), SamplingOptions(seed=1, guidance=1.5)) for pipeline in (exact, rounded))
     assert set(multiplied) == {torch.bfloat16}
     assert b.images.dtype == b.z.dtype == torch.float32
     assert 0 < float((a.images - b.images).abs().mean()) < 0.03
@@ -94,23 +94,23 @@ def test_images_can_be_generated_from_representations_that_were_generated_before
 
 
 def test_another_seed_gives_other_images(run):
-    pipeline = Pipeline.load(run, "dit")
-    first, second = (pipeline.sample([0, 1], SamplingOptions(seed=seed)).images for seed in (0, 1))
+    pipeline = Pipeline.from_pretrained(run, "dit")
+    first, second = (pipeline.generate([0, 1], SamplingOptions(seed=seed)).images for seed in (0, 1))
     assert (first - second).abs().max() > 0.01
 
 
 def test_classes_are_assigned_evenly_or_as_asked(run):
-    pipeline = Pipeline.load(run, "dit-class")
-    assert pipeline.sample(range(12)).labels.tolist() == [*range(10), 0, 1]
-    assert pipeline.sample(range(3), SamplingOptions(label=7)).labels.tolist() == [7, 7, 7]
+    pipeline = Pipeline.from_pretrained(run, "dit-class")
+    assert pipeline.generate(range(12)).labels.tolist() == [*range(10), 0, 1]
+    assert pipeline.generate(range(3), SamplingOptions(label=7)).labels.tolist() == [7, 7, 7]
     random = SamplingOptions(labels="random", steps=1)
-    labels = pipeline.sample(range(30), random).labels
-    assert labels.tolist() != pipeline.sample(range(30)).labels.tolist()
+    labels = pipeline.generate(range(30), random).labels
+    assert labels.tolist() != pipeline.generate(range(30)).labels.tolist()
     assert labels.unique().numel() > 5
-    assert torch.equal(pipeline.sample(range(10, 20), random).labels, labels[10:20])
-    assert not torch.equal(pipeline.sample(range(30), replace(random, seed=1)).labels, labels)
+    assert torch.equal(pipeline.generate(range(10, 20), random).labels, labels[10:20])
+    assert not torch.equal(pipeline.generate(range(30), replace(random, seed=1)).labels, labels)
     with pytest.raises(UserError, match=r"class 10 is out of range: classes are 0 \(0\) to 9"):
-        pipeline.sample([0], SamplingOptions(label=10))
+        pipeline.generate([0], SamplingOptions(label=10))
 
 
 def with_classes(part, cond):
@@ -139,19 +139,20 @@ def test_an_rdm_of_classes_without_names_gets_their_numbers(run):
 
 def test_several_generators_ask_for_a_choice(run):
     with pytest.raises(UserError, match=r"several generators \(dit, dit-class\)"):
-        Pipeline.load(run)
+        Pipeline.from_pretrained(run)
 
 
 def test_a_saved_pipeline_gives_the_same_images(run, tmp_path):
-    pipeline = Pipeline.load(run, "dit")
+    pipeline = Pipeline.from_pretrained(run, "dit")
     folder = pipeline.save_pretrained(tmp_path / "saved")
-    again = Pipeline.load(folder)
-    assert torch.equal(pipeline.sample(range(3)).images, again.sample(range(3)).images)
+    again = Pipeline.from_pretrained(folder)
+    assert torch.equal(pipeline.generate(range(3)).images, again.generate(range(3)).images)
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md",
         "encoder.safetensors",
         "generator.safetensors",
         "rdm.safetensors",
+        "transform.safetensors",
     ]
     assert (folder / "README.md").read_text().startswith("---\n")
     done = tool("sample", folder, "--num", 2, "--out", tmp_path / "gallery")
@@ -162,6 +163,9 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(run, monkeypatch):
     uploaded = {}
 
     class Hub:
+        def __init__(self, token):
+            uploaded["token"] = token
+
         def create_repo(self, repository, private, exist_ok):
             uploaded["repository"] = (repository, private)
 
@@ -170,28 +174,36 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(run, monkeypatch):
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert Pipeline.load(run, "dit").push_to_hub("me/digits") == "https://hub/me/digits"
+    assert Pipeline.from_pretrained(run, "dit").push_to_hub("me/digits", "mit", token="t") == "https://hub/me/digits"
+    assert uploaded["token"] == "t"
     assert uploaded["repository"] == ("me/digits", True)
     assert "generator.safetensors" in uploaded["files"]
 
 
 def test_a_repository_on_the_hub_is_loaded(run, tmp_path, monkeypatch):
-    saved = Pipeline.load(run, "dit").save_pretrained(tmp_path / "hub")
+    saved = Pipeline.from_pretrained(run, "dit").save_pretrained(tmp_path / "hub")
     asked = []
 
-    def download(name, revision, allow_patterns):
-        asked.append((name, revision))
+    def download(name, **options):
+        asked.append((name, options))
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    pipeline = Pipeline.load("me/digits", revision="v1")
-    assert asked == [("me/digits", "v1")]
+    options = {"revision": "v1", "token": "t", "cache_dir": tmp_path, "local_files_only": True}
+    pipeline = Pipeline.from_pretrained("me/digits", **options)
+    (name, passed) = asked[0]
+    assert name == "me/digits"
+    assert options.items() <= passed.items()
     assert pipeline.rdm is not None
+    monkeypatch.chdir(tmp_path)
+    done = tool("sample", "me/digits", "--num", 2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits" / "gallery" / "gallery.png").is_file()
 
 
 def test_a_name_that_is_neither_folder_nor_repository_is_refused():
     with pytest.raises(UserError, match="neither a local folder nor a repository"):
-        Pipeline.load("nobody/nothing-of-this-name")
+        Pipeline.from_pretrained("nobody/nothing-of-this-name")
 
 
 def test_a_generator_without_its_rdm_says_what_to_do(run):
@@ -217,11 +229,11 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_unknown_key(run, tmp_
 
 
 def test_given_representations_replace_generated_ones(run):
-    pipeline = Pipeline.load(run, "dit")
+    pipeline = Pipeline.from_pretrained(run, "dit")
     z = torch.zeros(2, 8)
-    samples = pipeline.sample([0, 1], z=z)
+    samples = pipeline.generate([0, 1], z=z)
     assert torch.equal(samples.z, z)
-    assert not torch.equal(samples.images, pipeline.sample([0, 1]).images)
+    assert not torch.equal(samples.images, pipeline.generate([0, 1]).images)
 
 
 def sampled(run, out, *arguments, num=7):
@@ -324,7 +336,7 @@ def test_pictures_of_unknown_settings_are_left_alone(run, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["rdm", "generator", "decoder", "representation"])
 def test_what_is_not_finite_is_refused_and_says_where_it_began(run, where, value, monkeypatch):
-    pipeline, z = Pipeline.load(run, "dit"), None
+    pipeline, z = Pipeline.from_pretrained(run, "dit"), None
     if where == "rdm":
         pipeline.rdm.network.output.bias[0] = value
     elif where == "generator":
@@ -340,7 +352,7 @@ def test_what_is_not_finite_is_refused_and_says_where_it_began(run, where, value
         "representation": "what was given as representation",
     }
     with pytest.raises(UserError, match=f"{said[where]} is not finite"):
-        pipeline.sample([0, 1], z=z)
+        pipeline.generate([0, 1], z=z)
 
 
 def test_a_tool_writes_nothing_that_is_not_finite(run, tmp_path, monkeypatch):
@@ -367,11 +379,11 @@ def test_an_rdm_and_a_generator_of_different_images_are_refused(run, tmp_path):
         facts = part.facts.model_copy(update={"fingerprint": fingerprint})
         checkpoint.save(stage.checkpoint, replace(part, facts=facts))
         if fits:
-            Pipeline.load(tmp_path / "run", "dit")
+            Pipeline.from_pretrained(tmp_path / "run", "dit")
         else:
             with pytest.raises(UserError, match="the RDM and the generator were trained on different images"):
-                Pipeline.load(tmp_path / "run", "dit")
-            Pipeline.load(tmp_path / "run", "dit-class")  # it takes nothing from the RDM
+                Pipeline.from_pretrained(tmp_path / "run", "dit")
+            Pipeline.from_pretrained(tmp_path / "run", "dit-class")  # it takes nothing from the RDM
 
 
 def test_eight_bits_are_rounded_and_not_cut_off():

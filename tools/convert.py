@@ -21,6 +21,13 @@ def main() -> None:
     parser.add_argument("source", type=cli.path, help="the published file, or with --back the folder of a run")
     parser.add_argument("target", type=cli.path, help="the folder of a run, or with --back the file")
     parser.add_argument("--name", help="which autoencoder: kl, vq or vqgan [read off the file]")
+    text = "attention heads of a generator whose size was not published [as the file says]"
+    parser.add_argument("--heads", type=cli.count, help=text)
+    text = "channels of a head, for adm and ldm [as the file says]"
+    parser.add_argument("--head-width", type=cli.count, help=text)
+    parser.add_argument(
+        "--encoder-heads", type=cli.count, help="those of the encoder that it carries [as the file says]"
+    )
     parser.add_argument("--back", action="store_true", help="ours -> the published format")
     cli.main(parser, convert)
 
@@ -29,7 +36,7 @@ def convert(arguments: argparse.Namespace) -> None:
     """Read one format and write the other; refuse to overwrite."""
     from rcg.encoding.run_folder import RunFolder
 
-    converter = CONVERTERS.get(arguments.kind)(arguments.name)
+    converter = cli.create(CONVERTERS.get(arguments.kind), arguments)
     if arguments.back:
         if arguments.target.exists():
             raise UserError(f"{arguments.target} is there already: choose another name")

@@ -17,7 +17,8 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and evaluate."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("subject", type=cli.path, help="folder of a run, folder of images, or .npz batch (arr_0, NHWC)")
+    text = "folder of a run, or of save_pretrained, owner/name on the hub, folder of images, or .npz (arr_0, NHWC)"
+    parser.add_argument("subject", type=cli.path, help=text)
     text = "scale of classifier-free guidance; several are compared [as configured]"
     parser.add_argument("--guidance", type=cli.guidance_scale, nargs="+", metavar="SCALE", help=text)
     cli.add_sampling(parser, num=5000)
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate, and print the report."""
     from rcg.config import load_experiment
     from rcg.core.console import say
+    from rcg.core.hub import locate, looks_remote
     from rcg.distributed.launch import launch
     from rcg.encoding.run_folder import RunFolder
     from rcg.evaluation.evaluate import evaluate
@@ -44,8 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     from rcg.evaluation.guidance_sweep import sweep_guidance
     from rcg.evaluation.plan import EvaluationOptions, is_run, plan_evaluation
 
-    accelerator, folder = launch(), RunFolder(arguments.subject)
-    default = folder.evaluation if is_run(folder) else Path(f"{folder.path}-evaluation")
+    subject = locate(arguments.subject) if looks_remote(arguments.subject) else arguments.subject
+    accelerator, folder = launch(), RunFolder(subject)
+    default = cli.results_of(arguments.subject).evaluation if is_run(folder) else Path(f"{folder.path}-evaluation")
     out = cli.output_folder(arguments.out or default)
     cache = cli.output_folder(arguments.cache or out / "features")
 

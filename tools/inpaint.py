@@ -15,7 +15,8 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and complete images."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.run_folder, help="folder of a run with a generator of tokens")
+    text = "folder of a run, or of save_pretrained, or owner/name on the hub, with a generator of tokens"
+    parser.add_argument("run", type=cli.run_folder, help=text)
     parser.add_argument("--image", type=cli.path, nargs="+", required=True, metavar="FILE", help="images to complete")
     hole = parser.add_mutually_exclusive_group()
     edges = ("LEFT", "TOP", "RIGHT", "BOTTOM")
@@ -42,12 +43,13 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the panel: a row for each image."""
+    from rcg.core.hub import locate
     from rcg.distributed.launch import launch
     from rcg.encoding.run_folder import RunFolder
     from rcg.evaluation.inpainting_panel import Hole, write_panel
 
-    folder, hole, plan = RunFolder(arguments.run), cli.create(Hole, arguments), cli.sampling_plan(arguments)
-    out = cli.output_file(arguments.out or folder.inpainting)
+    folder, hole, plan = RunFolder(locate(arguments.run)), cli.create(Hole, arguments), cli.sampling_plan(arguments)
+    out = cli.output_file(arguments.out or cli.results_of(arguments.run).inpainting)
     write_panel(folder, arguments.generator, arguments.image, hole, plan, arguments.representation, out, launch())
 
 

@@ -12,7 +12,8 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and sample."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.run_folder, help="folder of a run, or of save_pretrained")
+    text = "folder of a run, or of save_pretrained; or owner/name on the hub"
+    parser.add_argument("run", type=cli.run_folder, help=text)
     parser.add_argument("--out", type=cli.path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
     cli.add_sampling(parser, num=64, most=10**9)  # they are streamed
     cli.add(parser, "--generator", "--guidance", "--class", "--representations")
@@ -22,15 +23,16 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate this process's share of the samples; the first process writes the gallery."""
+    from rcg.core.hub import locate
     from rcg.distributed.launch import launch
     from rcg.encoding.run_folder import RunFolder
     from rcg.evaluation.gallery import write_gallery
     from rcg.evaluation.samples import open_samples
 
-    accelerator, plan, folder = launch(), cli.sampling_plan(arguments), RunFolder(arguments.run)
-    out = cli.output_folder(arguments.out or folder.gallery)
+    accelerator, plan, folder = launch(), cli.sampling_plan(arguments), RunFolder(locate(arguments.run))
+    out = cli.output_folder(arguments.out or cli.results_of(arguments.run).gallery)
     samples = open_samples(folder, arguments.generator, plan, arguments.representations, accelerator.device)
-    write_gallery(samples, str(folder.path), out, accelerator, arguments.save_images)
+    write_gallery(samples, str(arguments.run), out, accelerator, arguments.save_images)
 
 
 if __name__ == "__main__":

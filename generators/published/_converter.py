@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest
 from rcg.encoding.run_folder import RunFolder
+
+MEANING = {
+    "name": "chooses between autoencoders",
+    "heads": "is for the generators dit and adm",
+    "head_width": "is for the generators adm and ldm",
+    "encoder_heads": "is for the encoder in checkpoints of rdm, ldm and mage",
+}
 
 
 class Converter(ABC):
@@ -15,14 +23,36 @@ class Converter(ABC):
     The folder of that name in a run must not exist before; `read` may write parts beside it.
     """
 
-    def __init__(self, name: str | None = None) -> None:
-        """Choose the component that a file becomes by `name`; null: it is read off the file.
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Which of the arguments below say something about files of this kind."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """The components that a file may become, where it has to be said which."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        heads: int | None = None,
+        head_width: int | None = None,
+        encoder_heads: int | None = None,
+    ) -> None:
+        """Say what files may not hold.
+
+        Args:
+            name: the component that a file becomes; None: it is read off the file.
+            heads: attention heads of the generator; None: as the file says, or as published for its size.
+            head_width: channels of a head, where their number follows from it.
+            encoder_heads: attention heads of the encoder that the file carries.
 
         Raises:
-            UserError: files of this kind become one component only.
+            UserError: one is given that says nothing about files of this kind, or an unknown name.
         """
-        if name is not None:
-            raise UserError(f"--name {name} chooses between autoencoders: leave it out, or convert an autoencoder")
+        given = {"name": name, "heads": heads, "head_width": head_width, "encoder_heads": encoder_heads}
+        for option, value in given.items():
+            if value is not None and option not in self.options:
+                raise UserError(f"--{option.replace('_', '-')} {value} {MEANING[option]}: leave it out")
+        if name is not None and name not in self.names:
+            raise UserError(f"no published file of this kind becomes {name!r}; {nearest(name, self.names)}")
+        self.name, self.heads, self.head_width, self.encoder_heads = name, heads, head_width, encoder_heads
 
     @abstractmethod
     def read(self, path: Path, run: RunFolder) -> list[Path]:

@@ -10,16 +10,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rcg.config import parse_saved_config
 from rcg.core import checkpoint, pretrained
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError, nearest
+from rcg.core.registry import GENERATORS, Registry
 from rcg.diffusion.model import GenerativeModel, model_part
 from rcg.encoding.autoencoder import restore_autoencoder
 from rcg.encoding.run_folder import RunFolder, StageFolder
 
 Tensors = Mapping[str, Tensor]
 Names = Mapping[str, str]
+DIFFUSION = {
+    "process.name": "gaussian",
+    "process.schedule": "linear",
+    "process.predict": "eps",
+    "process.steps": 1000,
+    "process.zero_terminal_snr": False,
+    "self_condition": False,
+}
+"""The diffusion of the original code, and what it does not know, for `check_settings`."""
 LIVE = "live."
 """Prefix of the live weights among the tensors that only the original format needs."""
 
@@ -133,6 +144,29 @@ def find_autoencoder(run: RunFolder, name: str, shape: tuple[int, ...], path: Pa
     return name, Space(shape, id=f"of {path.name}")
 
 
+def check_settings(part: Part, registry: Registry, foreign: Mapping[str, Any]) -> None:
+    """Refuse a part that the original code would load, and then use as something else.
+
+    Args:
+        part: the part that goes back.
+        registry: of its network.
+        foreign: by dotted key, the values of settings that the original code does not have, at which they change
+            nothing, and of those that it has fixed; several of them in a tuple.
+
+    Raises:
+        UserError: a setting has another value; the sentence names it.
+    """
+    values: Any = parse_saved_config(registry, part.kind, part.config).model_dump(mode="json")
+    for key, allowed in foreign.items():
+        found = values
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if found not in (allowed if isinstance(allowed, tuple) else (allowed,)):
+            raise UserError(
+                f"{part.source} has {key} {found}, which the original code cannot load: it has {allowed} alone"
+            )
+
+
 def load_extra(stage: StageFolder) -> dict[str, Tensor]:
     """Return the tensors that only the original format needs; none where there are none."""
     return checkpoint.load_tensors(stage.original)[0] if stage.original.is_file() else {}
@@ -183,7 +217,7 @@ def load_generator(run: RunFolder, name: str, foreign: Mapping[str, Any]) -> Loa
     Args:
         run: the folder of a run.
         name: which generator, conditioned on representations, classes or nothing.
-        foreign: settings that the original code does not have, and the value at which they change nothing.
+        foreign: see `check_settings`.
 
     Raises:
         UserError: there is none or more than one, or the original code could not load it.
@@ -191,11 +225,9 @@ def load_generator(run: RunFolder, name: str, foreign: Mapping[str, Any]) -> Loa
     stages = [run.stage_folder(folder) for folder in (name, f"{name}-class", f"{name}-none")]
     trained = [stage for stage in stages if stage.is_trained]
     if len(trained) != 1:
-        raise UserError(f"{run.path} must hold one {name}  to convert, and holds {len(trained)}")
+        raise UserError(f"{run.path} must hold one {name} to convert, and holds {len(trained)}")
     (stage,) = trained
     part = stage.part()
-    for key, neutral in foreign.items():
-        if part.config[key] != neutral:
-            raise UserError(f"{stage.path} has {key} {part.config[key]}, which the original code cannot load")
+    check_settings(part, GENERATORS, foreign)
     extra = load_extra(stage)
     return Loaded(part, select(extra, LIVE), {key: value for key, value in extra.items() if not key.startswith(LIVE)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ PUBLISHED = {
 class ADMConverter(Converter):
     """Reads and writes training checkpoints of RCG and plain state dicts of guided-diffusion."""
 
+    options = frozenset({"heads", "head_width"})
+
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's adm (adm-class, adm-none), and return the files written.
 
@@ -65,7 +68,7 @@ class ADMConverter(Converter):
         if not required <= tensors.keys():
             raise UserError(f"{path} is not an ADM checkpoint: it has no input_blocks.1.0.in_layers.0.weight")
         channels = tensors["input_blocks.0.0.weight"].shape[1]
-        layout = layout_of(tensors, original.args, path)
+        layout = layout_of(tensors, original.args, path, self.heads, self.head_width)
         condition = condition_of(tensors)
         cond = None
         if condition == "representation":
@@ -84,8 +87,8 @@ class ADMConverter(Converter):
 
         Without the live weights of a converted file the averaged ones replace them.
         """
-        foreign = {"condition_path": "time", "self_condition": False, "groups": _unet.GROUPS}
-        part, live, _ = _files.load_generator(run, "adm", foreign)
+        foreign = {"condition_path": "time", "groups": _unet.GROUPS, "process.schedule": ("linear", "cosine")}
+        part, live, _ = _files.load_generator(run, "adm", _files.DIFFUSION | foreign)
         config = part.config
         by_kind = part.facts.details.get("by_kind", False)
         layout = Layout(part.facts.image_size, head_width=config["head_width"], heads=config["heads"], by_kind=by_kind)
@@ -116,28 +119,52 @@ def condition_of(tensors: Tensors) -> str:
     return next((kind for kind, name in COND.items() if f"{name}.weight" in tensors), "none")
 
 
-def layout_of(tensors: Tensors, args: Any, path: Path) -> Layout:
+def layout_of(
+    tensors: Tensors, args: Any, path: Path, heads: int | None = None, head_width: int | None = None
+) -> Layout:
     """Return the layout that the arguments of an original network state, or the published one of its shape.
 
+    Args:
+        tensors: of the network.
+        args: what the file says of its training; None: nothing.
+        path: the file.
+        heads: attention heads that a person knows; None: those of the arguments, or published ones.
+        head_width: channels of a head, likewise.
+
     Raises:
-        UserError: there are neither.
+        UserError: they are not known.
     """
-    side = getattr(args, "image_size", None)
-    if side is not None:
-        schedule = getattr(args, "noise_schedule", "cosine" if side == 64 else "linear")
-        by_kind = getattr(args, "use_new_attention_order", False)
-        width = getattr(args, "num_head_channels", 64)
-        if width > 0:
-            return Layout(int(side), schedule, head_width=width, by_kind=by_kind)
-        return Layout(int(side), schedule, heads=args.num_heads, by_kind=by_kind)
+    given = {key: value for key, value in vars(args or argparse.Namespace()).items() if value is not None}
     multipliers = tuple(_unet.shape_of(tensors, 1)["multipliers"])
-    if multipliers not in PUBLISHED:
+    published = PUBLISHED.get(multipliers)
+    side = int(given.get("image_size", published.side if published else 0))
+    if not side:
         sides = ", ".join(str(layout.side) for layout in PUBLISHED.values())
         raise UserError(
             f"{path} does not say how it was trained, and has not the shape of one of the networks published for "
             f"{sides} px: those alone can be converted"
         )
-    return PUBLISHED[multipliers]
+    is_published = published is not None and published.side == side
+    if published is None or not is_published:
+        published = Layout(side, schedule="cosine" if side == 64 else "linear")
+    layout = published._replace(
+        schedule=given.get("noise_schedule", published.schedule),
+        by_kind=bool(given.get("use_new_attention_order", published.by_kind)),
+    )
+    if heads is None and head_width is None and "num_head_channels" in given:
+        head_width = int(given["num_head_channels"])
+        if head_width < 1:  # -1, where the number of heads counts
+            heads, head_width = int(given.get("num_heads", 4)), None
+    if heads is not None:
+        return layout._replace(heads=heads)
+    if head_width is not None:
+        return layout._replace(heads=None, head_width=head_width)
+    if not is_published:
+        raise UserError(
+            f"{path} has multipliers {list(multipliers)} at {side} px, which were not published, and does not say how "
+            f"many attention heads it has: give them as --heads, or their channels as --head-width"
+        )
+    return layout
 
 
 def to_ours(tensors: Tensors, layout: Layout) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rcg.core import pretrained
-from rcg.core.errors import UserError, nearest
+from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS
 from rcg.encoding.run_folder import RunFolder
 from rcg.generators.published._autoencoder import CODEBOOK, original, rebuild, save
@@ -21,13 +21,13 @@ NAMES = ("kl", "vq", "vqgan")
 
 @CONVERTERS.register
 class AutoencoderConverter(Converter):
-    """Reads and writes files of the autoencoders kl, vq and vqgan."""
+    """Reads and writes files of the autoencoders kl, vq and vqgan.
 
-    def __init__(self, name: str | None = None) -> None:
-        """Read files as the autoencoder `name`; null: kl without a codebook, vqgan with MaskGIT's layers, else vq."""
-        if name is not None and name not in NAMES:
-            raise UserError(f"no published autoencoder becomes {name!r}; {nearest(name, NAMES)}")
-        self.name = name
+    Without a name, a file becomes kl without a codebook, vqgan with MaskGIT's layers, else vq.
+    """
+
+    options = frozenset({"name"})
+    names = NAMES
 
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn a published file into the run's autoencoder, and return the files that were written.

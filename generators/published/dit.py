@@ -34,22 +34,17 @@ COND = {"representation": "rep_embedder", "class": "y_embedder.embedding_table"}
 """The original name of the embedding of each condition."""
 UNUSED = {"representation": (COND["class"],), "class": (COND["representation"], NULL)}
 """Prefixes of the original tensors that are not used under each condition."""
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Attention heads of the published widths; the weights do not tell."""
-FOREIGN = {
-    "mlp": "gelu",
-    "norm": "layer",
-    "qk_norm": False,
-    "rotary": False,
-    "context_tokens": 0,
-    "self_condition": False,
-}
+HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+"""Attention heads of the published widths and depths; the weights do not tell."""
+FOREIGN = {**_files.DIFFUSION, "mlp": "gelu", "norm": "layer", "qk_norm": False, "rotary": False, "context_tokens": 0}
 """Settings that the original code does not have, and the values at which they change nothing."""
 
 
 @CONVERTERS.register
 class DiTConverter(Converter):
     """Reads and writes training checkpoints of RCG and plain state dicts of the original DiT."""
+
+    options = frozenset({"heads"})
 
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's dit (or dit-class), and return the files that were written.
@@ -80,12 +75,19 @@ class DiTConverter(Converter):
         autoencoder, data = _files.find_autoencoder(run, "kl", (channels, side, side), path)
         # The network. DiT's own table of classes ends with the null class; RCG has a null representation.
         dropout = 0.1 if condition == "class" else _files.dropout_of(original.args) if NULL in tensors else 0.0
+        depth = _files.count(tensors, "blocks")
+        heads = self.heads or HEADS.get((width, depth))
+        if heads is None:
+            raise UserError(
+                f"{path} has a width of {width} and {depth} blocks, which were not published, and its weights do not "
+                f"tell the attention heads: give them as --heads"
+            )
         learns_variance = len(tensors["final_layer.linear.weight"]) == 2 * channels * patch**2
         network = GENERATORS.get("dit")
         config = network.Config(
             width=width,
-            depth=_files.count(tensors, "blocks"),
-            heads=HEADS.get(width, max(1, width // 64)),
+            depth=depth,
+            heads=heads,
             patch=patch,
             gelu="exact" if "rep_embedder.weight" in tensors else "tanh",
             condition=condition,

@@ -36,6 +36,8 @@ INNER = _unet.RESIDUAL | {
 """The original names of layers in cells, and ours; the first that fits counts."""
 FUSED = {"attn.qkv.": ("attn1.to_q.", "attn1.to_k.", "attn1.to_v."), "cross.kv.": ("attn2.to_k.", "attn2.to_v.")}
 """Our layers, and the original ones whose rows they hold."""
+PUBLISHED = (256, (1, 2, 4))
+"""Width and multipliers of the published LDM-8, whose heads have 32 channels."""
 SIDE = 32
 """Side of the latents of a file without its autoencoder, as published; the weights do not tell."""
 
@@ -43,6 +45,8 @@ SIDE = 32
 @CONVERTERS.register
 class LDMConverter(Converter):
     """Reads and writes the training checkpoints of `main_ldm.py`."""
+
+    options = frozenset({"head_width", "encoder_heads"})
 
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's ldm (or ldm-class), encoder and autoencoder.
@@ -59,7 +63,7 @@ class LDMConverter(Converter):
         live = _files.select(tensors, NETWORK)
         average = {key: tensors[_rcg.average_name(NETWORK + key)] for key in live}
         # The neighbors.
-        encoder = _encoder.read(tensors, path)
+        encoder = _encoder.read(tensors, self.encoder_heads, path)
         tokenizer = _autoencoder.read(tensors, AUTOENCODER, path, "vq")
         if tokenizer is None:
             channels = live["input_blocks.0.0.weight"].shape[1]
@@ -70,9 +74,16 @@ class LDMConverter(Converter):
         if encoder:
             cond = _encoder.space(encoder, encoder.width, path)
         # The network.
+        shape = _unet.shape_of(live, data.shape[1])
+        if (shape["width"], tuple(shape["multipliers"])) != PUBLISHED and self.head_width is None:
+            raise UserError(
+                f"{path} has a width of {shape['width']} and multipliers {shape['multipliers']}, which were not "
+                f"published, and its weights do not tell the attention heads: give their channels as --head-width"
+            )
         network = GENERATORS.get("ldm")
         config = network.Config(
-            **_unet.shape_of(live, data.shape[1]),
+            **shape,
+            head_width=self.head_width or 32,
             transformer_depth=_files.count(live, "middle_block.1.transformer_blocks"),
             condition="representation" if encoder else "class",
             condition_dropout=0.0,
@@ -95,8 +106,8 @@ class LDMConverter(Converter):
 
         Without the live weights of a converted file the averaged ones replace them.
         """
-        foreign = {"context_tokens": 1, "self_condition": False, "groups": _unet.GROUPS}
-        part, live, extra = _files.load_generator(run, "ldm", foreign)
+        foreign = {"context_tokens": 1, "groups": _unet.GROUPS, "process.schedule": "sqrt_linear"}
+        part, live, extra = _files.load_generator(run, "ldm", _files.DIFFUSION | foreign)
         if part.config["condition"] == "none":
             raise UserError(f"{run.path}/ldm-none has no condition, which the original code cannot load")
         average = {NETWORK + key: value for key, value in to_original(part.tensors).items()}

@@ -57,6 +57,8 @@ SIZES = {768: Size(12, 16, 6.0), 1024: Size(16, 16, 11.0), 1280: Size(16, 16, 11
 class MAGEConverter(Converter):
     """Reads and writes the training checkpoints of `main_mage.py`."""
 
+    options = frozenset({"encoder_heads"})
+
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's mage (or mage-class, mage-none), encoder and autoencoder.
 
@@ -70,7 +72,7 @@ class MAGEConverter(Converter):
         tensors = pretrained.state_dict(content, path)
         if WORDS not in tensors or BIAS not in tensors:
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
-        encoder = _encoder.read(tensors, path)
+        encoder = _encoder.read(tensors, self.encoder_heads, path)
         tokenizer = _autoencoder.read(tensors, TOKENIZER, path, "vqgan")
         dropout = _files.dropout_of(content.get("args"))
         model = _build(tensors, encoder, tokenizer, dropout, run, path)

@@ -37,6 +37,8 @@ TABLE, UNUSED = "network.label.embed.weight", "table"
 class RDMConverter(Converter):
     """Reads and writes the training checkpoints of `main_rdm.py`."""
 
+    options = frozenset({"encoder_heads"})
+
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's RDM and encoder, and return the files that were written.
 
@@ -47,7 +49,7 @@ class RDMConverter(Converter):
         if f"{NETWORK}input_proj.weight" not in tensors or UPDATES not in tensors:
             raise UserError(f"{path} is not an RDM checkpoint: it has no {NETWORK}input_proj.weight with its average")
         # The neighbors.
-        encoder = _encoder.read(tensors, path)
+        encoder = _encoder.read(tensors, self.encoder_heads, path)
         width, dim = tensors[f"{NETWORK}input_proj.weight"].shape
         space = _encoder.space(encoder, dim, path)
         labels = None
@@ -81,10 +83,15 @@ class RDMConverter(Converter):
         """Turn the run's RDM, and its encoder if there is one, into an original checkpoint.
 
         Without the live weights of a converted file the averaged ones replace them.
+
+        Raises:
+            UserError: the original code would sample it as another process, or could not load it or its encoder.
         """
         part = run.rdm.part()
-        if part.kind != "rdm" or part.config["name"] != "rep_mlp":
+        if part.config.get("name") != "rep_mlp":
             raise UserError(f"{run.rdm.path} holds no network that the original code could load")
+        process = {"process.schedule": "sqrt_linear", "process.predict": "x0"}
+        _files.check_settings(part, NETWORKS, _files.DIFFUSION | process | {"condition": ("none", "class")})
         ours = {**part.tensors, **_files.load_extra(run.rdm)}
         table = ours.pop(TABLE, None)
         unused = ours.pop(UNUSED, torch.zeros(1, part.config["label_width"]))

@@ -52,7 +52,7 @@ def arm_samples(key: str, work: Workspace, plan: SamplingPlan) -> GeneratedImage
 def open_arm(arm: Arm, work: Workspace, plan: SamplingPlan) -> Pipeline:
     """Load the trained network of an arm with its neighbors; sampler and guidance are those of the experiment now."""
     config = work.experiment.require_generator()
-    pipeline = Pipeline.load(work.run.path, arm.variant(config).folder_name)
+    pipeline = Pipeline.from_pretrained(work.run.path, arm.variant(config).folder_name)
     now = {"sampler": config.sampler, "guidance": config.guidance}
     pipeline.generator.config = pipeline.config.model_copy(update=now)
     return pipeline.to(work.accelerator.device, plan.precision)
@@ -89,5 +89,5 @@ class ReencodedRepresentations:
 
     def __getitem__(self, indices: list[int], /) -> Tensor:
         """Return the representations `(B, D)` for the samples with these indices."""
-        z: Tensor = self.representation(self.pipeline.sample(indices, self.options).images)
+        z: Tensor = self.representation(self.pipeline.generate(indices, self.options).images)
         return z

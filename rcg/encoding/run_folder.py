@@ -166,6 +166,7 @@ class RunFolder:
         self.encoder, self.autoencoder, self.rdm = (StageFolder(self.path / name) for name in SHARED_STAGES)
         self.cache = self.path / "cache"
         """Representations and latents of the data set."""
+        self.fitted_folder = self.path / "fitted"
         self.evaluation = self.path / "evaluation"
         self.representations = self.path / "representations"
         self.encoder_report = self.path / "encoder-report"
@@ -236,7 +237,7 @@ class RunFolder:
     def fitted(self, what: str, facts: Mapping[str, Any]) -> Path:
         """Return the file of something that was fitted to representations, named by what decides it."""
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        return self.path / "fitted" / f"{what}-{name}.safetensors"
+        return self.fitted_folder / f"{what}-{name}.safetensors"
 
 
 def _lines(log: Path) -> Iterator[dict[str, float]]:

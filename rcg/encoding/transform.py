@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from rcg.config import ProjectionConfig
+from rcg.config import Config, ProjectionConfig
 from rcg.core import checkpoint
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.errors import UserError
+from rcg.core.pretrained import misfits
+
+
+class TransformConfig(Config):
+    """What a person chose of a transform, as its part says it."""
+
+    normalize: Literal["per_sample", "per_dataset", "none"] = "per_sample"
+    projection: ProjectionConfig | None = None
 
 
 class Transform(nn.Module):
@@ -37,9 +48,14 @@ class Transform(nn.Module):
     def id(self) -> str:
         """The name of the map, and the digest of what it learned."""
         learned = f"-{checkpoint.digest(self.state_dict())[:8]}" if self.needs_fit else ""
+        return f"{self.kind}{learned}"
+
+    @property
+    def kind(self) -> str:
+        """The name of the map without what it learned."""
         kind = "" if self.projection is None else "whiten" if self.projection.whiten else "pca"
         linear = f"{kind}{self.projection.width}/" if self.projection else ""
-        return f"{linear}{self.normalizer}{learned}"
+        return f"{linear}{self.normalizer}"
 
     def width(self, raw: int) -> int:
         """Return d for representations of width D = `raw`."""
@@ -66,13 +82,31 @@ class Transform(nn.Module):
 
             pca = PCA(width, whiten=self.projection.whiten, svd_solver="covariance_eigh").fit(rep.double().numpy())
             scale = pca.explained_variance_**-0.5 if self.projection.whiten else np.ones(width)
-            self.load({"center": torch.tensor(pca.mean_), "components": torch.tensor(pca.components_ * scale[:, None])})
+            components = torch.tensor(pca.components_ * scale[:, None])
+            self._keep({"center": torch.tensor(pca.mean_), "components": components})
         if self.normalizer == "per_dataset":
             projected = self._project(rep)
-            self.load({"mean": projected.mean(0), "std": projected.std(0).clamp(min=1e-6)})
+            self._keep({"mean": projected.mean(0), "std": projected.std(0).clamp(min=1e-6)})
 
-    def load(self, learned: Mapping[str, Tensor]) -> None:
-        """Take over what a map of the same kind learned."""
+    def load(self, learned: Mapping[str, Tensor], raw: int, source: str) -> None:
+        """Take over what a map of the same kind learned of representations of width D = `raw`.
+
+        Raises:
+            UserError: `source`, the file that holds it, holds something else.
+        """
+        width = self.width(raw)
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.projection:
+            shapes |= {"center": (raw,), "components": (width, raw)}
+        if self.normalizer == "per_dataset":
+            shapes |= {"mean": (width,), "std": (width,)}
+        expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        complaints = misfits(expected, learned, exact=True)
+        if complaints:
+            raise UserError(f"{source} holds another transform than {self.kind} of {raw} features: {complaints}")
+        self._keep(learned)
+
+    def _keep(self, learned: Mapping[str, Tensor]) -> None:
         for name, value in learned.items():
             self.register_buffer(name, value.float())
 
@@ -91,3 +125,26 @@ class Transform(nn.Module):
 
     def _project(self, rep: Tensor) -> Tensor:
         return (rep - self.center) @ self.components.T if self.projection else rep
+
+
+def transform_part(transform: Transform) -> Part:
+    """Describe a transform so that `restore_transform` builds it again from one file."""
+    config = TransformConfig.model_validate({"normalize": transform.normalizer, "projection": transform.projection})
+    return Part("transform", config.model_dump(mode="json"), Facts(), transform.state_dict())
+
+
+def restore_transform(part: Part, raw: int) -> Transform:
+    """Rebuild the transform of a part, for representations of width D = `raw`.
+
+    Raises:
+        UserError: its config and tensors do not belong together, or not to that width.
+    """
+    try:
+        config = TransformConfig.model_validate(part.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("config", *first["loc"])))
+        raise UserError(f"{part.source or 'the transform'}: {key} is wrong: {first['msg']}") from None
+    transform = Transform(config.normalize, config.projection)
+    transform.load(part.tensors, raw, part.source or "the part")
+    return transform

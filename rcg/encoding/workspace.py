@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rcg.config import Experiment, GeneratorConfig, differences, identity, resolve_epochs, trainings
 from rcg.core import checkpoint
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.console import say
 from rcg.core.contracts import Autoencoder, Encoder, Space
 from rcg.core.errors import UserError
@@ -22,11 +23,11 @@ from rcg.encoding import clusters
 from rcg.encoding.autoencoder import open_autoencoder
 from rcg.encoding.cache import ViewCache, latent_cache, pack, representation_cache, unpack
 from rcg.encoding.clusters import Clusters
-from rcg.encoding.encoder import load_encoder, open_encoder, restore_encoder
+from rcg.encoding.encoder import encoder_part, load_encoder, open_encoder
 from rcg.encoding.lock import run_lock
 from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder, StageFolder
-from rcg.encoding.transform import Transform
+from rcg.encoding.transform import Transform, transform_part
 
 MAX_FITTED = 200_000
 """Most representations that a projection or a normalizer is fitted to."""
@@ -250,7 +251,8 @@ class Workspace:
             representation.transform.fit(rep.rows(order, order % rep.views))
             checkpoint.save_tensors(path, representation.transform.state_dict(), facts)
         self.accelerator.wait_for_everyone()
-        representation.transform.load(checkpoint.load_tensors(path)[0])
+        width = representation.encoder.width
+        representation.transform.load(checkpoint.load_tensors(path)[0], width, str(path))
 
 
 def fill_caches(work: Workspace) -> None:
@@ -295,31 +297,50 @@ def one_view(z: ShardedViews, view: int) -> Tensor:
     return z.rows(positions, torch.full_like(positions, view))
 
 
-def open_run_representation(
-    run: RunFolder, generator: str, space: Space | None, saved: checkpoint.Part | None, accelerator: Accelerator
-) -> Representation:
-    """Return the map from images to z of a run or of a saved pipeline.
+def representation_parts(run: RunFolder, generator: str, space: Space | None) -> dict[str, Part]:
+    """Return the encoder and the transform of a run as parts: all that turns images into z, ready to travel.
 
     Args:
         run: the folder.
-        generator: whose configuration in the run counts.
-        space: the space that its generator is conditioned on, None where it is not on representations.
-        saved: the encoder that came with the generator, for a folder without configuration.
-        accelerator: the processes, for a transform that has to be fitted.
+        generator: whose configuration counts.
+        space: the space of z, which names what the transform learned; None: no model there works in it.
+
+    Returns:
+        Parts by kind; none where the run does not say how its representations were made, as a converted one.
 
     Raises:
-        UserError: there is no encoder, or not that of `space`.
+        UserError: the transform was fitted, and what it learned is not there any more.
     """
     experiment = run.stage_folder(generator).experiment()
-    if experiment is not None:
-        work = Workspace(experiment.model_copy(update={"run": run.path}), accelerator)
-        work.check_condition(space)
-        return work.representation
-    if saved is None:
-        raise UserError(f"{run.path} holds no encoder")
-    representation = Representation(restore_encoder(saved), Transform("per_sample"))
-    if space is not None and representation.space != space:
-        raise UserError(
-            f"the encoder in {run.path} is not the one that {generator} was trained with, or its transform is missing"
-        )
-    return representation
+    if experiment is None:
+        return {"encoder": run.encoder.part()} if run.encoder.is_trained else {}
+    config, size = experiment.encoder, experiment.data.image_size
+    if config.weights is not None:
+        encoder = open_encoder(config, size, experiment.seed)
+    elif run.encoder.is_trained:
+        encoder = load_encoder(run.encoder.checkpoint)
+    else:
+        return {}
+    transform = Transform(experiment.normalize, experiment.projection)
+    if transform.needs_fit:
+        if space is None:
+            return {}
+        _find_fitted(transform, run, encoder.width, space)
+    part = run.encoder.part() if config.weights is None else encoder_part(encoder, Facts(image_size=size))
+    return {"encoder": part, "transform": transform_part(transform)}
+
+
+def _find_fitted(transform: Transform, run: RunFolder, width: int, space: Space) -> None:
+    """Load what a transform of representations of `width` learned where it led to `space`."""
+    wanted = space.id.partition("/")[2]
+    kind = transform_part(transform).config
+    for path in sorted(run.fitted_folder.glob("transform-*.safetensors")):
+        tensors, facts = checkpoint.load_tensors(path)
+        if {key: facts.get(key) for key in kind} == kind:
+            transform.load(tensors, width, str(path))
+            if transform.id == wanted:
+                return
+    raise UserError(
+        f"{run.fitted_folder} does not hold the transform {wanted} that the models were trained with: run "
+        f"tools/cache.py to fit it again"
+    )

@@ -18,7 +18,6 @@ from rcg.data.images import LONGEST, square
 from rcg.data.pictures import read_picture
 from rcg.diffusion.inpainting import box, check_tokens, hide, shrink
 from rcg.encoding.run_folder import RunFolder
-from rcg.encoding.workspace import open_run_representation
 from rcg.evaluation.samples import SamplingPlan
 from rcg.pipeline import Pipeline
 from rcg.visual.grids import save_gallery
@@ -114,7 +113,7 @@ def write_panel(
         UserError: a picture cannot be read, the generator is not one of tokens, or its encoder is missing; or nothing
             is visible, or to be generated.
     """
-    pipeline = Pipeline.load(run.path, generator).to(accelerator.device, plan.precision)
+    pipeline = Pipeline.from_pretrained(run.path, generator).to(accelerator.device, plan.precision)
     name, size = generator or pipeline.config.folder_name, pipeline.image_size
     check_tokens(pipeline.generator)
     if pipeline.config.condition == "representation":
@@ -134,7 +133,7 @@ def write_panel(
     z = None
     if representation in ("visible", "original"):
         seen = original if representation == "original" else hide(image, holes)
-        z = _represent(seen, pipeline, run, name, accelerator)
+        z = _represent(seen, pipeline)
     for path, picture in zip(paths, images, strict=True):
         height, width = picture.shape[1:]
         if (height, width) != (size, size):
@@ -157,15 +156,12 @@ def write_panel(
     say(str(out))
 
 
-def _represent(image: Tensor, pipeline: Pipeline, run: RunFolder, generator: str, accelerator: Accelerator) -> Tensor:
+def _represent(image: Tensor, pipeline: Pipeline) -> Tensor:
     """Return z `(B, D)` of images."""
-    saved = pipeline.parts.get("encoder")
     try:
-        representation = open_run_representation(run, generator, pipeline.generator.cond, saved, accelerator)
+        return pipeline.encode(image)
     except UserError as error:
         raise UserError(f"{error}; or use --representation generated") from None
-    z: Tensor = representation.to(pipeline.device)(image.to(pipeline.device))
-    return z
 
 
 def _touched(hole: Tensor, side: int) -> Tensor:

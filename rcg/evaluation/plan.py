@@ -13,7 +13,7 @@ from rcg.config import Experiment
 from rcg.core.errors import UserError, nearest_file
 from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder
-from rcg.encoding.workspace import Workspace, open_run_representation
+from rcg.encoding.workspace import Workspace
 from rcg.evaluation.evaluate import Evaluation
 from rcg.evaluation.extractors import MetricOptions
 from rcg.evaluation.references import SPLITS, SplitImages, choose_reference
@@ -140,7 +140,6 @@ def _open_run(run: RunFolder, options: EvaluationOptions, accelerator: Accelerat
         experiment = saved and saved.model_copy(update={"run": run.path})
 
     def open_own() -> Representation:
-        space = pipeline.generator.cond if samples.is_conditioned_on_z else None
-        return open_run_representation(run, generator, space, pipeline.parts.get("encoder"), accelerator)
+        return pipeline.representation
 
     return _Subject(samples, experiment, Origin(run.path, generator), open_own)

@@ -217,7 +217,7 @@ def open_samples(
     Raises:
         UserError: a part is missing or does not fit.
     """
-    pipeline = Pipeline.load(run.path, generator).to(device, plan.precision)
+    pipeline = Pipeline.from_pretrained(run.path, generator).to(device, plan.precision)
     pipeline.check(plan.options, generates_z=representations is None)
     rows = None
     if representations is not None:

@@ -33,7 +33,7 @@ def to_uint8(image: Tensor) -> Tensor:
 def save_image(image: Tensor, path: Path) -> None:
     """Write one image `(3, H, W)` in [0, 1] as PNG, atomically."""
     with atomic(path) as temporary:
-        _picture(image).save(temporary, format="PNG")
+        to_pil(image).save(temporary, format="PNG")
 
 
 def save_drawing(picture: Tensor, path: Path) -> None:
@@ -77,14 +77,14 @@ def gallery(images: Tensor, captions: Sequence[str], title: str, columns: int = 
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = _GAP + i % columns * cell_width
         top = sheet.top + i // columns * cell_height
-        sheet.image.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.image.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         sheet.caption(_cut(caption, cell_width - _GAP), left, top + height)
     return sheet.pixels()
 
 
 def save_rows(rows: Mapping[str, Tensor], title: str, path: Path) -> None:
     """Write a titled PNG with one row of images `(n, 3, H, W)` in [0, 1] under each name."""
-    pictures = {name: _picture(grid(images, columns=len(images))) for name, images in rows.items()}
+    pictures = {name: to_pil(grid(images, columns=len(images))) for name, images in rows.items()}
     width = max([_text_width(name) for name in rows] + [picture.width for picture in pictures.values()])
     sheet = _Sheet(width, sum(_GAP + _LINE + picture.height for picture in pictures.values()), title)
     top = sheet.top
@@ -142,5 +142,6 @@ def _scale(images: Tensor) -> int:
     return max(1, -(-64 // images.shape[-1]))
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_pil(image: Tensor) -> Image.Image:
+    """Return an image `(3, H, W)` in [0, 1] as PIL's."""
     return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())

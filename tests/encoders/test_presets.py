@@ -28,6 +28,54 @@ def test_width_grid_and_size_are_as_stated_and_the_license_is_known(name):
     assert encoder.license
 
 
+def is_of_classifier(key):
+    return key.split(".")[0] in ("head", "fc", "classifier")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if preset.millions > 90 and not name.startswith("mae") else ())
+        for name, preset in PRESETS.items()
+    ],
+)
+def test_the_published_weights_fill_every_tensor(name):
+    model = PRESETS[name].model
+    if timm.get_pretrained_cfg(model) is None:
+        pytest.skip(f"timm {timm.__version__} does not know {model} yet")
+    with torch.device("meta"):
+        encoder = TimmModel(TimmModelConfig(preset=name, weights="none"), 32)
+        published = timm.create_model(model).state_dict()
+    ours = encoder.network.state_dict()
+    assert ours.keys() <= published.keys()
+    assert [key for key in published.keys() - ours.keys() if not is_of_classifier(key)] == []
+    moved = [key for key, value in ours.items() if value.shape != published[key].shape]
+    assert moved in ([], ["pos_embed"])  # timm resizes positions
+
+
+@pytest.mark.parametrize("name", ["mae_vitb16", "dinov2_vits14", "hiera_tiny"])
+def test_a_file_of_the_published_weights_loads(name, tmp_path):
+    with torch.device("meta"):
+        published = timm.create_model(PRESETS[name].model).state_dict()
+    # One number on the disk for each tensor.
+    content = {key: torch.full((1,), 0.5).expand(value.shape) for key, value in published.items()}
+    torch.save({"model": content}, tmp_path / "weights.pth")
+    encoder = TimmModel(TimmModelConfig(preset=name, weights=str(tmp_path / "weights.pth")), 32)
+    for key, value in encoder.network.state_dict().items():
+        torch.testing.assert_close(value, torch.full_like(value, 0.5), msg=key)
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_every_pooling_takes_the_weights_of_every_other(pooling, tmp_path):
+    published = timm.create_model("vit_tiny_patch16_224", img_size=32)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    config = {"model": "vit_tiny_patch16_224", "input_size": 32, "pooling": pooling}
+    encoder = TimmModel(TimmModelConfig(weights=str(tmp_path / "weights.pth"), **config), 32).eval()
+    x = published.eval().forward_features((torch.ones(1, 3, 32, 32) - encoder.mean) / encoder.std)
+    expected = x[:, 1:].mean(1) if pooling == "avg" else x[:, 0]
+    torch.testing.assert_close(encoder(torch.ones(1, 3, 32, 32)), expected)
+
+
 @pytest.mark.parametrize("name", RUN)
 @torch.inference_mode()
 def test_the_smallest_of_each_family_runs(name):

@@ -111,12 +111,12 @@ def test_a_generator_learns_the_labels_that_are_stored_in_the_run(run):
 
 
 def test_samples_are_of_clusters_as_often_as_training_images_are(run):
-    pipeline = Pipeline.load(run)
+    pipeline = Pipeline.from_pretrained(run)
     counts = torch.tensor(pipeline.labels.counts)
     for assignment, tolerance in (("balanced", 0.02), ("random", 0.15)):
         labels = torch.tensor(pipeline.labels.assign(range(200), assignment, seed=3))
         assert ((labels.bincount(minlength=4) / 200) - counts / counts.sum()).abs().max() < tolerance
-    assert pipeline.sample(range(3), SamplingOptions(label=2, steps=1)).labels.tolist() == [2, 2, 2]
+    assert pipeline.generate(range(3), SamplingOptions(label=2, steps=1)).labels.tolist() == [2, 2, 2]
     assert pipeline.labels.names[2] == "cluster 2"
 
 

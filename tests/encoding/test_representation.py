@@ -51,7 +51,7 @@ def test_the_fit_is_state_and_identity():
     first, again = fitted("per_dataset", ProjectionConfig(width=3)), fitted("per_dataset", ProjectionConfig(width=3))
     assert first.id == again.id != fitted("per_dataset", ProjectionConfig(width=4)).id
     loaded = Transform("per_dataset", ProjectionConfig(width=3))
-    loaded.load(first.state_dict())
+    loaded.load(first.state_dict(), 6, "file")
     assert torch.equal(loaded(data()[0]), first(data()[0]))
     other = Transform("per_dataset", ProjectionConfig(width=3))
     other.fit(data()[0] * 2)

@@ -93,7 +93,7 @@ def test_it_trains_and_samples_through_the_tools(name, condition, tmp_path):
     trained = tool("train_pixel", path)
     assert trained.returncode == 0, trained.stderr
     options = SamplingOptions(rdm_steps=2 if condition == "representation" else None)
-    images = Pipeline.load(tmp_path / "run").sample(range(2), options).images
+    images = Pipeline.from_pretrained(tmp_path / "run").generate(range(2), options).images
     assert images.shape == (2, 3, 16, 16)
     assert 0 <= images.min() <= images.max() <= 1
 

@@ -86,20 +86,20 @@ def test_the_rfid_names_the_layer_that_it_was_measured_with(tmp_path, monkeypatc
 
 
 def test_a_generator_learns_in_the_latents_of_its_run_and_generates_images(trained, tmp_path):
-    pipeline = Pipeline.load(trained.parent / "run")
+    pipeline = Pipeline.from_pretrained(trained.parent / "run")
     assert pipeline.generator.data.shape == (4, 8, 8)
-    images = pipeline.sample(range(2)).images
+    images = pipeline.generate(range(2)).images
     assert images.shape == (2, 3, 16, 16)
     folder = pipeline.save_pretrained(tmp_path / "saved")
     assert (folder / "autoencoder.safetensors").is_file()
-    assert torch.equal(Pipeline.load(folder).sample(range(2)).images, images)
+    assert torch.equal(Pipeline.from_pretrained(folder).generate(range(2)).images, images)
     done = tool("sample", trained.parent / "run", "--num", 2, "--out", tmp_path / "gallery")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_generator_in_pixels_beside_it_does_not_need_it(copy, tmp_path):
     train("generator", copy, "generator.autoencoder={name: pixels}", mode=Mode.OVERWRITE)
-    assert Pipeline.load(tmp_path / "run").generator.data.id == "pixels"
+    assert Pipeline.from_pretrained(tmp_path / "run").generator.data.id == "pixels"
 
 
 def test_an_autoencoder_may_come_from_a_file_of_another_run(trained, tmp_path):
@@ -108,7 +108,7 @@ def test_an_autoencoder_may_come_from_a_file_of_another_run(trained, tmp_path):
     for stage in ("rdm", "generator"):
         train(stage, path)
     assert not (tmp_path / "run" / "autoencoder").exists()
-    pipeline, other = (Pipeline.load(folder / "run") for folder in (tmp_path, trained.parent))
+    pipeline, other = (Pipeline.from_pretrained(folder / "run") for folder in (tmp_path, trained.parent))
     assert pipeline.generator.data == other.generator.data
     assert "autoencoder" in pipeline.parts
     assert "so there is nothing to train" in complaint(tool("train_autoencoder", path))
@@ -121,7 +121,7 @@ def test_a_published_file_may_be_used_as_it_is_or_be_where_training_starts(train
     assert "set generator.autoencoder.groups=32" in complaint(tool("train_pixel", narrow))
     used = toy(tmp_path, generator__autoencoder__weights=str(file), generator__condition="none")
     train("generator", used)
-    std = Pipeline.load(tmp_path / "run").parts["autoencoder"].tensors["standardize.std"]
+    std = Pipeline.from_pretrained(tmp_path / "run").parts["autoencoder"].tensors["standardize.std"]
     assert std == pytest.approx(1 / 0.18215)
     start = {"generator__autoencoder__train__init_from": str(file), "generator__autoencoder__train__lr": 1e-12}
     started = toy(tmp_path, **start)
@@ -140,12 +140,12 @@ def test_a_decoder_alone_is_trained_further_and_generators_of_its_latents_stay(c
     unsafe = tool("train_autoencoder", copy, f"{section}.init_from={own}", *longer, "--overwrite")
     assert "copy the file to another place" in complaint(unsafe)
     assert "name its file in init_from" in complaint(tool("train_autoencoder", copy, *longer, "--overwrite"))
-    first = Pipeline.load(tmp_path / "run").sample(range(2))
+    first = Pipeline.from_pretrained(tmp_path / "run").generate(range(2))
     train("autoencoder", copy, start, *longer, mode=Mode.OVERWRITE)
     before, after = (checkpoint.load(path).tensors for path in (file, own))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
-    second = Pipeline.load(tmp_path / "run").sample(range(2))  # with the DiT that was trained before
+    second = Pipeline.from_pretrained(tmp_path / "run").generate(range(2))  # with the DiT that was trained before
     assert torch.equal(second.z, first.z)
     assert not torch.equal(second.images, first.images)
     train("generator", copy, start, *longer, mode=Mode.RESUME)

@@ -81,7 +81,7 @@ def test_saved_images_are_those_that_were_evaluated(run, tmp_path):
     evaluate(run, tmp_path, "--save-images")
     (images,) = tmp_path.glob("*/images")
     saved = next(folder_images(images, None).batches(range(8)))
-    streamed = Pipeline.load(run).sample(range(8)).images
+    streamed = Pipeline.from_pretrained(run).generate(range(8)).images
     assert len(list(images.glob("*.png"))) == 70
     assert torch.equal(saved.images, to_uint8(streamed))
 
@@ -203,7 +203,7 @@ def test_an_encoder_of_a_section_is_another_space(run, tmp_path):
 
 
 def test_a_pipeline_that_was_saved_brings_its_own_encoder(run, tmp_path):
-    Pipeline.load(run).save_pretrained(tmp_path / "saved")
+    Pipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
     reference = pictures(tmp_path / "images")
     saved = evaluate(tmp_path / "saved", tmp_path / "out", "--reference", reference)
     assert saved["extractors"] == evaluate(run, tmp_path / "run")["extractors"]

@@ -64,14 +64,14 @@ def test_a_null_that_was_never_trained_is_refused_and_needs_consent_by_name(run,
 
 
 def test_a_configured_guidance_from_an_untrained_null_is_refused_too(run):
-    pipeline = Pipeline.load(run, "dit")
-    pipeline.sample([0])  # without guidance
+    pipeline = Pipeline.from_pretrained(run, "dit")
+    pipeline.generate([0])  # without guidance
     guided = pipeline.config.model_copy(update={"guidance": pipeline.config.guidance.with_scale(3.0)})
     pipeline.generator.config = guided
     with pytest.raises(UserError, match="which was never trained"):
-        pipeline.sample([0])
-    pipeline.sample([0], SamplingOptions(allow_untrained_null=True))
-    pipeline.sample([0], SamplingOptions(guidance=1.0))
+        pipeline.generate([0])
+    pipeline.generate([0], SamplingOptions(allow_untrained_null=True))
+    pipeline.generate([0], SamplingOptions(guidance=1.0))
 
 
 @pytest.mark.parametrize("name", QUICK)

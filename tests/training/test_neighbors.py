@@ -125,11 +125,11 @@ def test_stages_of_one_run_are_trained_on_the_same_images(own, tmp_path, stage, 
 
 @pytest.mark.parametrize(("kind", "name"), [("rdm", "RDM"), ("encoder", "encoder")])
 def test_a_pipeline_is_made_of_parts_of_the_same_images(own, tmp_path, kind, name):
-    assert Pipeline.load(tmp_path / "run")
+    assert Pipeline.from_pretrained(tmp_path / "run")
     path = tmp_path / "run" / kind / "model.safetensors"
     trained_on_others(path)
     with pytest.raises(UserError, match=f"the {name} and the generator were trained on different images"):
-        Pipeline.load(tmp_path / "run")
+        Pipeline.from_pretrained(tmp_path / "run")
 
 
 def test_a_training_without_a_part_knows_its_neighbors_from_its_records(own, tmp_path):

@@ -247,7 +247,7 @@ def test_a_generator_is_trained_in_shards_by_its_tool_and_goes_on_without_them(t
     stage = StageFolder(tmp_path / "run" / "dit-none")
     assert stage.part().facts.step == 20
     assert len(list(stage.samples.iterdir())) == 1
-    assert Pipeline.load(tmp_path / "run").sample(range(2)).images.shape == (2, 3, 16, 16)
+    assert Pipeline.from_pretrained(tmp_path / "run").generate(range(2)).images.shape == (2, 3, 16, 16)
     # In a process of its own: this one may have an accelerator of another precision already.
     done = process("train_pixel", path, "generator.train.steps=22", "--resume")
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ from rcg.generators.published._files import LIVE, load_extra
 from rcg.nn import sincos_positions
 from tests.generators.originals import convert, listed_tensors, shapes
 from tests.parity import DATA, recorded, state
+from tests.small import make_part
 from tests.toy import tool
 
 
@@ -31,7 +32,7 @@ def equal(before, after):
 
 def test_a_dit_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     original = DATA / "ckpt_dit_tiny.pth"
-    convert("dit", original, tmp_path / "run")
+    convert("dit", original, tmp_path / "run", "--heads", 4)
     part = RunFolder(tmp_path / "run").stage_folder("dit").part()
     model = restore(part, GENERATORS)
     assert (model.config.gelu, model.config.process.variance, model.config.condition_dropout) == (
@@ -55,7 +56,7 @@ def test_a_generator_is_conditioned_on_the_representations_of_the_rdm_beside_it(
     rdm = Part("rdm", {}, Facts(data=Space((12,), id="somewhere")), {"x": torch.zeros(1)})
     checkpoint.save(RunFolder(tmp_path / "run").rdm.checkpoint, rdm)
     torch.save(found, tmp_path / "dit.pth")
-    convert("dit", tmp_path / "dit.pth", tmp_path / "run")
+    convert("dit", tmp_path / "dit.pth", tmp_path / "run", "--heads", 4)
     part = RunFolder(tmp_path / "run").stage_folder("dit").part()
     assert part.facts.cond.id == "somewhere"
 
@@ -67,7 +68,7 @@ def test_a_generator_works_in_the_latents_of_the_autoencoder_beside_it(tmp_path)
     found = state("dit_tiny_rep")
     found["pos_embed"] = sincos_positions(32, 32)[None]  # sides of 64, which this autoencoder has at 256 px
     torch.save(found, tmp_path / "dit.pth")
-    convert("dit", tmp_path / "dit.pth", tmp_path / "run")
+    convert("dit", tmp_path / "dit.pth", tmp_path / "run", "--heads", 4)
     part = RunFolder(tmp_path / "run").stage_folder("dit").part()
     tokenizer = restore_autoencoder(RunFolder(tmp_path / "run").autoencoder.part())
     assert part.facts.data == tokenizer.space
@@ -77,7 +78,7 @@ def test_a_generator_works_in_the_latents_of_the_autoencoder_beside_it(tmp_path)
 def test_an_original_dit_is_class_conditional_and_approximates_its_gelu(tmp_path):
     tensors = {key: value for key, value in state("dit_tiny_class").items() if "rep_embedder" not in key}
     torch.save(tensors, tmp_path / "DiT-XL-2.pt")
-    convert("dit", tmp_path / "DiT-XL-2.pt", tmp_path / "run")
+    convert("dit", tmp_path / "DiT-XL-2.pt", tmp_path / "run", "--heads", 4)
     part = RunFolder(tmp_path / "run").stage_folder("dit-class").part()
     assert (part.config["gelu"], part.facts.cond.vocab) == ("tanh", 10)
     convert("dit", tmp_path / "run", tmp_path / "back.pt", "--back")
@@ -129,7 +130,7 @@ def test_an_ldm_checkpoint_becomes_a_run_and_goes_back(tmp_path):
     found |= {_rcg.LABELS: torch.randn(5, 12)}
     found |= {ldm.AUTOENCODER + key: value for key, value in state("ldm_vq_tiny").items()}
     torch.save({"model": found, "model_ema": None, "epoch": 0}, tmp_path / "ldm.pth")
-    convert("ldm", tmp_path / "ldm.pth", tmp_path / "run")
+    convert("ldm", tmp_path / "ldm.pth", tmp_path / "run", "--head-width", 16, "--encoder-heads", 12)
     part = RunFolder(tmp_path / "run").stage_folder("ldm").part()
     assert part.facts.cond.id.startswith("moco_v3:")
     tokenizer = restore_autoencoder(RunFolder(tmp_path / "run").autoencoder.part())
@@ -146,7 +147,9 @@ def test_full_size_dits_fit_by_name_and_shape_and_go_back(size):
     width = found["t_embedder.mlp.2.bias"].shape[0]
     network = GENERATORS.get("dit")
     depth = len({key.split(".")[1] for key in found if key.startswith("blocks.")})
-    config = network.Config(width=width, depth=depth, heads=dit.HEADS[width], process={"variance": "learned_range"})
+    config = network.Config(
+        width=width, depth=depth, heads=dit.HEADS[width, depth], process={"variance": "learned_range"}
+    )
     with torch.device("meta"):
         model = build(config, network, Space((4, 32, 32)), Space((256,)))
     ours = dit.to_ours(found, dit.condition_of(found))
@@ -286,14 +289,14 @@ def test_mistakes_touch_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
     torch.save(state("adm_unet_tiny_uncond"), tmp_path / "adm.pt")
     assert "does not say how it was trained" in tool("convert", "adm", tmp_path / "adm.pt", tmp_path / "run").stderr
-    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
+    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run", "--heads", 4)
     again = tool("convert", "dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
     assert "is there already" in again.stderr
     assert "must hold one adm" in tool("convert", "adm", tmp_path / "run", tmp_path / "b.pth", "--back").stderr
 
 
 def test_settings_that_the_original_code_lacks_are_refused(tmp_path):
-    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
+    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run", "--heads", 4)
     stage = RunFolder(tmp_path / "run").stage_folder("dit")
     part = stage.part()
     checkpoint.save(stage.checkpoint, Part(part.kind, part.config | {"rotary": True}, part.facts, part.tensors))
@@ -303,7 +306,7 @@ def test_settings_that_the_original_code_lacks_are_refused(tmp_path):
 
 
 def test_averaged_weights_replace_missing_live_ones(tmp_path):
-    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run")
+    convert("dit", DATA / "ckpt_dit_tiny.pth", tmp_path / "run", "--heads", 4)
     stage = RunFolder(tmp_path / "run").stage_folder("dit")
     assert any(key.startswith(LIVE) for key in load_extra(stage))
     stage.original.unlink()
@@ -311,3 +314,105 @@ def test_averaged_weights_replace_missing_live_ones(tmp_path):
     back = pretrained.read(tmp_path / "back.pth")
     equal(back["model"], back["model_ema"])
     assert set(back["model"]) == set(pretrained.read(DATA / "ckpt_dit_tiny.pth")["model"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "option"),
+    [("dit", "dit_tiny_rep", "--heads"), ("adm", "adm_unet_tiny_rep", "--heads, or their channels as --head-width")],
+)
+def test_heads_that_nobody_knows_are_asked_for_not_guessed(kind, name, option, tmp_path):
+    content = {"model": state(name), "args": argparse.Namespace(image_size=16)}
+    torch.save(content, tmp_path / "tiny.pth")
+    refused = tool("convert", kind, tmp_path / "tiny.pth", tmp_path / "run")
+    assert refused.returncode == 2
+    assert f"give them as {option}" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    convert(kind, tmp_path / "tiny.pth", tmp_path / "run", "--heads", 4)
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_the_heads_that_are_given_are_those_of_the_network(heads, tmp_path):
+    _, tensors = recorded("dit_tiny_rep")
+    torch.save(state("dit_tiny_rep"), tmp_path / "dit.pth")
+    convert("dit", tmp_path / "dit.pth", tmp_path / "run", "--heads", heads)
+    model = restore(RunFolder(tmp_path / "run").stage_folder("dit").part(), GENERATORS)
+    output = model.network(tensors["in/x"], tensors["in/t"], tensors["in/rep"]).flatten(1, 2)
+    assert torch.allclose(output, tensors["out/eps_sigma"], atol=1e-4) == (heads == 4)
+
+
+def test_an_ldm_and_its_encoder_of_unpublished_sizes_ask_for_heads(tmp_path):
+    found = {"model_ema.num_updates": torch.tensor(7), _rcg.LABELS: torch.randn(5, 12)}
+    for key, value in state("ldm_unet_tiny_rep").items():
+        found |= {ldm.NETWORK + key: value, _rcg.average_name(ldm.NETWORK + key): value}
+    torch.save({"model": found}, tmp_path / "ldm.pth")
+    assert "as --head-width" in tool("convert", "ldm", tmp_path / "ldm.pth", tmp_path / "run").stderr
+    settings = {"width": 48, "depth": 1, "patch": 8, "input_size": 16, "projector_hidden": 16, "projector_dim": 12}
+    encoder = build_encoder(ENCODERS.get("moco_v3").Config(arch="vit_base", **settings), 256, load=False)
+    found |= {_encoder.PREFIX + key.removeprefix("trunk."): value for key, value in encoder.state_dict().items()}
+    torch.save({"model": found}, tmp_path / "ldm.pth")
+    refused = tool("convert", "ldm", tmp_path / "ldm.pth", tmp_path / "run", "--head-width", 16)
+    assert "width 48 with 1 blocks, which was not published" in refused.stderr
+    assert "as --encoder-heads" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--heads", "--head-width", "--name"])
+def test_an_option_that_says_nothing_about_a_kind_is_refused(option, tmp_path):
+    refused = tool("convert", "rdm", DATA / "ckpt_rdm_uncond.pth", tmp_path / "run", option, 4)
+    assert refused.returncode == 2
+    assert f"{option} 4" in refused.stderr
+    assert "leave it out" in refused.stderr
+
+
+@pytest.mark.parametrize("average", ["model_ema", "ema"])
+@pytest.mark.parametrize("kind", ["dit", "adm"])
+def test_a_file_with_the_average_alone_is_read(kind, average, tmp_path):
+    name = {"dit": "dit_tiny_rep", "adm": "adm_unet_tiny_rep"}[kind]
+    torch.save({average: state(name), "args": argparse.Namespace(image_size=16)}, tmp_path / "ema.pth")
+    convert(kind, tmp_path / "ema.pth", tmp_path / "run", "--heads", 4)
+    torch.save({average: {}}, tmp_path / "empty.pth")
+    assert "holds no weights" in tool("convert", kind, tmp_path / "empty.pth", tmp_path / "other").stderr
+
+
+def edit(stage, **changes):
+    """Change settings of a part, given by dotted keys."""
+    part = stage.part()
+    for dotted, value in changes.items():
+        section, (*path, key) = part.config, dotted.split("__")
+        for name in path:
+            section = section[name]
+        section[key] = value
+    checkpoint.save(stage.checkpoint, part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"process__predict": "v"}, "process.predict v"),
+        ({"process__schedule": "cosine"}, "process.schedule cosine"),
+        ({"process__steps": 500}, "process.steps 500"),
+        ({"process": {"name": "flow"}}, "process.name flow"),
+        ({"self_condition": True}, "self_condition True"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["rdm", "dit"])
+def test_a_model_that_the_original_code_would_take_for_another_does_not_go_back(kind, changes, said, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    if kind == "dit":
+        convert("dit", DATA / "ckpt_dit_tiny.pth", run.path, "--heads", 4)
+    else:
+        convert("rdm", DATA / "ckpt_rdm_uncond.pth", run.path)
+    edit(run.stage_folder(kind), **changes)
+    refused = tool("convert", kind, run.path, tmp_path / "back.pth", "--back")
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert not (tmp_path / "back.pth").exists()
+
+
+def test_an_encoder_that_the_original_code_does_not_know_stays_behind(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    convert("rdm", DATA / "ckpt_rdm_uncond.pth", run.path)
+    checkpoint.save(run.encoder.checkpoint, make_part("encoder", "moco_v3"))
+    refused = tool("convert", "rdm", run.path, tmp_path / "back.pth", "--back")
+    assert refused.returncode == 2
+    assert "is a moco_v3 resnet18 with feature projector" in refused.stderr
