@@ -6,13 +6,15 @@ The loss is in `rcg/training/tasks/encoder.py`.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from rcg.config import Depth, EncoderConfig, Side, Width
+from rcg.config import ORIGIN, Depth, EncoderConfig, Side, Width
+from rcg.core import pretrained
 from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS
 from rcg.encoders._published import IMAGENET_SIZE, VITS, PublishedEncoder, only, vit
@@ -36,13 +38,16 @@ class MoCoV3Config(EncoderConfig):
     heads: Width | None = None
     """Attention heads of a ViT; null: of the arch."""
     patch: Side | None = None
-    """Side of a ViT's patches; null: 16, on small images an eighth of the side."""
+    """Side of a ViT's patches; null: 16, on small images an eighth of the side, or the nearest that divides."""
     input_size: Side | None = None
     """Side that images are resized to; null: 224 with weights, else that of the images."""
     projector_hidden: Width = 4096
     """Hidden width of the projector."""
     projector_dim: Width = 256
     """Width of the projector's output."""
+    projector_layers: Annotated[Literal[2, 3] | None, ORIGIN] = None
+    """Layers of the projector; null: 3, or as many as the file in `weights` has. Its authors give ViTs 3 and ResNets 2,
+    but they throw the projector away, whereas its output is the representation here, as it is of RCG's ViTs."""
     feature: Literal["backbone", "projector"] = "projector"
 
 
@@ -54,6 +59,18 @@ class MoCoV3(PublishedEncoder):
     license = "cc-by-nc-4.0"
     origin = "give a file, or train it"
     trainable = True
+
+    def __init__(self, config: MoCoV3Config, image_size: int, load: bool = True) -> None:
+        """Build the encoder, and load the weights that its config names if asked.
+
+        Raises:
+            UserError: the sizes do not fit together, or the weights do not fit.
+        """
+        if config.projector_layers is None:
+            has_file = load and config.weights not in (None, "none")
+            layers = _projector_layers(pretrained.read_weights(str(config.weights))) if has_file else 3
+            config = config.model_copy(update={"projector_layers": layers})
+        super().__init__(config, image_size, load)
 
     def input_side(self, image_size: int) -> int:
         """Return the side that images of `image_size` pixels are resized to."""
@@ -69,7 +86,7 @@ class MoCoV3(PublishedEncoder):
                 f"encoder.train.augment.size is {config.train.augment.size}, but {config.arch} needs views of its own "
                 f"{self.side} px: leave it out, or choose encoder.arch=resnet18"
             )
-        patch = config.patch or (16 if self.side > SMALL else max(2, self.side // 8))
+        patch = config.patch or default_patch(self.side)
         trunk = vit(config, MOCO_VITS, self.side, patch, weight_init="moco")
         trunk.pos_embed.data.copy_(sincos_positions(self.side // patch, trunk.embed_dim))
         trunk.pos_embed.requires_grad_(False)
@@ -78,10 +95,10 @@ class MoCoV3(PublishedEncoder):
         return trunk
 
     def build_head(self, width: int) -> nn.Module:
-        """Build the projector: three layers with batch normalization, the last one without affine parameters."""
+        """Build the projector: linear layers with batch normalization, the last one without affine parameters."""
         hidden, out = self.config.projector_hidden, self.config.projector_dim
         layers: list[nn.Module] = []
-        for inputs in (width, hidden):
+        for inputs in (width, hidden)[: self.config.projector_layers - 1]:
             layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers, nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False))
 
@@ -89,7 +106,16 @@ class MoCoV3(PublishedEncoder):
         """Return the base encoder, not its momentum copy; repair the misnamed keys of the published ViT-L."""
         if any(key.startswith("trunk.") for key in tensors):  # an encoder of a run
             return tensors
-        return super().rename({_repair(key): value for key, value in only("base_encoder.", tensors).items()})
+        base = {_repair(key): value for key, value in only("base_encoder.", tensors).items()}
+        # The projector of the published ResNet-50 has the name of the classifier that it replaced.
+        return super().rename({re.sub(r"^fc\.", "head.", key): value for key, value in base.items()})
+
+
+def default_patch(side: int) -> int:
+    """Return the side of patches that divides `side` px and is nearest to 16, on small images to an eighth of it."""
+    wanted = 16 if side > SMALL else side / 8
+    dividing = [patch for patch in range(2, side // 2 + 1) if side % patch == 0]
+    return min(dividing, key=lambda patch: abs(patch - wanted), default=max(2, side // 8))
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
@@ -102,6 +128,11 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     angles = [axis.reshape(-1, 1) * omega for axis in (i, j)]
     patches = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
     return torch.cat([torch.zeros(1, width), patches])[None]
+
+
+def _projector_layers(names: Iterable[str]) -> int:
+    """Return the layers of the projector of a file: its third linear layer is number 6."""
+    return 3 if any(re.search(r"(?:head|fc)\.6\.weight$", name) for name in names) else 2
 
 
 def _resnet(config: MoCoV3Config, side: int) -> Any:

@@ -172,7 +172,7 @@ class Pipeline:
         saved = {kind: folder / f"{kind}.safetensors" for kind in SAVED}
         if saved["generator"].is_file():
             parts = {kind: checkpoint.load(path, kind) for kind, path in saved.items() if path.is_file()}
-            return cls(**parts).to(device)
+            return cls(**parts, run=None).to(device)
         return cls._load_run(RunFolder(folder), generator).to(device)
 
     @classmethod

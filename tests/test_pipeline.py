@@ -252,7 +252,7 @@ def stop_after(batches, monkeypatch):
         done.append(args[0])
         return generate(self, *args, **options)
 
-    monkeypatch.setattr(Pipeline, "sample", sample)
+    monkeypatch.setattr(Pipeline, "generate", sample)
     return done
 
 

@@ -118,11 +118,16 @@ def resolve_epochs(config: C, images: int) -> C:
 class AugmentConfig(Config):
     """Random views for contrastive pre-training (torchvision v2); what is left out follows the image size."""
 
+    recipe: Literal["symmetric", "moco_v3"] = "symmetric"
+    """What `crop`, `blur` and `solarize` are where they are left out. symmetric: both views alike, half of them blurred
+    from 64 px on, none solarized, which small images do not survive: at 16 px a blur leaves nothing to compare.
+    moco_v3: as its authors do (and BYOL before them), the first view always blurred, the second on 10 % of images, and
+    then solarized on 20 %, crops from 8 % of the area; they give ResNet-50 crop: [0.2, 1]."""
     size: Side | None = None
     """Side of the views in pixels; null: that of the images. A ResNet learns faster, and no worse, from views of three
     quarters of it, because random crops magnify what they show (Touvron et al., NeurIPS 2019)."""
     crop: tuple[Fraction, Fraction] | None = None
-    """Range of the crop's share of the area; null: (0.2, 1), from 64 px (0.08, 1)."""
+    """Range of the crop's share of the area; null: (0.2, 1), from 64 px or by the recipe moco_v3 (0.08, 1)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Range of the crop's aspect ratio."""
     flip: bool = True
@@ -133,8 +138,10 @@ class AugmentConfig(Config):
     """Strength of the color jitter: 1 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, on 80 % of views."""
     gray: Fraction = 0.2
     """Share of views without color."""
-    blur: Fraction | None = None
-    """Share of blurred views; null: 0 below 64 px, then 0.5."""
+    blur: Fraction | tuple[Fraction, Fraction] | None = None
+    """Share of blurred views, or of first and of second ones; null: as the recipe has it."""
+    solarize: Fraction | tuple[Fraction, Fraction] | None = None
+    """Share of views whose bright half is inverted, or of first and of second ones; null: as the recipe has it."""
     erase: Fraction = 0.0
     """Share of views with a random rectangle erased."""
 
@@ -153,7 +160,9 @@ class ContrastiveTrain(TrainConfig):
     momentum: Fraction = 0.99
     """Momentum of the key encoder at the start; it rises to 1 by half a cosine."""
     predictor: Width = 1024
-    """Hidden width of the predictor."""
+    """Hidden width of the predictor; 4096 as published."""
+    predictor_norm: bool = True
+    """Whether the predictor ends with batch normalization: published for ViTs, but not for ResNets."""
     augment: AugmentConfig = AugmentConfig()
     """The two views."""
 

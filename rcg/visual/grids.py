@@ -42,7 +42,7 @@ def save_drawing(picture: Tensor, path: Path) -> None:
     for name, value in MARK:
         mark.add_text(name, value)
     with atomic(path) as temporary:
-        _picture(picture).save(temporary, format="PNG", pnginfo=mark)
+        to_pil(picture).save(temporary, format="PNG", pnginfo=mark)
 
 
 def is_drawing(picture: Image.Image) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from rcg.config import AugmentConfig
 from rcg.core.errors import UserError
@@ -116,3 +117,47 @@ def test_gray_sources_give_views_of_three_channels(digits: Any) -> None:
 def test_a_falling_range_is_refused_by_its_key(key: str) -> None:
     with pytest.raises(UserError, match=rf"augment\.{key} must rise"):
         ContrastivePairs(Images(Noise(), [0], config()), AugmentConfig.model_validate({key: (0.9, 0.5)}))
+
+
+def steps(view: int, size: int = 224, **config: Any) -> dict[str, float]:
+    """Return the probability of each random step of a view."""
+    augment: Any = augmentation(AugmentConfig(**config), size, view)
+    found = {}
+    for step in augment.transforms:
+        inner = step.transforms[0] if isinstance(step, v2.RandomApply) else step
+        found[type(inner).__name__] = getattr(step, "p", 1.0)
+    return found
+
+
+def test_the_recipe_moco_v3_treats_both_views_as_its_authors_do() -> None:
+    shared = {"ColorJitter": 0.8, "RandomGrayscale": 0.2, "RandomHorizontalFlip": 0.5}
+    first, second = steps(0, recipe="moco_v3"), steps(1, recipe="moco_v3")
+    assert shared.items() <= first.items()
+    assert shared.items() <= second.items()
+    assert (first["GaussianBlur"], second["GaussianBlur"]) == (1.0, 0.1)
+    assert "RandomSolarize" not in first
+    assert second["RandomSolarize"] == 0.2
+    augment: Any = augmentation(AugmentConfig(recipe="moco_v3"), 224)
+    assert tuple(augment.transforms[0].scale) == (0.08, 1.0)
+    resnet: Any = augmentation(AugmentConfig(recipe="moco_v3", crop=(0.2, 1.0)), 224)
+    assert tuple(resnet.transforms[0].scale) == (0.2, 1.0)
+
+
+def test_the_symmetric_recipe_treats_both_views_alike_and_shares_may_differ_by_view() -> None:
+    assert steps(0) == steps(1)
+    assert steps(0)["GaussianBlur"] == 0.5
+    assert "GaussianBlur" not in steps(0, size=32)
+    assert "RandomSolarize" not in steps(1)
+    asked = {"blur": (0.3, 0.0), "solarize": (0.0, 1.0)}
+    assert steps(0, **asked)["GaussianBlur"] == 0.3
+    assert "GaussianBlur" not in steps(1, **asked)
+    assert steps(1, **asked)["RandomSolarize"] == 1.0
+
+
+def test_solarization_inverts_the_bright_half() -> None:
+    off = {"crop": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": False, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
+    augment = augmentation(AugmentConfig(**off, solarize=1.0), 4)
+    image = torch.tensor([0.0, 0.25, 127 / 255, 128 / 255, 0.75, 1.0]).repeat(3, 6, 1)[:, :4, :4]
+    bright = torch.tensor([128 / 255, 0.75, 1.0, 0.0]).expand(3, 4, 4)
+    assert torch.equal(augment(image), image.where(image < 128 / 255, 1 - image))
+    torch.testing.assert_close(augment(bright), bright.where(bright < 128 / 255, 1 - bright))

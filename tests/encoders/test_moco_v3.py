@@ -2,14 +2,19 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
+from rcg.core import checkpoint
+from rcg.core.checkpoint import Facts
 from rcg.core.errors import UserError
-from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, sincos_positions
+from rcg.encoders.moco_v3 import MoCoV3, MoCoV3Config, _repair, default_patch, sincos_positions
+from rcg.encoding.encoder import encoder_id, encoder_part, restore_encoder
 from rcg.encoding.representation import Representation
 from rcg.encoding.transform import Transform
 from tests.parity import DATA, recorded, state
@@ -126,3 +131,71 @@ def test_training_leaves_positions_and_patches_alone_and_moves_the_rest():
 def test_sizes_that_do_not_fit_are_refused(config, said):
     with pytest.raises(UserError, match=said):
         MoCoV3(MoCoV3Config(arch="vit_tiny", **config), 32)
+
+
+def published_resnet(folder):
+    """Write a ResNet-50 as its authors published it: by the names and shapes of their file, numbers at random."""
+    torch.manual_seed(0)
+    trunk = timm.create_model("resnet50", num_classes=0).state_dict()
+    sizes = {"0": (4096, 2048), "3": (256, 4096)}
+    projector = {f"fc.{layer}.weight": torch.randn(shape) / 64 for layer, shape in sizes.items()}
+    for layer, width in (("1", 4096), ("4", 256)):
+        statistics = {"running_mean": torch.zeros(width), "running_var": torch.ones(width)}
+        projector |= {f"fc.{layer}.{name}": value for name, value in statistics.items()}
+        projector[f"fc.{layer}.num_batches_tracked"] = torch.tensor(7)
+    projector |= {"fc.1.weight": torch.ones(4096), "fc.1.bias": torch.zeros(4096)}
+    base = {f"module.base_encoder.{key}": value for key, value in (trunk | projector).items()}
+    other = {"module.momentum_encoder.conv1.weight": torch.zeros(1), "module.predictor.0.weight": torch.zeros(1)}
+    path = folder / "r-50-1000ep.pth.tar"
+    torch.save({"epoch": 1000, "arch": "resnet50", "state_dict": base | other, "optimizer": {}, "scaler": {}}, path)
+    return path, trunk, projector
+
+
+@torch.no_grad()
+def test_the_published_resnet_loads_with_its_projector_of_two_layers(tmp_path):
+    path, trunk, projector = published_resnet(tmp_path)
+    config = MoCoV3Config(arch="resnet50", weights=str(path), input_size=96)
+    encoder = MoCoV3(config, SIZE).eval()
+    assert encoder.config.projector_layers == 2
+    for key, value in trunk.items():
+        assert torch.equal(encoder.state_dict()[f"trunk.{key}"], value), key
+    image = torch.rand(2, 3, 96, 96)
+    network = timm.create_model("resnet50", num_classes=0).eval()
+    network.load_state_dict(trunk)
+    hidden = (network((image - encoder.mean) / encoder.std) @ projector["fc.0.weight"].T).relu() / math.sqrt(1 + 1e-5)
+    expected = hidden @ projector["fc.3.weight"].T / math.sqrt(1 + 1e-5)
+    torch.testing.assert_close(encoder(image), expected, atol=1e-4, rtol=1e-3)
+    backbone = MoCoV3(config.model_copy(update={"feature": "backbone"}), SIZE).eval()
+    torch.testing.assert_close(backbone(image), network((image - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-4)
+
+
+SMALL = {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6}
+
+
+@pytest.mark.parametrize("layers", [None, 2, 3])
+def test_an_encoder_of_a_run_keeps_its_projector_when_it_is_loaded_as_weights(layers, tmp_path):
+    encoder = MoCoV3(MoCoV3Config(**SMALL, projector_layers=layers), 32)
+    assert encoder.config.projector_layers == (layers or 3)
+    part = encoder_part(encoder, Facts(image_size=32))
+    assert restore_encoder(part).config == encoder.config
+    checkpoint.save(tmp_path / "model.safetensors", part)
+    again = MoCoV3(MoCoV3Config(**SMALL, weights=str(tmp_path / "model.safetensors"), input_size=32), 32)
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_an_encoder_that_was_saved_before_there_was_a_choice_has_three_layers():
+    part = encoder_part(MoCoV3(MoCoV3Config(**SMALL), 32), Facts(image_size=32))
+    old = {key: value for key, value in part.config.items() if key != "projector_layers"}
+    assert encoder_id(restore_encoder(replace(part, config=old))) == encoder_id(restore_encoder(part))
+
+
+@pytest.mark.parametrize("side", [16, 20, 28, 30, 32, 36, 49, 64, 65, 96, 100, 128, 224, 256])
+def test_the_default_patch_divides_every_side(side):
+    patch = default_patch(side)
+    assert side % patch == 0
+    if side in (16, 32, 64, 96, 128, 224, 256):
+        assert patch == (16 if side > 64 else side // 8)
+    config = MoCoV3Config(arch="vit_tiny", width=32, depth=1, heads=2, projector_hidden=8, projector_dim=4)
+    with torch.device("meta"):
+        MoCoV3(config, side)

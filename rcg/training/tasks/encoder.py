@@ -38,7 +38,7 @@ class MoCo(nn.Module):
             nn.BatchNorm1d(config.predictor),
             nn.ReLU(),
             nn.Linear(config.predictor, width, bias=False),
-            nn.BatchNorm1d(width, affine=False),
+            *([nn.BatchNorm1d(width, affine=False)] if config.predictor_norm else []),
         )
         self.temperature = config.temperature
 

@@ -80,3 +80,10 @@ def test_an_encoder_without_a_projector_cannot_be_trained():
     frozen = TimmModel(TimmModelConfig(model="resnet10t", weights="none", input_size=32), 16)
     with pytest.raises(UserError, match="the encoder timm_model cannot be pre-trained"):
         EncoderTask(frozen, train, validation, ContrastiveTrain(), Facts())
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_predictor_ends_with_a_norm_for_vits_and_without_for_resnets_as_published(norm):
+    m = MoCo(MoCoV3(MoCoV3Config(**TINY), 16), ContrastiveTrain(predictor=8, predictor_norm=norm), 6)
+    assert isinstance(m.predictor[-1], torch.nn.BatchNorm1d) == norm
+    assert m(torch.rand(4, 2, 3, 16, 16))["infonce"].isfinite()
