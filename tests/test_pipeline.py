@@ -244,7 +244,7 @@ def sampled(run, out, *arguments, num=7):
 
 def stop_after(batches, monkeypatch):
     """Let sampling be interrupted when it has generated so many batches."""
-    generate, done = Pipeline.sample, []
+    generate, done = Pipeline.generate, []
 
     def sample(self, *args, **options):
         if len(done) == batches:
