@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from rcg.core import checkpoint
 from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.core.pretrained import misfits
 
 MAX_FITTED = 200_000
 """Most representations that the centers are fitted to."""
@@ -36,6 +39,23 @@ class Clusters(NamedTuple):
     def counts(self) -> list[int]:
         """How many views each cluster has."""
         return self.labels.flatten().bincount(minlength=len(self.centers)).tolist()
+
+
+def load(path: Path, centers: tuple[int, int], labels: tuple[int, int]) -> Clusters:
+    """Read clusters of shapes `(K, D)` and `(N, V)` from their file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    tensors, _ = checkpoint.load_tensors(path)
+    expected = {"centers": torch.empty(centers, device="meta")}
+    expected["labels"] = torch.empty(labels, dtype=torch.int64, device="meta")
+    complaints = misfits(expected, tensors, exact=True)
+    if not complaints and not ((tensors["labels"] >= 0) & (tensors["labels"] < centers[0])).all():
+        complaints = f"labels are not all from 0 to {centers[0] - 1}"
+    if complaints:
+        raise UserError(f"{path} holds no {centers[0]} clusters of these images: {complaints}; delete it")
+    return Clusters(**tensors)
 
 
 def default_number(images: int, classes: int) -> int:

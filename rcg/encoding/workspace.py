@@ -197,7 +197,8 @@ class Workspace:
             fitted = clusters.fit((one_view(z, view) for view in range(z.views)), number, self.experiment.seed)
             checkpoint.save_tensors(path, fitted._asdict(), facts)
         self.accelerator.wait_for_everyone()
-        return Clusters(**checkpoint.load_tensors(path)[0])
+        width = self.representation.space.shape[0]
+        return clusters.load(path, (number, width), (len(self.images.train), z.views))
 
     def real_data(self, space: Space) -> RealData:
         """Return the images of both splits with their z.

@@ -8,6 +8,7 @@ from rcg.config import load_experiment
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.distributed.launch import launch
+from rcg.encoding import clusters
 from rcg.encoding.clusters import GOLDEN, assign, cluster_at, default_number, fit
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.encoding.workspace import Workspace
@@ -126,3 +127,27 @@ def test_other_clusters_are_another_experiment_and_too_many_are_refused(run):
         train("generator", path, "clusters=5", mode=Mode.RESUME)
     with pytest.raises(UserError, match="clusters is 500, but there are 180 training images"):
         train("generator", path, "clusters=500", f"run={run.parent / 'other'}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"centers": torch.zeros(3, 5)}, r"centers is \(3, 5\)"),
+        ({"centers": torch.zeros(3, 4).double()}, "centers is of torch.float64"),
+        ({"centers": torch.full((3, 4), torch.nan)}, "centers holds values that are infinite"),
+        ({"labels": torch.full((6, 2), 3)}, "labels are not all from 0 to 2"),
+        ({"labels": torch.full((6, 2), -1)}, "labels are not all from 0 to 2"),
+        ({"labels": torch.zeros(7, 2, dtype=torch.int64)}, r"labels is \(7, 2\)"),
+        ({"labels": None}, "it lacks labels"),
+        ({"other": torch.zeros(1)}, "it has also other"),
+    ],
+)
+def test_an_edited_file_of_clusters_is_refused_by_name(changes, said, tmp_path):
+    path = tmp_path / "clusters.safetensors"
+    tensors = {"centers": torch.randn(3, 4), "labels": torch.zeros(6, 2, dtype=torch.int64)}
+    checkpoint.save_tensors(path, tensors, {})
+    assert torch.equal(clusters.load(path, (3, 4), (6, 2)).centers, tensors["centers"])
+    changed = {key: value for key, value in (tensors | changes).items() if value is not None}
+    checkpoint.save_tensors(path, changed, {})
+    with pytest.raises(UserError, match=rf"clusters.safetensors.*{said}"):
+        clusters.load(path, (3, 4), (6, 2))
