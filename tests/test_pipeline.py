@@ -125,16 +125,16 @@ def test_an_rdm_of_classes_without_names_gets_their_numbers(run):
     folder = RunFolder(run)
     rdm = with_classes(folder.rdm.part(), Space((), vocab=7, id="labels"))
     pipeline = Pipeline(folder.stage_folder("dit").part(), rdm)
-    assert pipeline.sample(range(9)).labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    assert pipeline.generate(range(9)).labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
     with pytest.raises(UserError, match="class 7 is out of range"):
-        pipeline.sample([0], SamplingOptions(label=7))
+        pipeline.generate([0], SamplingOptions(label=7))
     # What the RDM knows means nothing where it generates nothing.
     z = torch.zeros(2, 8)
-    assert pipeline.sample([0, 1], z=z).labels is None
+    assert pipeline.generate([0, 1], z=z).labels is None
     with pytest.raises(UserError, match="the representations are given"):
-        pipeline.sample([0, 1], SamplingOptions(label=3), z=z)
+        pipeline.generate([0, 1], SamplingOptions(label=3), z=z)
     of_classes = Pipeline(folder.stage_folder("dit-class").part(), rdm)
-    assert of_classes.sample(range(11)).labels.tolist()[-1] == 0
+    assert of_classes.generate(range(11)).labels.tolist()[-1] == 0
 
 
 def test_several_generators_ask_for_a_choice(run):
