@@ -1,5 +1,6 @@
 """The tools that list, cache and inspect encoders."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def test_a_reader_may_close_the_pipe_of_a_tool():
     # `list_encoders` writes more lines than a closed pipe takes, so that the tool meets the closed end.
     command = [sys.executable, "-u", "tools/list_encoders.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as tool:
+        fcntl.fcntl(tool.stdout, fcntl.F_SETPIPE_SZ, 4096)  # else all of them fit before it is closed
         tool.stdout.readline()
         tool.stdout.close()
         assert tool.stderr.read() == ""
