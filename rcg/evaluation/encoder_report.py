@@ -165,7 +165,7 @@ def _settings(encoded: Encoded, representation: Representation, work: Workspace)
     return {
         "weights": origin[0],
         "license of the weights": origin[1],
-        "parameters": f"{sum(p.numel() for p in work.encoder.parameters()) / 1e6:.1f} M",
+        "parameters": f"{sum(p.numel() for p in work.encoder.parameters()):,}",
         "input": f"{work.encoder.side or data.image_size} px",
         "z": f"{representation.space.shape[0]} features ({representation.transform.id})",
         "data": f"{data.name} at {data.image_size} px",

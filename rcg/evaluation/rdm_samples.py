@@ -338,4 +338,4 @@ def _doubts_of_classes(rows: Sequence[ClassRow], width: int) -> list[str]:
     fewest = min((row.compared for row in rows if row.compared), default=None)
     if fewest is None:
         return ["there is no rep-FD: a class needs 2 generated z, and 4 training images"]
-    return [few_for(f"the rep-FD of a class, of {fewest} z or a few more,", width)] if fewest <= width else []
+    return [few_for(f"the rep-FD of a class (some are of {fewest} z)", width)] if fewest <= width else []

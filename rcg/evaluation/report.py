@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +80,21 @@ class Report(NamedTuple):
         names = ("samples", "reference", "extractors", "resamples", "cost")
         shown = "closest samples, each beside its nearest training images, in the features of "
         return Document(
-            title=f"Evaluation of {self.title}",
+            title=f"Evaluation of {self.title}: {', '.join(self._subject())}",
             head=HEAD,
             rows=[[score.name, score.text, score.over, score.space, score.ideal] for score in self.scores],
             warnings=self.warnings,
             pictures={neighbors_picture(space): f"{shown}{space}" for space in self.searched},
             settings={name: value for name, value in self._asdict().items() if name in names},
         )
+
+    def _subject(self) -> Iterator[str]:
+        """Yield what tells this evaluation from others of the same run."""
+        if "generator" in self.samples:
+            yield str(self.samples["generator"])
+        yield f"{self.num} sample{'' if self.num == 1 else 's'}"
+        if self.samples.get("guidance"):
+            yield f"guidance {self.samples['guidance']['scale']:g}"
 
     def write(self, folder: Path) -> None:
         """Write report.json and report.md; the pictures of the searched spaces lie in the same folder."""

@@ -33,7 +33,8 @@ def run(tmp_path):
     save_gallery(shade, [EVIL], EVIL, run.gallery / "gallery.png")
     write_json({"num": 1, "images_per_second": 2.0, "seed": EVIL}, run.gallery / "samples.json")
     scores = [Score(EVIL, "FD", 1.5, "low", 0.1, "2 resamples of the samples")]
-    report = Report(EVIL, 3, {"labels": EVIL}, {}, [], 2, {}, scores, [EVIL], ["pixels"])
+    samples = {"labels": EVIL, "generator": "dit", "guidance": {"scale": 1.5}}
+    report = Report(EVIL, 3, samples, {}, [], 2, {}, scores, [EVIL], ["pixels"])
     report.write(run.evaluation / "dit-3-abc")
     save_gallery(shade, [""], "", run.evaluation / "dit-3-abc" / "neighbors-pixels.png")
     document("Guidance of dit", "guidance.png").write(run.evaluation / "guidance-dit", "guidance")
@@ -52,6 +53,7 @@ def test_the_page_holds_every_report_and_no_html_of_names(run):
     assert "<script>" not in page
     for title in ("Guidance of dit", "Encoder moco", "Conditions compared", "Samplers of rdm", "Classes", "Training"):
         assert page.count(f"<h2>{title}</h2>") == 1, title
+    assert ": dit, 3 samples, guidance 1.5</h2>" in page
     assert page.count("data:image/png;base64,") == 4  # gallery, neighbors, encoder, curves
     assert "<td>1.5 ± 0.1</td><td>2 resamples of the samples</td>" in page
 
