@@ -154,3 +154,12 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path, monkeypatch):
     monkeypatch.undo()
     fill({"a": store(tmp_path)}, squares, launch(), "squares")
     assert not store(tmp_path).missing
+
+
+def test_what_a_killed_fill_left_does_not_stop_the_next(tmp_path):
+    first = store(tmp_path).path(range(4))
+    first.with_name(f".{first.name}.999999").write_bytes(b"half")
+    (tmp_path / ".writing-other-machine-1-abc").mkdir()
+    (tmp_path / ".writing-other-machine-1-abc" / first.name).write_bytes(b"half")
+    fill({"a": store(tmp_path)}, squares, launch(), "squares")
+    assert torch.cat(list(store(tmp_path).tensors("rows"))).tolist() == [i**2 for i in range(10)]
