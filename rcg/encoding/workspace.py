@@ -49,7 +49,10 @@ class Workspace:
         experiment: the configuration.
         accelerator: the processes, and the device.
         run: the folder of the run.
+        goes_on: whether the training goes on from a state: what it started with need not be there any more.
     """
+
+    goes_on = False
 
     def __init__(self, experiment: Experiment, accelerator: Accelerator) -> None:
         self.experiment, self.accelerator = experiment, accelerator

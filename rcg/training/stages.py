@@ -109,6 +109,7 @@ def _run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool) -> None
     StepKeys.check(config, work.accelerator.num_processes)
     folder.check(stage.identity, experiment, mode)
     trained = trained_facts(folder) if mode == Mode.RESUME else None
+    work.goes_on = mode == Mode.RESUME and bool(folder.state_files())
     if trained is not None:
         _check_images(folder, trained, work)
     stage.check(work, mode)
@@ -198,7 +199,7 @@ class EncoderStage(Stage):
         self._initial(work).load(encoder, section, self._facts(work), encoder.rename)
 
     def _initial(self, work: Workspace) -> Initial:
-        return Initial("encoder", "encoder", work.experiment.encoder.train.init_from)
+        return _initial(work, "encoder", "encoder", work.experiment.encoder.train)
 
 
 class AutoencoderStage(Stage):
@@ -263,7 +264,7 @@ class AutoencoderStage(Stage):
         self._initial(work).load(autoencoder, section, self._facts(work), autoencoder.rename, least)
 
     def _initial(self, work: Workspace) -> Initial:
-        return Initial("autoencoder", "generator.autoencoder", self._config(work.experiment).train.init_from)
+        return _initial(work, "autoencoder", "generator.autoencoder", self._config(work.experiment).train)
 
     def _config(self, experiment: Experiment) -> TrainableAutoencoderConfig:
         config = experiment.require_generator().autoencoder
@@ -338,7 +339,7 @@ class RDMStage(Stage):
         return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, _facts(work))
 
     def _initial(self, work: Workspace) -> Initial:
-        return Initial("rdm", "rdm", work.experiment.rdm.train.init_from)
+        return _initial(work, "rdm", "rdm", work.experiment.rdm.train)
 
     def _build(self, work: Workspace, z: Space, cond: Space | None) -> GenerativeModel:
         config = work.experiment.rdm
@@ -380,8 +381,6 @@ class GeneratorStage(Stage):
         if config.condition in conditioning.FROM_REPRESENTATIONS:
             conditioning.check_representation(work)
             conditioning.check_rdm(work)
-        if config.condition == "cluster":
-            assert work.cluster_count
         _patch_space(work)
         _check_estimates(work, config)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
@@ -433,7 +432,7 @@ class GeneratorStage(Stage):
         return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder)
 
     def _initial(self, work: Workspace) -> Initial:
-        return Initial("generator", "generator", work.experiment.require_generator().train.init_from)
+        return _initial(work, "generator", "generator", work.experiment.require_generator().train)
 
     def _build(self, work: Workspace, data: Space, cond: Space | None) -> GenerativeModel:
         config = work.experiment.require_generator()
@@ -516,6 +515,10 @@ def _warn_of_jump(config: TrainConfig, folder: StageFolder, trained: Facts) -> N
             f"schedule is stretched, and the learning rate jumps from {before:.2g} to {after:.2g} at step "
             f"{trained.step}"
         )
+
+
+def _initial(work: Workspace, kind: str, key: str, config: TrainConfig) -> Initial:
+    return Initial(kind, key, None if work.goes_on else config.init_from)
 
 
 def _overwritten(stage: Stage, work: Workspace, mode: Mode) -> Path | None:

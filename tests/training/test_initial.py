@@ -34,7 +34,8 @@ def test_every_stage_starts_from_the_part_of_a_run(fresh, tmp_path, stage, capsy
         train("autoencoder", fresh)
         shutil.copytree(tmp_path / "run" / "autoencoder", tmp_path / "other" / "autoencoder")
     source = train(stage, fresh, *other, mode=Mode.OVERWRITE)
-    for where in (source.path.parent, source.path, source.checkpoint):
+    places = (source.path.parent, source.path, source.checkpoint) if stage == "rdm" else (source.path.parent,)
+    for where in places:
         capsys.readouterr()
         started = train(stage, fresh, f"{SECTIONS[stage]}.train.init_from={where}", mode=Mode.OVERWRITE)
         tensors = started.part().tensors
@@ -101,8 +102,11 @@ def test_weights_in_the_folder_that_is_overwritten_are_no_start(toy_copy, tmp_pa
 
 def test_a_run_goes_on_from_its_own_state_not_from_where_it_started(toy_run, tmp_path):
     shutil.copytree(toy_run / "run" / "encoder", tmp_path / "run" / "encoder")
-    path = write(tmp_path, rdm__train__init_from=str(toy_run / "run" / "rdm"))
+    source = tmp_path / "source.safetensors"
+    shutil.copy(toy_run / "run" / "rdm" / "model.safetensors", source)
+    path = write(tmp_path, rdm__train__init_from=str(source))
     assert train("rdm", path).part().facts.step == 20
+    source.unlink()
     resumed = train("rdm", path, "rdm.train.steps=22", mode=Mode.RESUME)
     assert resumed.part().facts.step == 22
     with pytest.raises(UserError, match=r"rdm\.train\.init_from"):
