@@ -166,8 +166,8 @@ def test_mistakes_are_named(copy, tmp_path):
     assert "generator.autoencoder.width: 32 -> 64" in refused("train_pixel", copy, "generator.autoencoder.width=64")
     assert "multiple of 32" in refused("train_autoencoder", copy, "generator.autoencoder.width=40")
     assert "go on with --resume" in refused("train_autoencoder", copy)
-    sentence = refused("train_autoencoder", copy, "generator.autoencoder.train.lr=1", "--resume")
-    assert "generator.autoencoder.train.lr" in sentence
+    sentence = refused("train_autoencoder", copy, "generator.autoencoder.train.perceptual_weight=2", "--resume")
+    assert "generator.autoencoder.train.perceptual_weight" in sentence
     shutil.rmtree(tmp_path / "run" / "autoencoder")
     assert "run tools/train_autoencoder.py with the same configuration first" in refused(
         "train_pixel", copy, "--resume"
