@@ -366,11 +366,11 @@ class Pipeline:
         elif options.rdm_steps is not None:
             raise UserError("--rdm-steps was given, but no RDM generates representations here: leave it out")
         if options.label is not None:
+            if not self.takes_labels():
+                raise UserError("a class was asked for, but neither the generator nor the RDM was trained on classes")
             if not self.takes_labels(generates_z):
                 raise UserError(
-                    "a class was asked for, but neither the generator nor the RDM was trained on classes"
-                    if generates_z
-                    else "a class was asked for, but the representations are given: ask tools/sample_rdm.py for it"
+                    "a class was asked for, but it is the RDM's, and representations are given: leave it out"
                 )
             self.labels.checked(options.label)
         if not 0 <= options.seed < 2**63:
@@ -493,6 +493,8 @@ class Pipeline:
     ) -> Samples:
         """Return samples that `generate(cond, noise, guidance, sampler)` generates from their conditions."""
         self.check(options, generates_z=z is None)
+        if z is not None and self.config.condition != "representation":
+            raise UserError(f"{self.config.folder_name} is not conditioned on representations, but z was given")
         labels, config = self.labels_of(indices, options, generates_z=z is None), self.config
         guidance, sampler = config.guidance.with_scale(options.guidance), config.sampler.with_steps(options.steps)
         noise = SampleNoise(options.seed, indices, "generator", self.device)
@@ -502,12 +504,21 @@ class Pipeline:
                     z = self._generate_z(indices, options, labels)
                     check_finite(z, "what the RDM generates")
                 else:
-                    z = z.to(self.device)
-                    check_finite(z, "what was given as representation")
+                    z = self._given_z(z, len(indices))
             cond = {"none": None, "representation": z}.get(config.condition, labels)
             images = generate(cond, noise, guidance, sampler)
             check_finite(images, "what the autoencoder decodes")
         return Samples(indices, images.float(), z, labels)
+
+    def _given_z(self, z: Tensor, count: int) -> Tensor:
+        """Return given representations `(count, D)` on the device; raises `UserError` if they cannot be meant."""
+        assert self.generator.cond is not None
+        expected = (count, *self.generator.cond.shape)
+        if z.shape != expected or not z.is_floating_point():
+            raise UserError(f"z must be {expected} floating-point numbers, not {tuple(z.shape)} of {z.dtype}")
+        z = z.to(self.device).float()
+        check_finite(z, "what was given as representation")
+        return z
 
     def _generate_z(self, indices: list[int], options: SamplingOptions, labels: Tensor | None) -> Tensor:
         assert self.rdm is not None

@@ -131,7 +131,7 @@ def test_an_rdm_of_classes_without_names_gets_their_numbers(run):
     # What the RDM knows means nothing where it generates nothing.
     z = torch.zeros(2, 8)
     assert pipeline.generate([0, 1], z=z).labels is None
-    with pytest.raises(UserError, match="the representations are given"):
+    with pytest.raises(UserError, match="it is the RDM's, and representations are given"):
         pipeline.generate([0, 1], SamplingOptions(label=3), z=z)
     of_classes = Pipeline(folder.stage_folder("dit-class").part(), rdm)
     assert of_classes.generate(range(11)).labels.tolist()[-1] == 0
@@ -384,6 +384,16 @@ def test_an_rdm_and_a_generator_of_different_images_are_refused(run, tmp_path):
             with pytest.raises(UserError, match="the RDM and the generator were trained on different images"):
                 Pipeline.from_pretrained(tmp_path / "run", "dit")
             Pipeline.from_pretrained(tmp_path / "run", "dit-class")  # it takes nothing from the RDM
+
+
+@pytest.mark.parametrize(
+    "z", [torch.zeros(2, 7), torch.zeros(3, 8), torch.zeros(8), torch.zeros(2, 8, dtype=torch.long)]
+)
+def test_given_representations_of_another_shape_or_type_are_refused(run, z):
+    with pytest.raises(UserError, match=r"z must be \(2, 8\) floating-point numbers, not"):
+        Pipeline.from_pretrained(run, "dit").generate([0, 1], z=z)
+    with pytest.raises(UserError, match="dit-class is not conditioned on representations, but z was given"):
+        Pipeline.from_pretrained(run, "dit-class").generate([0, 1], z=z)
 
 
 def test_eight_bits_are_rounded_and_not_cut_off():
