@@ -417,8 +417,10 @@ class Pipeline:
             output: `pil` for N pictures of PIL, `tensor` for `(N, 3, H, W)` in [0, 1] on the CPU.
 
         Raises:
-            UserError: see `generate`.
+            UserError: there is nothing to generate; see also `generate`.
         """
+        if number < 1 or batch_size < 1:
+            raise UserError(f"numbers of images and of a batch are at least 1, not {number} and {batch_size}")
         batches = self.batches(range(number), batch_size, options, z=z)
         images = torch.cat([samples.images.cpu() for samples in batches])
         return images if output == "tensor" else [to_pil(image) for image in images]

@@ -396,6 +396,12 @@ def test_given_representations_of_another_shape_or_type_are_refused(run, z):
         Pipeline.from_pretrained(run, "dit-class").generate([0, 1], z=z)
 
 
+@pytest.mark.parametrize(("number", "batch_size"), [(0, 64), (-1, 64), (3, 0)])
+def test_no_images_are_refused(run, number, batch_size):
+    with pytest.raises(UserError, match="are at least 1, not"):
+        Pipeline.from_pretrained(run, "dit").sample(number, batch_size=batch_size)
+
+
 def test_eight_bits_are_rounded_and_not_cut_off():
     assert to_uint8(torch.tensor([0.0, 0.4999 / 255, 0.6 / 255, 254.5001 / 255, 1.2, -0.1])).tolist() == [
         0,
