@@ -156,8 +156,12 @@ class PublishedEncoder(Encoder):
         tensors = self.rename(pretrained.read_weights(path))
         if self.head is None:
             tensors = {key: value for key, value in tensors.items() if not key.startswith("head.")}
-        elif not any(key.startswith("head.") for key in tensors):
-            raise UserError(f"{path} holds no projection head: set encoder.feature=backbone")
+        elif not any(key.startswith("head.") for key in tensors) and not tensors.keys().isdisjoint(self.state_dict()):
+            if self.config.feature == "projector":
+                raise UserError(f"{path} holds no projection head: set encoder.feature=backbone")
+            # Only pre-training needs it; what is not used must not be random, for it is part of the encoder's identity.
+            head = self.head.state_dict(prefix="head.")
+            tensors = {**tensors, **{key: torch.zeros_like(value) for key, value in head.items()}}
         pretrained.fit(self, tensors, path)
 
 

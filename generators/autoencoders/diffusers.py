@@ -87,8 +87,8 @@ def _build(config: DiffusersConfig) -> Any:
         return AutoencoderKL.from_config(config.network)
     try:
         return AutoencoderKL.from_pretrained(config.weights, subfolder=config.subfolder or None, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of what is wrong with files of others, diffusers says some with any class
         raise UserError(
             f"generator.autoencoder.weights is {config.weights!r}, which is neither a folder nor a repository on the "
-            f"hub that holds an AutoencoderKL ({str(error).splitlines()[0]})"
+            f"hub that holds an AutoencoderKL ({next(iter(str(error).splitlines()), type(error).__name__)})"
         ) from None

@@ -36,6 +36,7 @@ def calls(path):
 def test_nothing_unpickles(path):
     for name, arguments in calls(path):
         assert name not in FORBIDDEN or (path.name, name) in OWN_SOURCES, f"{path} calls {name}"
+        assert not name.endswith("accelerator.load_state"), f"{path} unpickles a state"
         if name in REQUIRED:
             argument, value = REQUIRED[name]
             assert argument in arguments, f"{path} calls {name} without {argument}={value}"

@@ -199,3 +199,21 @@ def test_the_default_patch_divides_every_side(side):
     config = MoCoV3Config(arch="vit_tiny", width=32, depth=1, heads=2, projector_hidden=8, projector_dim=4)
     with torch.device("meta"):
         MoCoV3(config, side)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", ""])
+@pytest.mark.parametrize("wrapper", ["model", "model_state_dict", "state_dict"])
+def test_a_trunk_without_its_projector_serves_the_backbone(prefix, wrapper, tmp_path):
+    trunk = MoCoV3(MoCoV3Config(**SMALL), 32).trunk
+    path = tmp_path / "trunk.pth"
+    torch.save({wrapper: {f"{prefix}{key}": value for key, value in trunk.state_dict().items()}}, path)
+    config = {**SMALL, "weights": str(path), "input_size": 32}
+    encoders = [MoCoV3(MoCoV3Config(**config, feature="backbone"), 32).eval() for _ in range(2)]
+    assert encoder_id(encoders[0]) == encoder_id(encoders[1])
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(encoders[0].state_dict()[f"trunk.{key}"], value), key
+    with pytest.raises(UserError, match=r"holds no projection head: set encoder\.feature=backbone"):
+        MoCoV3(MoCoV3Config(**config), 32)
+    torch.save({wrapper: {f"{prefix}other.{key}": value for key, value in trunk.state_dict().items()}}, path)
+    with pytest.raises(UserError, match=r"lacks trunk\..*; it has also trunk\.other\."):
+        MoCoV3(MoCoV3Config(**config, feature="backbone"), 32)
