@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torchvision.datasets import imagenet
 
 from rcg.config import RUNTIME, DataConfig, ImageSize
+from rcg.core.console import warn
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.pictures import PictureFiles, class_labels, find_pictures
@@ -46,13 +47,17 @@ class ImageNet(PictureFiles):
         self._seen: set[tuple[int, int]] = set()
         meta = self._unpacked("meta.bin", DEVKIT, imagenet.parse_devkit_archive)
         train = self._unpacked("train", TRAIN, imagenet.parse_train_archive)
-        files = find_pictures(train, self._seen).pictures
+        listing = find_pictures(train, self._seen)
+        files = listing.pictures
         self._folders = sorted({file.path.partition("/")[0] for file in files})
         names = _class_names(meta)
         unknown = [name for name in self._folders if name not in names]
         if unknown or not files:
             found = f"the folder {unknown[0]}, which {meta} does not name" if unknown else "no pictures"
             raise UserError(f"{train} holds {found}: unpack {TRAIN} there")
+        if listing.passed_over or len(self._folders) < len(names):
+            rest = f", and {listing.passed_over}" if listing.passed_over else ""
+            warn(f"{train} holds {len(self._folders)} of {len(names)} classes{rest}: was it unpacked to the end?")
         classes = tuple(", ".join(names[folder]) for folder in self._folders)
         super().__init__(train, files, class_labels(files, train, self._folders, train), classes)
 

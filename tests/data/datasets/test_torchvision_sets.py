@@ -240,6 +240,16 @@ def test_imagenet_names_and_numbers_the_validation_classes_as_the_training_class
     assert load_images(DATASETS.get("imagenet").Config(root=tmp_path)).train.fingerprint != before
 
 
+def test_an_archive_that_was_not_unpacked_to_the_end_is_noticed(tmp_path: Path, capsys: Any) -> None:
+    write_imagenet(tmp_path)
+    source("imagenet", root=tmp_path)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "train" / "n02")
+    (tmp_path / "train" / "n02.tar").write_bytes(b"")
+    source("imagenet", root=tmp_path)
+    assert "holds 1 of 2 classes, and 1 .tar (such as n02.tar): was it unpacked to the end?" in capsys.readouterr().err
+
+
 class Evil:
     """Runs code when it is unpickled."""
 
