@@ -211,7 +211,6 @@ def test_the_help_of_a_stage_lists_every_key_of_its_components(tool_name, sectio
             mine = [b for b in blocks if b.startswith(heads[0]) or (b.startswith(heads[1]) and name in b.split(":")[0])]
             listed = {line.split()[0] for block in mine for line in block.splitlines() if line.startswith("  ")}
             assert set(config_class(registry, name).model_fields) <= listed, (section, name)
-    assert max(map(len, text.splitlines())) < 400
 
 
 def test_values_are_frozen(tmp_path):
