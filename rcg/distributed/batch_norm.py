@@ -6,8 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -30,7 +43,7 @@ class SyncBatchNorm(_BatchNorm):
 
     def _mean(self, x: Tensor, dims: list[int]) -> Tensor:
         """Return the mean over all processes, with gradients."""
-        total: Tensor = all_reduce(x.mean(dims, keepdim=True))
+        total: Tensor = _Sum.apply(x.mean(dims, keepdim=True))
         return total / distributed.get_world_size()
 
     @torch.no_grad()

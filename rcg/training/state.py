@@ -133,13 +133,14 @@ def save_state(training: Training) -> None:
         if training.is_main:
             tensors[name] = full.cpu()
     path = training.folder.state_file(training.progress.step)
+    position = training.log.position()  # of all processes, which would wait for ever for one that does not ask
     if training.is_main:
         scaler = training.accelerator.scaler
         facts = StateFacts(
             progress=training.progress,
             updates={name: average.updates for name, average in _kept_averages(training)},
             scaler=None if scaler is None else scaler.state_dict(),
-            log=training.log.position(),
+            log=position,
         )
         checkpoint.save_tensors(path, tensors, facts.model_dump(mode="json"))
     training.states = [path, *(state for state in training.states if state != path)][:KEPT]
