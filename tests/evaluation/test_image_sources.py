@@ -1,5 +1,6 @@
 """Sets of images: what counts as a sample, pictures that are written once, and images that changed since training."""
 
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -85,7 +86,7 @@ def test_pictures_that_were_deleted_are_written_again(tmp_path, monkeypatch):
     assert sorted(before) == [f"{index:06d}.png" for index in range(10)]
     assert run() == []
     (out / "000005.png").unlink()
-    (out / ".000005.png.13175").write_bytes(b"torn")
+    (out / f".writing-{platform.node()}-99999999-000005.png.part").write_bytes(b"torn")  # no process has this number
     assert run() == [4, 5, 6, 7]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     for path in out.iterdir():
