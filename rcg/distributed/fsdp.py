@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rcg.config import TrainConfig
@@ -42,13 +42,7 @@ def plugin(config: TrainConfig, precision: str, shardable: bool) -> FullySharded
     compute_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # Every process draws the same weights, so that none has to wait for the first one's.
-    settings = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
-    if settings.state_dict_type != StateDictType.FULL_STATE_DICT:
-        raise UserError(
-            f"accelerate's configuration says fsdp_state_dict_type: {settings.state_dict_type.name}, whose files hold "
-            f"pickled code: set FULL_STATE_DICT"
-        )
-    return settings
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
 
 
 def shard_on_cpus(accelerator: Accelerator, settings: FullyShardedDataParallelPlugin) -> None:

@@ -258,7 +258,6 @@ def test_a_generator_is_trained_in_shards_by_its_tool_and_goes_on_without_them(t
     ("environment", "train", "shardable", "sentence"),
     [
         ({}, {}, True, "set fsdp_version: 2"),
-        ({"VERSION": "2", "STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, {}, True, "set FULL_STATE_DICT"),
         ({"VERSION": "2"}, {"compile": True}, True, "set train.compile=false"),
         ({"VERSION": "2"}, {}, False, "encoders and autoencoders are trained without it"),
     ],
