@@ -22,7 +22,12 @@ from tests.small import COMPONENTS, VECTORS, make_part, restore_part
 EDITS = [10**9, 10**5, 0, -1, 1.5, "x", None, [], [1], {}, True, [10**6] * 3]
 QUICK = ("moco_v3", "kl", "rep_mlp", "dit")
 """The components that every run of the tests edits, one of each kind; `make test-slow` edits all."""
-parts = pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+FULL_SIZE = ("swav", "vicreg", "diffusers")
+"""Components without small settings, whose tests are slow."""
+parts = pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in FULL_SIZE else ()) for pair in COMPONENTS],
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,7 @@ def is_of_classifier(key):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if preset.millions > 90 and not name.startswith("mae") else ())
-        for name, preset in PRESETS.items()
-    ],
+    "name", [pytest.param(name, marks=() if name in SMALLEST.values() else pytest.mark.slow) for name in PRESETS]
 )
 def test_the_published_weights_fill_every_tensor(name):
     model = PRESETS[name].model
@@ -53,7 +49,7 @@ def test_the_published_weights_fill_every_tensor(name):
     assert moved in ([], ["pos_embed"])  # timm resizes positions
 
 
-@pytest.mark.parametrize("name", ["mae_vitb16", "dinov2_vits14", "hiera_tiny"])
+@pytest.mark.parametrize("name", [pytest.param("mae_vitb16", marks=pytest.mark.slow), "dinov2_vits14"])
 def test_a_file_of_the_published_weights_loads(name, tmp_path):
     with torch.device("meta"):
         published = timm.create_model(PRESETS[name].model).state_dict()
