@@ -305,13 +305,13 @@ def test_two_processes_train_an_autoencoder_and_its_codebook_as_one_does(tmp_pat
     (tmp_path / "program.py").write_text(AUTOENCODER)
     weights = []
     for processes in ("1", "2"):
-        (tmp_path / processes).mkdir()
+        (tmp_path / processes / "autoencoder").mkdir(parents=True)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        command = [*launch, str(tmp_path / "program.py"), str(tmp_path / processes)]
+        command = [*launch, str(tmp_path / "program.py"), str(tmp_path / processes / "autoencoder")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"processes {processes}" in done.stdout
-        weights.append(StageFolder(tmp_path / processes).part().tensors)
+        weights.append(StageFolder(tmp_path / processes / "autoencoder").part().tensors)
     one, two = weights
     # Adam makes whole steps of rounding errors where a gradient is near zero: at a low rate these stay small.
     for name, value in one.items():
