@@ -40,7 +40,7 @@ def test_the_header_says_how_often_the_null_was_trained(case, tmp_path):
     path = DATA / content if isinstance(content, str) else tmp_path / "original.pth"
     if not isinstance(content, str):
         torch.save({"model": content(), "model_ema": None, "args": argparse.Namespace(**args)}, path)
-    convert(kind, path, tmp_path / "run")
+    convert(kind, path, tmp_path / "run", *(["--heads", 4] if kind == "dit" else []))
     part = RunFolder(tmp_path / "run").stage_folder(folder).part(weights=False)
     assert part.config["condition_dropout"] == dropout
     if folder == "dit":
