@@ -1,0 +1,138 @@
+"""Directions in the space of representations along which one property of images changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcg.core import checkpoint
+from rcg.core.checkpoint import Facts, Part
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.metrics.probe import LinearProbe
+
+KIND = "direction"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of z.
+
+    Attributes:
+        name: of the property that changes along it.
+        vector: `(D,)`, of length 1.
+        space: the space of z.
+        details: how it was found, for people: labels, cross-validated accuracy, explained variance.
+    """
+
+    name: str
+    vector: Tensor
+    space: Space
+    details: dict[str, Any]
+
+    def move(self, z: Tensor, strength: float | Tensor) -> Tensor:
+        """Return z + strength sqrt(D) w for `z` `(B, D)` (Diffusion Autoencoders): 0.3 is a visible edit."""
+        return z + strength * math.sqrt(z.shape[1]) * self.vector.to(z)
+
+    def score(self, z: Tensor) -> Tensor:
+        """Return how much of the property `z` `(B, D)` has: its coordinate along the direction, `(B,)`."""
+        return z @ self.vector.to(z)
+
+    def without(self, others: Sequence[Direction]) -> Direction:
+        """Return the part of the direction along which the properties of `others` stay as they are.
+
+        Raises:
+            UserError: nothing is left of it.
+        """
+        if not others:
+            return self
+        basis, _ = torch.linalg.qr(torch.stack([other.vector for other in others], dim=1).double())
+        rest = self.vector.double() - basis @ (basis.T @ self.vector.double())
+        names = ", ".join(other.name for other in others)
+        if rest.norm() < 1e-4:
+            raise UserError(f"nothing of the direction {self.name} is left without {names}: leave one of them out")
+        return replace(self, vector=_unit(rest), details={**self.details, "without": names})
+
+    def save(self, path: Path) -> None:
+        """Write the direction as a safetensors file."""
+        facts = Facts(data=self.space, details=self.details)
+        checkpoint.save(path, Part(KIND, {"name": self.name}, facts, {"vector": self.vector}))
+
+    @classmethod
+    def load(cls, path: Path, space: Space) -> Direction:
+        """Read a direction of a run's space.
+
+        Raises:
+            UserError: the file is no direction, or one of another space.
+        """
+        part = checkpoint.load(path)
+        if part.kind != KIND:
+            raise UserError(f"{path} is {part.kind}, not a direction: tools/edit.py --fit writes one")
+        if part.facts.data != space:
+            raise UserError(f"{path} is a direction of {part.facts.data}, but the run has {space}: fit it again here")
+        return cls(part.config["name"], part.tensors["vector"], space, part.facts.details)
+
+
+def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Direction:
+    """Find the direction along which a property changes, from examples.
+
+    Args:
+        name: of the property.
+        z: representations `(N, D)`.
+        values: the property of each, `(N,)`: 0 and 1 (logistic regression), or any numbers (ridge regression).
+        space: the space of z.
+
+    Returns:
+        The direction of growing values; `details` holds the number of examples and the cross-validated accuracy (of 0
+        and 1, balanced over the two), or the share of the variance that is explained.
+
+    Raises:
+        UserError: all values are equal, or there are fewer than four examples.
+    """
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+
+    distinct = values.unique()
+    if len(values) < 4 or len(distinct) < 2:
+        raise UserError(
+            f"the attribute {name} has {len(values)} example(s) of {len(distinct)} value(s): give at least two with it "
+            f"and two without"
+        )
+    details: dict[str, Any] = {"examples": len(values)}
+    if set(distinct.tolist()) == {0, 1}:
+        positive = int(values.sum())
+        folds = StratifiedKFold(max(2, min(5, positive, len(values) - positive)), shuffle=True, random_state=0)
+        judge, scoring = LogisticRegression(C=0.1, max_iter=300, class_weight="balanced"), "balanced_accuracy"
+        probe = LinearProbe.fit(z, values.long(), standardize=True)
+        vector = probe.weight[1] - probe.weight[0]
+        details |= {"with": positive, "figure": "accuracy"}
+    else:
+        folds = KFold(min(5, len(values)), shuffle=True, random_state=0)
+        judge, scoring = RidgeCV(alphas=(1.0, 10.0, 100.0, 1000.0)), "r2"
+        vector = torch.from_numpy(judge.fit(z.numpy(), values.numpy()).coef_)
+        details |= {"figure": "explained variance"}
+    details["cross_validated"] = float(cross_val_score(judge, z.numpy(), values.numpy(), cv=folds, scoring=scoring).mean())
+    return Direction(name, _unit(vector), space, details)
+
+
+def principal_directions(z: Tensor, count: int, space: Space) -> list[Direction]:
+    """Return the `count` directions along which `z` `(N, D)` varies most, strongest first."""
+    from sklearn.decomposition import PCA
+
+    if count > min(z.shape):
+        raise UserError(f"{len(z)} representations of width {z.shape[1]} have at most {min(z.shape)} principal directions")
+    pca = PCA(count, random_state=0).fit(z.double().numpy())
+    return [
+        Direction(f"component {i + 1}", _unit(torch.from_numpy(row)), space, {"explained_variance": float(share)})
+        for i, (row, share) in enumerate(zip(pca.components_, pca.explained_variance_ratio_, strict=True))
+    ]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return (vector / vector.norm()).float()
