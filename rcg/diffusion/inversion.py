@@ -6,7 +6,7 @@ does not say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -14,14 +14,8 @@ from torch import Tensor
 from rcg.core.contracts import Level, Net, Prediction, Process
 
 
-
 def invert(
-    process: Process[Prediction],
-    net: Net,
-    x: Tensor,
-    cond: Tensor | None,
-    levels: Sequence[Level],
-    iterations: int = 4,
+    process: Process[Prediction], net: Net, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4
 ) -> Tensor:
     """Return the noise `(B, *S)` at the first of `levels` from which DDIM (eta 0) leads to `x` at the last.
 
@@ -34,17 +28,26 @@ def invert(
         iterations: evaluations of the network for each step, which find the x_t from which the step leads to x_s (a
             fixed point); 0: one evaluation at x_s instead, as published, whose error is of the order of a step.
     """
+    for _, x in noising(process, net, x, cond, levels, iterations):
+        pass
+    return x
+
+
+def noising(
+    process: Process[Prediction], net: Net, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4
+) -> Iterator[tuple[Level, Tensor]]:
+    """Yield the levels of `invert` but the last, cleanest first, and x_t `(B, *S)` at each."""
     for start, end in pairwise(reversed(levels)):
         # At clean data no noise can be read off a prediction: there, the first step is evaluated where it ends.
         if iterations == 0 and start.sigma > 0:
             here = process.predict(net, x, start, cond)
             x = end.alpha * here.x0 + end.sigma * here.eps
-            continue
-        ahead = end.alpha / start.alpha * x
-        for _ in range(max(1, iterations)):
-            ahead = _undo(x, process.predict(net, ahead, end, cond), start, end)
-        x = ahead
-    return x
+        else:
+            ahead = end.alpha / start.alpha * x
+            for _ in range(max(1, iterations)):
+                ahead = _undo(x, process.predict(net, ahead, end, cond), start, end)
+            x = ahead
+        yield end, x
 
 
 def _undo(x: Tensor, prediction: Prediction, start: Level, end: Level) -> Tensor:

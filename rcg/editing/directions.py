@@ -117,7 +117,9 @@ def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Directi
         judge, scoring = RidgeCV(alphas=(1.0, 10.0, 100.0, 1000.0)), "r2"
         vector = torch.from_numpy(judge.fit(z.numpy(), values.numpy()).coef_)
         details |= {"figure": "explained variance"}
-    details["cross_validated"] = float(cross_val_score(judge, z.numpy(), values.numpy(), cv=folds, scoring=scoring).mean())
+    details["cross_validated"] = float(
+        cross_val_score(judge, z.numpy(), values.numpy(), cv=folds, scoring=scoring).mean()
+    )
     return Direction(name, _unit(vector), space, details)
 
 
@@ -126,7 +128,9 @@ def principal_directions(z: Tensor, count: int, space: Space) -> list[Direction]
     from sklearn.decomposition import PCA
 
     if count > min(z.shape):
-        raise UserError(f"{len(z)} representations of width {z.shape[1]} have at most {min(z.shape)} principal directions")
+        raise UserError(
+            f"{len(z)} representations of width {z.shape[1]} have at most {min(z.shape)} principal directions"
+        )
     pca = PCA(count, random_state=0).fit(z.double().numpy())
     return [
         Direction(f"component {i + 1}", _unit(torch.from_numpy(row)), space, {"explained_variance": float(share)})

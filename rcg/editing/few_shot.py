@@ -1,0 +1,105 @@
+"""Conditional generation from a few labeled examples: generated z are kept by how well they fit (rejection sampling).
+
+Diffusion Autoencoders (Preechakul et al., CVPR 2022, Section 5.5) with a probe on z: p(z | y) is proportional to
+p(y | z) p(z), so that a generated z accepted with probability p(y | z) is a sample of p(z | y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.core.rng import SampleNoise
+from rcg.metrics.probe import LinearProbe
+
+Probability = Callable[[Tensor], Tensor]
+"""The probability `(B,)` that each of z `(B, D)` has a property."""
+
+
+class Accepted(NamedTuple):
+    """Representations that were accepted.
+
+    Attributes:
+        z: `(B, D)`.
+        attempts: how many were drawn for each, `(B,)`.
+    """
+
+    z: Tensor
+    attempts: Tensor
+
+    @property
+    def rate(self) -> float:
+        """The share of drawn representations that were accepted."""
+        return len(self.attempts) / float(self.attempts.sum())
+
+
+def like_examples(positive: Tensor, others: Tensor, are_negative: bool) -> Probability:
+    """Fit the probability that a z is like some examples.
+
+    Args:
+        positive: z of the examples, `(P, D)`.
+        others: z of images without the property, or of any images, `(N, D)`.
+        are_negative: whether `others` lack the property. If not, the probability of being labeled is divided by its
+            mean over the examples (Elkan and Noto, KDD 2008, Section 2), held out in turn.
+    """
+    z = torch.cat([positive, others]).cpu()
+    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(others))]).long()
+    probe = LinearProbe.fit(z, labels, standardize=True)
+    scale = 1.0 if are_negative else _labeled_share(positive.cpu(), others.cpu())
+
+    def probability(z: Tensor) -> Tensor:
+        return (probe.log_probability(z)[:, 1].exp() / scale).clamp(max=1)
+
+    return probability
+
+
+def _labeled_share(positive: Tensor, others: Tensor, folds: int = 5) -> float:
+    """Return the mean probability of being labeled of examples that the probe has not seen."""
+    shares = []
+    for fold in range(min(folds, len(positive))):
+        held_out = torch.arange(len(positive)) % folds == fold
+        seen = positive[~held_out]
+        z = torch.cat([seen, others])
+        labels = torch.cat([torch.ones(len(seen)), torch.zeros(len(others))]).long()
+        shares.append(LinearProbe.fit(z, labels, standardize=True).log_probability(positive[held_out])[:, 1].exp())
+    return float(torch.cat(shares).mean())
+
+
+def rejection_sample(
+    generate: Callable[[list[int], int], Tensor],
+    probability: Probability,
+    indices: Sequence[int],
+    seed: int,
+    most: int = 200,
+) -> Accepted:
+    """Draw a z for each index until one is accepted; sample i depends on (seed, i) alone.
+
+    Args:
+        generate: returns z `(B, D)` for some indices and the number of the attempt.
+        probability: of being accepted.
+        indices: which samples.
+        seed: of the decisions.
+        most: attempts for one sample.
+
+    Raises:
+        UserError: some sample was never accepted.
+    """
+    waiting, attempts, chosen = list(indices), {}, {}
+    for attempt in range(most):
+        z = generate(waiting, attempt)
+        chance = SampleNoise(seed, waiting, f"acceptance {attempt}").uniform(()).to(z.device)
+        is_accepted = (chance < probability(z)).tolist()
+        for index, row, accepted in zip(waiting, z, is_accepted, strict=True):
+            if accepted:
+                chosen[index], attempts[index] = row, attempt + 1
+        waiting = [index for index, accepted in zip(waiting, is_accepted, strict=True) if not accepted]
+        if not waiting:
+            return Accepted(torch.stack([chosen[i] for i in indices]), torch.tensor([attempts[i] for i in indices]))
+    raise UserError(
+        f"{len(waiting)} of {len(indices)} samples were not accepted in {most} attempts: the RDM hardly generates "
+        f"anything like these examples"
+    )

@@ -1,0 +1,74 @@
+"""Directions found from labels, numbers and variance; checked where the true direction is known."""
+
+import pytest
+import torch
+
+from rcg.core.contracts import Space
+from rcg.core.errors import UserError
+from rcg.editing.directions import Direction, fit_direction, principal_directions
+
+SPACE = Space((8,), id="toy")
+
+
+@pytest.fixture
+def z():
+    return torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+
+
+def axis(index):
+    return torch.eye(8)[index]
+
+
+def test_the_direction_of_a_label_is_found(z):
+    direction = fit_direction("right", z, (z[:, 2] > 0).float(), SPACE)
+    assert float(direction.vector @ axis(2)) > 0.98
+    assert direction.details["cross_validated"] > 0.95
+    assert direction.details["examples"] == 600
+
+
+def test_the_direction_of_a_number_is_found(z):
+    direction = fit_direction("slope", z, 3 * z[:, 1] - 4 * z[:, 5], SPACE)
+    assert torch.allclose(direction.vector, 0.6 * axis(1) - 0.8 * axis(5), atol=0.02)
+    assert direction.details["cross_validated"] > 0.95
+
+
+def test_moving_raises_the_score_by_the_strength(z):
+    direction = Direction("x", axis(0), SPACE, {})
+    moved = direction.move(z, 0.5)
+    assert torch.allclose(direction.score(moved) - direction.score(z), torch.full((600,), 0.5 * 8**0.5), atol=1e-5)
+
+
+def test_a_direction_without_another_leaves_it_alone(z):
+    slanted = Direction("slanted", (axis(0) + axis(1)) / 2**0.5, SPACE, {})
+    first = Direction("first", axis(0), SPACE, {})
+    rest = slanted.without([first])
+    assert torch.allclose(rest.vector, axis(1), atol=1e-6)
+    assert torch.allclose(first.score(rest.move(z, 1.0)), first.score(z), atol=1e-5)
+    with pytest.raises(UserError, match="nothing of the direction first is left without first"):
+        first.without([first])
+
+
+def test_principal_directions_are_those_of_the_largest_variance(z):
+    first, second = principal_directions(z * torch.tensor([1, 1, 1, 9, 1, 1, 5, 1.0]), 2, SPACE)
+    assert abs(float(first.vector @ axis(3))) > 0.99
+    assert abs(float(second.vector @ axis(6))) > 0.99
+
+
+def test_a_direction_survives_its_file(z, tmp_path):
+    direction = fit_direction("right", z, (z[:, 2] > 0).float(), SPACE)
+    direction.save(tmp_path / "right.safetensors")
+    again = Direction.load(tmp_path / "right.safetensors", SPACE)
+    assert torch.equal(again.vector, direction.vector)
+    assert (again.name, again.details) == (direction.name, direction.details)
+
+
+def test_a_direction_of_another_space_is_refused(tmp_path):
+    Direction("x", axis(0), SPACE, {}).save(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="is a direction of toy"):
+        Direction.load(tmp_path / "x.safetensors", Space((8,), id="other"))
+
+
+@pytest.mark.parametrize("values", [torch.ones(10), torch.tensor([0.0, 1.0])])
+def test_an_attribute_without_contrast_is_refused(z, values):
+    with pytest.raises(UserError, match="the attribute smile has"):
+        fit_direction("smile", z[: len(values)], values, SPACE)

@@ -1,0 +1,47 @@
+"""Rejection sampling: what is accepted follows p(z | y)."""
+
+import pytest
+import torch
+
+from rcg.core.errors import UserError
+from rcg.core.rng import SampleNoise
+from rcg.editing.few_shot import like_examples, rejection_sample
+
+
+def gaussian(indices, attempt):
+    return SampleNoise(0, indices, f"z {attempt}").normal((2,))
+
+
+def test_accepted_samples_follow_the_conditional_distribution():
+    # p(y | z) = sigmoid(3 z_0 + 1): moments of p(z | y) by quadrature.
+    grid = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    weight = torch.exp(-grid.square() / 2) * torch.sigmoid(3 * grid + 1)
+    mean = float((grid * weight).sum() / weight.sum())
+    accepted = rejection_sample(gaussian, lambda z: torch.sigmoid(3 * z[:, 0] + 1), range(4000), seed=0)
+    assert float(accepted.z[:, 0].mean()) == pytest.approx(mean, abs=0.04)
+    assert float(accepted.z[:, 1].mean()) == pytest.approx(0, abs=0.05)
+    share = float(weight.sum() * (grid[1] - grid[0])) / (2 * torch.pi) ** 0.5
+    assert accepted.rate == pytest.approx(share, abs=0.02)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    def probability(z):
+        return torch.sigmoid(z[:, 0])
+
+    together = rejection_sample(gaussian, probability, range(6), seed=1)
+    alone = rejection_sample(gaussian, probability, [4], seed=1)
+    assert torch.equal(together.z[4:5], alone.z)
+
+
+def test_examples_and_unlabeled_images_give_the_probability_of_the_property():
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randn(400, 2, generator=generator) + side for side in (3.0, -3.0))
+    unlabeled = torch.cat([positive[:300], negative[:300]])
+    probability = like_examples(positive[300:], unlabeled, are_negative=False)
+    assert float(probability(positive[:300]).mean()) > 0.9
+    assert float(probability(negative).mean()) < 0.15
+
+
+def test_what_is_never_accepted_is_said():
+    with pytest.raises(UserError, match="2 of 2 samples were not accepted in 3 attempts"):
+        rejection_sample(gaussian, lambda z: torch.zeros(len(z)), range(2), seed=0, most=3)
