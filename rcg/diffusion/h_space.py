@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rcg.core.contracts import Denoiser, Level, Net, Prediction, Process
@@ -40,7 +39,7 @@ def h_of(network: Denoiser, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor
 
 
 def representation_shift(network: Denoiser, x: Tensor, t: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Return how h changes when the condition does: h(x_t, target) - h(x_t, source), averaged over the batch, `(1, ...)`.
+    """Return how h changes with the condition: h(x_t, target) - h(x_t, source), its mean over the batch, `(1, ...)`.
 
     Needs no training, because the network has learned what its condition means.
     """

@@ -28,9 +28,8 @@ def invert(
         iterations: evaluations of the network for each step, which find the x_t from which the step leads to x_s (a
             fixed point); 0: one evaluation at x_s instead, as published, whose error is of the order of a step.
     """
-    for _, x in noising(process, net, x, cond, levels, iterations):
-        pass
-    return x
+    *_, (_, noise) = noising(process, net, x, cond, levels, iterations)
+    return noise
 
 
 def noising(
@@ -53,8 +52,8 @@ def noising(
 def _undo(x: Tensor, prediction: Prediction, start: Level, end: Level) -> Tensor:
     """Return x at the noisier level `end` from which a DDIM step with this prediction leads to `x` at `start`.
 
-    The step is x_s = alpha_s x_0 + sigma_s eps, where x_t = alpha_t x_0 + sigma_t eps. One of x_0 and eps has to be taken
-    from the prediction; the iteration converges faster with the one that x_t says less about.
+    The step is x_s = alpha_s x_0 + sigma_s eps, where x_t = alpha_t x_0 + sigma_t eps. One of x_0 and eps has to be
+    taken from the prediction; the iteration converges faster with the one that x_t says less about.
     """
     if end.alpha > end.sigma or start.sigma == 0:
         run = end.sigma - start.sigma * end.alpha / start.alpha

@@ -1,0 +1,103 @@
+"""The asymmetric reverse process: a shift of h moves the estimate of clean data, and does not cancel (Asyrp)."""
+
+import pytest
+import torch
+from torch import nn
+
+from rcg.core.contracts import Denoiser, Interface
+from rcg.core.registry import PROCESSES, SAMPLERS
+from rcg.diffusion.h_space import Asymmetric, h_of, representation_shift
+from rcg.diffusion.wrappers import ProcessWrapper
+from tests.ideal import SPACE, RecordedNoise, ideal
+
+
+class Toy(Denoiser):
+    """The exact denoiser of a Gaussian, plus what comes out of the bottleneck: nothing, unless it is moved."""
+
+    capabilities = frozenset({"h_space"})
+
+    def __init__(self, process):
+        super().__init__(None, Interface(SPACE))
+        self.answer, self.middle = ideal(process), nn.Identity()
+
+    @property
+    def bottleneck(self):
+        return self.middle
+
+    def forward(self, x, t, cond=None):
+        h = self.middle(torch.zeros_like(x) if cond is None else 0.0 * x + cond[:, None])
+        return self.answer(x, t, None) + h[:, None]
+
+
+class Symmetric(ProcessWrapper):
+    """What the asymmetric process is not: the moved prediction replaces all of the plain one."""
+
+    def __init__(self, process, shift):
+        super().__init__(process)
+        self.shift = shift
+
+    def predict(self, net, x, level, cond):
+        return self.process.predict(lambda x, t, cond: net(x, t, cond) + self.shift, x, level, cond)
+
+
+@pytest.fixture
+def process():
+    component = PROCESSES.get("gaussian")
+    return component(component.Config(schedule="linear", predict="eps"))
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(8, *SPACE.shape, generator=torch.Generator().manual_seed(0))
+
+
+def sample(process, net, noise, steps=1000):
+    return SAMPLERS.get("ddim")(steps=steps)(process, net, SPACE, None, RecordedNoise([noise]))
+
+
+def test_symmetric_shifts_cancel_and_asymmetric_ones_do_not(process, noise):
+    """Theorem 1: for many small steps, the two terms of a symmetric shift nearly cancel in each step."""
+    net, shift = Toy(process), 0.1
+    symmetric, asymmetric = (
+        Symmetric(process, shift),
+        Asymmetric(process, net, lambda h, level: torch.full_like(h, shift), end=0),
+    )
+    first, second = process.levels(1000, "trailing")[500:502]
+
+    def step(chosen):
+        x0, eps, _ = chosen.predict(net, noise, first, None)
+        return second.alpha * x0 + second.sigma * eps
+
+    plain = step(process)
+    cancelled, kept = (float((step(chosen) - plain).abs().mean()) for chosen in (symmetric, asymmetric))
+    assert cancelled < kept / 50
+    # The asymmetric change is that of the estimate of clean data: alpha_s sigma_t / alpha_t times the shift.
+    assert kept == pytest.approx(second.alpha * first.sigma / first.alpha * shift, rel=1e-4)
+
+
+def test_no_shift_changes_nothing(process, noise):
+    net = Toy(process)
+    edited = Asymmetric(process, net, lambda h, level: 0 * h, end=0)
+    assert torch.equal(sample(edited, net, noise, 20), sample(process, net, noise, 20))
+
+
+def test_editing_ends_at_a_time(process, noise):
+    net, seen = Toy(process), []
+    edited = Asymmetric(process, net, lambda h, level: (seen.append(level.t), 0 * h)[1], end=500)
+    sample(edited, net, noise, 20)
+    assert seen
+    assert min(seen) >= 500
+
+
+def test_a_network_is_itself_again_afterwards(process, noise):
+    net = Toy(process)
+    before = sample(process, net, noise, 5)
+    sample(Asymmetric(process, net, lambda h, level: torch.ones_like(h), end=0), net, noise, 5)
+    assert torch.equal(sample(process, net, noise, 5), before)
+
+
+def test_h_is_what_comes_out_of_the_bottleneck(process, noise):
+    net, t = Toy(process), torch.full((8,), 10)
+    source, target = torch.full((8,), 1.0), torch.arange(8.0)
+    assert torch.equal(h_of(net, noise, t, target), target[:, None].expand(8, 4))
+    assert torch.allclose(representation_shift(net, noise, t, source, target), torch.full((1, 4), 2.5))
