@@ -18,14 +18,15 @@ from torch import Tensor
 from rcg.config import GeneratorConfig, GuidanceConfig, SamplerConfig, TrainableAutoencoderConfig, parse_saved_config
 from rcg.core import checkpoint, console
 from rcg.core.checkpoint import Facts, Part
-from rcg.core.contracts import Noise, Space
+from rcg.core.contracts import Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.hub import HubOptions, locate, upload
-from rcg.core.registry import GENERATORS, NETWORKS
+from rcg.core.registry import GENERATORS, NETWORKS, SAMPLERS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.inpainting import inpaint
+from rcg.diffusion.inversion import invert
 from rcg.diffusion.model import restore
-from rcg.diffusion.sdedit import sdedit
+from rcg.diffusion.sdedit import FixedFirstDraw, sdedit
 from rcg.distributed.launch import resolve_precision
 from rcg.encoding.autoencoder import autoencoder_part, check_space, open_autoencoder, restore_autoencoder
 from rcg.encoding.encoder import restore_encoder
@@ -48,6 +49,19 @@ class Samples(NamedTuple):
     images: Tensor
     z: Tensor | None  # (B, D)
     labels: Tensor | None  # (B,)
+
+
+class Code(NamedTuple):
+    """What an image is made of.
+
+    Attributes:
+        z: what it means, `(B, d)`.
+        noise: what z does not say: the x_T `(B, *S)` from which a sampler without fresh noise leads to the image; None:
+            drawn from a seed.
+    """
+
+    z: Tensor
+    noise: Tensor | None = None
 
 
 class Rows(Protocol):
@@ -215,7 +229,8 @@ class Pipeline:
             )
         return representation.to(self.device)
 
-    def encode(self, image: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def represent(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to their representations z `(B, d)`.
 
         Raises:
@@ -223,6 +238,97 @@ class Pipeline:
         """
         z: Tensor = self.representation(image.to(self.device))
         return z
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, steps: int | None = 100, iterations: int = 4) -> Code:
+        """Map images `(B, 3, H, W)` in [0, 1] to codes, from which `decode` generates them again.
+
+        Args:
+            image: B of them.
+            steps: of the sampler without fresh noise that is undone; None: only z is found.
+            iterations: see `rcg.diffusion.inversion.invert`.
+
+        Raises:
+            UserError: the generator is not conditioned on representations, or is one of tokens, which have no x_T; see
+                also `representation`.
+        """
+        self._check_codes()
+        z, model = self.represent(image), self.generator
+        if steps is None:
+            return Code(z)
+        sampler = self._deterministic(steps)
+        with self._autocast():
+            x = self.autoencoder.mean(self.autoencoder.posterior(image.to(self.device)))
+            levels = model.process.levels(sampler.steps, sampler.spacing)
+            noise = invert(model.process, model.network, x, z, levels, iterations)
+        check_finite(noise, "the noise of the images")
+        return Code(z, noise)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        code: Code,
+        steps: int = 100,
+        *,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        guidance: float = 1.0,
+        wrap_process: Callable[[Process[Any]], Process[Any]] | None = None,
+    ) -> Tensor:
+        """Return the images `(B, 3, H, W)` in [0, 1] of codes.
+
+        Args:
+            code: B of them.
+            steps: of the sampler: as many as those of `encode`, so that images come back.
+            seed: of the noise, where the code has none.
+            indices: of the samples, of which each depends on (seed, index) alone; None: from 0 on.
+            guidance: scale; other than 1 it leads away from the images that were encoded.
+            wrap_process: see `rcg.diffusion.model.GenerativeModel.sample`.
+
+        Raises:
+            UserError: the generator is not conditioned on representations, or something is not finite.
+        """
+        self._check_codes()
+        check_finite(code.z, "a representation")
+        places = range(len(code.z)) if indices is None else indices
+        noise: Noise = SampleNoise(seed, list(places), "generator", self.device)
+        sampler = self.config.sampler.with_steps(steps) if self.has_tokens else self._deterministic(steps)
+        if code.noise is not None:
+            noise = FixedFirstDraw(noise, code.noise.to(self.device))
+        with self._autocast():
+            x = self.generator.sample(
+                code.z.to(self.device),
+                noise,
+                guidance=self.config.guidance.with_scale(guidance),
+                sampler=sampler,
+                wrap_process=wrap_process,
+            )
+            image = self.autoencoder.decode(x)
+        check_finite(image, "what the code stands for")
+        return image.float()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the generator is one of tokens."""
+        return self.config.sampler.discrete
+
+    def _deterministic(self, steps: int) -> SamplerConfig:
+        """Return the sampler without fresh noise, at the levels of the configured one."""
+        if self.has_tokens:
+            raise UserError(
+                f"{self.config.folder_name} generates tokens, which have no x_T to recover: the code of an image is "
+                f"its representation and a seed, and inpainting keeps tokens"
+            )
+        ddim: SamplerConfig = SAMPLERS.get("ddim")(steps=steps, spacing=self.config.sampler.spacing)
+        ddim.check(self.generator.process)
+        return ddim
+
+    def _check_codes(self) -> None:
+        if self.config.condition != "representation":
+            raise UserError(
+                f"{self.config.folder_name} is conditioned on {self.config.condition}, so that images have no code of "
+                f"meaning and noise: train one with generator.condition=representation"
+            )
 
     def save_pretrained(self, folder: Path | str, license: str | None = None) -> Path:
         """Write every part and a model card into `folder`, and return it.

@@ -65,7 +65,7 @@ def same(one, other):
     a, b = (pipeline.generate(range(2), options) for pipeline in (one, other))
     assert torch.equal(a.images, b.images)
     image = torch.rand(2, 3, SIZE, SIZE)
-    assert torch.equal(one.encode(image), other.encode(image))
+    assert torch.equal(one.represent(image), other.represent(image))
     assert one.representation.space == other.representation.space == one.rdm.data
 
 

@@ -38,6 +38,11 @@ def draw_latents(posterior: Tensor) -> Tensor:
     return mean + std * draws().normal(mean.shape, mean.device).to(mean.dtype)
 
 
+def mean_latents(posterior: Tensor) -> Tensor:
+    """Return the means `(B, C, h, w)` of means and stds `(B, 2C, h, w)`."""
+    return posterior.chunk(2, dim=1)[0]
+
+
 def published_scale(scale: float) -> dict[str, Tensor]:
     """Return the state of a `standardize` that multiplies by `scale`, as published files do not hold it."""
     return {"standardize.mean": torch.tensor(0.0), "standardize.std": torch.tensor(1 / scale)}

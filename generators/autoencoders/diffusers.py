@@ -12,7 +12,7 @@ from rcg.core.contracts import Autoencoder, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import space_id
-from rcg.generators.autoencoders._latents import Standardizer, draw_latents
+from rcg.generators.autoencoders._latents import Standardizer, draw_latents, mean_latents
 
 
 class DiffusersConfig(AutoencoderConfig):
@@ -69,6 +69,10 @@ class Diffusers(Autoencoder):
     def draw(self, posterior: Tensor) -> Tensor:
         """Draw latents `(B, C, h, w)`."""
         return draw_latents(posterior)
+
+    def mean(self, posterior: Tensor) -> Tensor:
+        """Return mean latents `(B, C, h, w)`."""
+        return mean_latents(posterior)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents `(B, C, h, w)` to images `(B, 3, H, W)` in [0, 1]; values outside are clamped."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from rcg.core.contracts import Reconstruction
 from rcg.core.registry import AUTOENCODERS
 from rcg.generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
-from rcg.generators.autoencoders._latents import Standardizer, draw_latents, published_scale
+from rcg.generators.autoencoders._latents import Standardizer, draw_latents, mean_latents, published_scale
 
 
 class KLConfig(ConvConfig):
@@ -54,6 +54,10 @@ class KL(ConvAutoencoder):
     def draw(self, posterior: Tensor) -> Tensor:
         """Draw latents `(B, C, h, w)` of unit variance over the data."""
         return draw_latents(posterior)
+
+    def mean(self, posterior: Tensor) -> Tensor:
+        """Return mean latents `(B, C, h, w)`."""
+        return mean_latents(posterior)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents `(B, C, h, w)` to images `(B, 3, H, W)` in [0, 1]; values outside are clamped."""

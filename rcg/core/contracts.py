@@ -184,7 +184,8 @@ class Encoder(nn.Module):
 class Autoencoder(nn.Module):
     """Base class of autoencoders, the maps between images and the space in which a generator works.
 
-    Subclass it, set `Config`, provide `space`, implement `posterior` and `decode`, and `draw` if encoding is random.
+    Subclass it, set `Config`, provide `space`, implement `posterior` and `decode`, and `draw` and `mean` if encoding is
+    random.
 
     Attributes:
         Config: the schema of its section in YAML.
@@ -215,6 +216,10 @@ class Autoencoder(nn.Module):
 
     def draw(self, posterior: Tensor) -> Tensor:
         """Draw latents `(B, *S)` from what `posterior` returned; by default it is the latent."""
+        return posterior
+
+    def mean(self, posterior: Tensor) -> Tensor:
+        """Return the mean latents `(B, *S)` of what `posterior` returned; by default it is the latent."""
         return posterior
 
     def encode(self, image: Tensor) -> Tensor:

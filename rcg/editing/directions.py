@@ -71,9 +71,7 @@ class Direction:
         Raises:
             UserError: the file is no direction, or one of another space.
         """
-        part = checkpoint.load(path)
-        if part.kind != KIND:
-            raise UserError(f"{path} is {part.kind}, not a direction: tools/edit.py --fit writes one")
+        part = checkpoint.load(path, KIND)
         if part.facts.data != space:
             raise UserError(f"{path} is a direction of {part.facts.data}, but the run has {space}: fit it again here")
         return cls(part.config["name"], part.tensors["vector"], space, part.facts.details)

@@ -159,7 +159,7 @@ def write_panel(
 def _represent(image: Tensor, pipeline: Pipeline) -> Tensor:
     """Return z `(B, D)` of images."""
     try:
-        return pipeline.encode(image)
+        return pipeline.represent(image)
     except UserError as error:
         raise UserError(f"{error}; or use --representation generated") from None
 
