@@ -117,11 +117,15 @@ class Transform(nn.Module):
         per_dataset each feature over the training set, as Diffusion Autoencoders do.
         """
         rep = self._project(rep)
-        if self.normalizer == "per_sample":
-            return (rep - rep.mean(-1, keepdim=True)) / rep.std(-1, keepdim=True)
         if self.normalizer == "per_dataset":
             return (rep - self.mean) / self.std
-        return rep
+        return self.renormalize(rep)
+
+    def renormalize(self, z: Tensor) -> Tensor:
+        """Return z `(..., d)` that was changed with what holds for each z restored: per_sample, its mean and std."""
+        if self.normalizer == "per_sample":
+            return (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True)
+        return z
 
     def _project(self, rep: Tensor) -> Tensor:
         return (rep - self.center) @ self.components.T if self.projection else rep

@@ -1,0 +1,105 @@
+"""Attributes of images: from class folders, tables, or two folders of examples, to directions of z."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.editing.directions import Direction, fit_direction
+from rcg.editing.images import SquareImage, read_images
+from rcg.pipeline import Pipeline
+
+BATCH = 64
+"""Images that are encoded at a time."""
+
+
+def read_table(path: Path) -> dict[str, dict[str, float]]:
+    """Read the attributes of images by the names of their files.
+
+    Args:
+        path: a CSV file whose first column, or a JSON file whose keys, are names of files; other columns, or keys, are
+            attributes: 0 and 1, or any numbers.
+
+    Raises:
+        UserError: it is neither, an image occurs twice, or a value is no number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text) if path.suffix == ".json" else _rows(text, path)
+        return {str(name): {str(key): _number(value) for key, value in row.items()} for name, row in table.items()}
+    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is no table of attributes ({error}): the first column of a CSV file names pictures, the others hold "
+            f"numbers"
+        ) from None
+
+
+def _rows(text: str, path: Path) -> dict[str, dict[str, str]]:
+    table: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(text.splitlines(), restkey="too much"):
+        name, *rest = row.items()
+        if name[1] in table:
+            raise UserError(f"{path} has two rows for {name[1]}")
+        table[name[1]] = dict(rest)
+    return table
+
+
+def _number(value: object) -> float:
+    number = float(value)  # type: ignore[arg-type]
+    if number != number or abs(number) == float("inf"):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def from_table(pipeline: Pipeline, folder: Path, path: Path, names: Sequence[str] | None = None) -> list[Direction]:
+    """Fit a direction for each attribute of a table of the images in a folder.
+
+    Args:
+        pipeline: whose representation to work in.
+        folder: of the pictures.
+        path: of the table, see `read_table`.
+        names: of the attributes; None: all of the table.
+
+    Raises:
+        UserError: the table has none of the images, or lacks an attribute.
+    """
+    table = read_table(path)
+    images = [image for image in read_images([folder], pipeline.image_size) if image.name in table]
+    if not images:
+        raise UserError(f"{path} names none of the pictures in {folder}, but {_some(table)}")
+    known = list(table[images[0].name])
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"{path} has no attribute {name!r}; it has {_some(known)}")
+    z = represent(pipeline, images)
+    chosen = names or known
+    values = {name: torch.tensor([table[image.name][name] for image in images]) for name in chosen}
+    return [fit_direction(name, z, values[name], _space(pipeline)) for name in chosen]
+
+
+def from_examples(pipeline: Pipeline, name: str, positive: Path, negative: Path) -> Direction:
+    """Fit the direction from the images of one folder to those of another."""
+    groups = [read_images([folder], pipeline.image_size) for folder in (positive, negative)]
+    labels = torch.tensor([1.0] * len(groups[0]) + [0.0] * len(groups[1]))
+    return fit_direction(name, represent(pipeline, groups[0] + groups[1]), labels, _space(pipeline))
+
+
+def represent(pipeline: Pipeline, images: Sequence[SquareImage]) -> Tensor:
+    """Return z `(N, d)` of images, on the CPU."""
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return torch.cat([pipeline.represent(torch.stack([i.pixels for i in batch])).cpu() for batch in batches])
+
+
+def _space(pipeline: Pipeline):
+    return pipeline.representation.space
+
+
+def _some(names: Sequence[str] | dict) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,0 +1,89 @@
+"""Images between images: representations and noise are interpolated, and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcg.core.checkpoint import atomic
+from rcg.core.console import say
+from rcg.core.errors import UserError
+from rcg.editing.images import SquareImage
+from rcg.editing.interpolation import along, lerp, path_length, slerp
+from rcg.editing.reconstruct import open_distance
+from rcg.pipeline import Code, Pipeline
+from rcg.visual.documents import write_json
+from rcg.visual.grids import save_gallery, to_pil
+
+PATHS = {"lerp": lerp, "slerp": slerp}
+"""How representations are interpolated; noise always turns on great circles."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to go from image to image.
+
+    Attributes:
+        frames: steps from one image to the next.
+        path: of the representations, `lerp` or `slerp`.
+        steps: of the sampler.
+        seed: of the noise of generators of tokens, the same for all frames.
+    """
+
+    frames: int = 8
+    path: str = "lerp"
+    steps: int = 100
+    seed: int = 0
+
+
+def interpolate(pipeline: Pipeline, images: Sequence[SquareImage], plan: Plan, out: Path) -> Tensor:
+    """Write interpolation.png, .webp and .json into `out`, and return the frames `(F, 3, S, S)`.
+
+    Raises:
+        UserError: there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise UserError(f"an interpolation leads from one image to another, and there is {len(images)}: give two or more")
+    code = pipeline.encode(
+        torch.stack([image.pixels for image in images]), None if pipeline.has_tokens else plan.steps
+    )
+    frames = decode_path(pipeline, code, plan)
+    name, distance = open_distance(pipeline)
+    with torch.no_grad():
+        pairs = zip(frames[:-1].split(1), frames[1:].split(1), strict=True)
+        steps = [float(distance(a.to(pipeline.device), b.to(pipeline.device))) for a, b in pairs]
+    length = path_length(steps, plan.frames)
+    facts = {"images": [image.name for image in images], "path": plan.path, "frames": plan.frames, "distance": name}
+    write_json(facts | {"perceptual_path_length": length, "distances": steps}, out / "interpolation.json")
+    captions = [images[i // plan.frames].name if i % plan.frames == 0 else "" for i in range(len(frames))]
+    title = f"{pipeline.config.folder_name} · {plan.path} · perceptual path length {length:.3g}"
+    save_gallery(frames, captions, title, out / "interpolation.png", columns=plan.frames + 1)
+    _save_animation(frames, out / "interpolation.webp")
+    say(f"{out / 'interpolation.png'} and {out / 'interpolation.webp'}")
+    return frames
+
+
+def decode_path(pipeline: Pipeline, code: Code, plan: Plan) -> Tensor:
+    """Return the images `(F, 3, S, S)` along a path through codes, `plan.frames` for each stretch and the last one.
+
+    Representations that are normalized one by one stay so: each point of a path is normalized again.
+    """
+    z = pipeline.representation.transform.renormalize(along(code.z, PATHS[plan.path], plan.frames))
+    if code.noise is None:  # every frame from the noise of sample 0: only the meaning changes
+        frames = [pipeline.decode(Code(row), plan.steps, seed=plan.seed, indices=[0]) for row in z.split(1)]
+    else:
+        noise = along(code.noise, slerp, plan.frames)
+        pairs = zip(z.split(16), noise.split(16), strict=True)
+        frames = [pipeline.decode(Code(*pair), plan.steps) for pair in pairs]
+    return torch.cat(frames).cpu()
+
+
+def _save_animation(frames: Tensor, path: Path) -> None:
+    """Write images as an animation that runs forth and back."""
+    pictures = [to_pil(image) for image in torch.cat([frames, frames.flip(0)[1:-1]])]
+    with atomic(path) as temporary:
+        pictures[0].save(temporary, "WEBP", save_all=True, append_images=pictures[1:], duration=80, loop=0, lossless=True)
