@@ -13,13 +13,17 @@ def main() -> None:
     """Parse the command line and interpolate."""
     parser = cli.parser_for(__doc__)
     parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
-    parser.add_argument("--images", type=cli.path, nargs="+", required=True, metavar="FILE", help="two pictures or more")
+    parser.add_argument(
+        "--images", type=cli.path, nargs="+", required=True, metavar="FILE", help="two pictures or more"
+    )
     parser.add_argument("--frames", type=cli.whole(1, 1000), default=8, help="steps from one picture to the next [8]")
     text = "how representations are interpolated: on lines or great circles [lerp]"
     parser.add_argument("--path", choices=("lerp", "slerp"), default="lerp", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     cli.add(parser, "--seed", "--generator", "--precision")
-    parser.add_argument("--out", type=cli.path, help="folder of the strip, the animation and figures [RUN/interpolation]")
+    parser.add_argument(
+        "--out", type=cli.path, help="folder of the strip, the animation and figures [RUN/interpolation]"
+    )
     cli.main(parser, run)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rcg.core.console import say
+from rcg.core.contracts import Space
 from rcg.core.errors import UserError
-from rcg.editing.directions import Direction, fit_direction
+from rcg.editing.directions import Direction, fit_direction, principal_directions
 from rcg.editing.images import SquareImage, read_images
 from rcg.pipeline import Pipeline
 
@@ -90,16 +92,34 @@ def from_examples(pipeline: Pipeline, name: str, positive: Path, negative: Path)
     return fit_direction(name, represent(pipeline, groups[0] + groups[1]), labels, _space(pipeline))
 
 
+def from_variance(pipeline: Pipeline, folder: Path, count: int) -> list[Direction]:
+    """Return the directions along which the images of a folder vary most."""
+    z = represent(pipeline, read_images([folder], pipeline.image_size))
+    return principal_directions(z, count, _space(pipeline))
+
+
+def save(directions: Sequence[Direction], folder: Path) -> None:
+    """Write each direction into a folder, and say how well it is known."""
+    for direction in directions:
+        path = folder / f"{direction.name.replace('/', '-')}.safetensors"
+        direction.save(path)
+        facts = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in direction.details.items()
+        )
+        say(f"{path}: {facts}")
+
+
 def represent(pipeline: Pipeline, images: Sequence[SquareImage]) -> Tensor:
     """Return z `(N, d)` of images, on the CPU."""
     batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return torch.cat([pipeline.represent(torch.stack([i.pixels for i in batch])).cpu() for batch in batches])
 
 
-def _space(pipeline: Pipeline):
+def _space(pipeline: Pipeline) -> Space:
     return pipeline.representation.space
 
 
-def _some(names: Sequence[str] | dict) -> str:
+def _some(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -45,7 +45,12 @@ def edit_codes(pipeline: Pipeline, code: Code, direction: Direction, plan: Plan)
 
 
 def edit(
-    pipeline: Pipeline, images: Sequence[SquareImage], direction: Direction, others: Sequence[Direction], plan: Plan, out: Path
+    pipeline: Pipeline,
+    images: Sequence[SquareImage],
+    direction: Direction,
+    others: Sequence[Direction],
+    plan: Plan,
+    out: Path,
 ) -> Tensor:
     """Write NAME.png and NAME.json of an attribute into `out`, and return the images `(B, strengths, 3, S, S)`.
 

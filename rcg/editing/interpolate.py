@@ -47,10 +47,10 @@ def interpolate(pipeline: Pipeline, images: Sequence[SquareImage], plan: Plan, o
         UserError: there are fewer than two images.
     """
     if len(images) < 2:
-        raise UserError(f"an interpolation leads from one image to another, and there is {len(images)}: give two or more")
-    code = pipeline.encode(
-        torch.stack([image.pixels for image in images]), None if pipeline.has_tokens else plan.steps
-    )
+        raise UserError(
+            f"an interpolation leads from one image to another, and there is {len(images)}: give two or more"
+        )
+    code = pipeline.encode(torch.stack([image.pixels for image in images]), None if pipeline.has_tokens else plan.steps)
     frames = decode_path(pipeline, code, plan)
     name, distance = open_distance(pipeline)
     with torch.no_grad():
@@ -86,4 +86,6 @@ def _save_animation(frames: Tensor, path: Path) -> None:
     """Write images as an animation that runs forth and back."""
     pictures = [to_pil(image) for image in torch.cat([frames, frames.flip(0)[1:-1]])]
     with atomic(path) as temporary:
-        pictures[0].save(temporary, "WEBP", save_all=True, append_images=pictures[1:], duration=80, loop=0, lossless=True)
+        pictures[0].save(
+            temporary, "WEBP", save_all=True, append_images=pictures[1:], duration=80, loop=0, lossless=True
+        )

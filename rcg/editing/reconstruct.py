@@ -95,7 +95,9 @@ def reconstruct(pipeline: Pipeline, images: Sequence[SquareImage], plan: Plan, o
     shown["one representation, several noises"] = pipeline.decode(variants, plan.steps[-1], seed=plan.seed).cpu()
     facts = {"images": len(images), "distance": name, **asdict(plan)}
     write_json({"facts": facts, "rows": [asdict(row) for row in rows]}, out / "reconstruction.json")
-    render("reconstruction.md", out / "reconstruction.md", rows=rows, facts=facts, title=str(pipeline.config.folder_name))
+    render(
+        "reconstruction.md", out / "reconstruction.md", rows=rows, facts=facts, title=str(pipeline.config.folder_name)
+    )
     save_rows(shown, f"{pipeline.config.folder_name} · {len(images)} images", out / "reconstruction.png")
     say(f"{out / 'reconstruction.md'} and {out / 'reconstruction.png'}")
     return rows
