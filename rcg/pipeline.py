@@ -292,7 +292,9 @@ class Pipeline:
         check_finite(code.z, "a representation")
         places = range(len(code.z)) if indices is None else indices
         noise: Noise = SampleNoise(seed, list(places), "generator", self.device)
-        sampler = self.config.sampler.with_steps(steps) if self.has_tokens else self._deterministic(steps)
+        sampler: SamplerConfig = self.config.sampler.with_steps(steps)
+        if not self.has_tokens:
+            sampler = self._deterministic(steps)
         if code.noise is not None:
             noise = FixedFirstDraw(noise, code.noise.to(self.device))
         with self._autocast():
@@ -312,14 +314,15 @@ class Pipeline:
         """Whether the generator is one of tokens."""
         return self.config.sampler.discrete
 
-    def _deterministic(self, steps: int) -> SamplerConfig:
-        """Return the sampler without fresh noise, at the levels of the configured one."""
+    def _deterministic(self, steps: int) -> Any:
+        """Return DDIM without fresh noise, with the spacing of the configured sampler."""
         if self.has_tokens:
             raise UserError(
                 f"{self.config.folder_name} generates tokens, which have no x_T to recover: the code of an image is "
                 f"its representation and a seed, and inpainting keeps tokens"
             )
-        ddim: SamplerConfig = SAMPLERS.get("ddim")(steps=steps, spacing=self.config.sampler.spacing)
+        spacing = self.config.sampler.model_dump(include={"spacing"})
+        ddim = SAMPLERS.get("ddim")(steps=steps, **spacing)
         ddim.check(self.generator.process)
         return ddim
 

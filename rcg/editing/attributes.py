@@ -37,8 +37,8 @@ def read_table(path: Path) -> dict[str, dict[str, float]]:
         return {str(name): {str(key): _number(value) for key, value in row.items()} for name, row in table.items()}
     except (ValueError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is no table of attributes ({error}): the first column of a CSV file names pictures, the others hold "
-            f"numbers"
+            f"{path} is no table of attributes ({error}): the first column of a CSV file names pictures, the others "
+            f"hold numbers"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -59,9 +60,11 @@ def interpolate(pipeline: Pipeline, images: Sequence[SquareImage], plan: Plan, o
     length = path_length(steps, plan.frames)
     facts = {"images": [image.name for image in images], "path": plan.path, "frames": plan.frames, "distance": name}
     write_json(facts | {"perceptual_path_length": length, "distances": steps}, out / "interpolation.json")
-    captions = [images[i // plan.frames].name if i % plan.frames == 0 else "" for i in range(len(frames))]
+    # One row for each stretch; it begins with the image that ends the row above.
+    strips = [frames[start : start + plan.frames + 1] for start in range(0, len(frames) - 1, plan.frames)]
+    captions = [text for a, b in pairwise(images) for text in (a.name, *[""] * (plan.frames - 1), b.name)]
     title = f"{pipeline.config.folder_name} · {plan.path} · perceptual path length {length:.3g}"
-    save_gallery(frames, captions, title, out / "interpolation.png", columns=plan.frames + 1)
+    save_gallery(torch.cat(strips), captions, title, out / "interpolation.png", columns=plan.frames + 1)
     _save_animation(frames, out / "interpolation.webp")
     say(f"{out / 'interpolation.png'} and {out / 'interpolation.webp'}")
     return frames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -106,21 +106,15 @@ def reconstruct(pipeline: Pipeline, images: Sequence[SquareImage], plan: Plan, o
 def _results(pipeline: Pipeline, originals: Tensor, plan: Plan, steps: int) -> Iterator[tuple[str, Tensor]]:
     """Yield, for each kind of noise, the reconstructions `(N, 3, H, W)`."""
     batches = torch.arange(len(originals)).split(plan.batch_size)
-
-    def each(make: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.cat([make(rows).cpu() for rows in batches])
-
     if not pipeline.has_tokens:
-        yield (
-            "inverted",
-            each(lambda rows: pipeline.decode(pipeline.encode(originals[rows], steps, plan.iterations), steps)),
-        )
-    z = each(lambda rows: pipeline.represent(originals[rows]))
-    seeds = range(plan.seed, plan.seed + plan.seeds)
-    drawn = [
-        each(lambda rows, seed=seed: pipeline.decode(Code(z[rows]), steps, seed=seed, indices=rows.tolist()))
-        for seed in seeds
-    ]
+        codes = (pipeline.encode(originals[rows], steps, plan.iterations) for rows in batches)
+        yield "inverted", torch.cat([pipeline.decode(code, steps).cpu() for code in codes])
+    z = [pipeline.represent(originals[rows]) for rows in batches]
+    drawn = []
+    for seed in range(plan.seed, plan.seed + plan.seeds):
+        pairs = zip(z, batches, strict=True)
+        images = [pipeline.decode(Code(part), steps, seed=seed, indices=rows.tolist()) for part, rows in pairs]
+        drawn.append(torch.cat(images).cpu())
     yield "random", drawn[0]
     yield f"mean of {plan.seeds} random", torch.stack(drawn).mean(0)
 

@@ -1,0 +1,153 @@
+"""Editing through the tools: reconstruct, interpolate, find attributes, edit."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from rcg.core.contracts import Space
+from rcg.editing.directions import Direction
+from rcg.pipeline import Pipeline
+from tests.toy import MAGE, complaint, tool, train, write
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 24 digits, half of them ones, with a table of what they are."""
+    folder = tmp_path_factory.mktemp("pictures")
+    digits = load_digits()
+    ones, others = (np.flatnonzero((digits.target == 1) == is_one)[:12] for is_one in (True, False))
+    with (folder / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["name", "one", "ink"])
+        for index in sorted([*ones, *others]):
+            values = digits.images[index] / 16
+            Image.fromarray((values * 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
+            table.writerow([f"{index:03d}.png", int(index in ones), values.mean()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def directions(toy_run, pictures, tmp_path_factory):
+    """The directions of the table's attributes."""
+    out = tmp_path_factory.mktemp("directions")
+    table = ["--images", pictures, "--table", pictures / "table.csv"]
+    done = tool("attributes", toy_run / "run", *table, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "one.safetensors: examples 24, with 12, figure accuracy" in done.stdout
+    return out
+
+
+def test_a_reconstruction_compares_inverted_and_random_noise(toy_run, pictures, tmp_path):
+    options = ["--num", 3, "--steps", 2, 4, "--seeds", 2, "--out", tmp_path]
+    done = tool("reconstruct", toy_run / "run", "--images", pictures, *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "reconstruction.json").read_text())
+    kinds = ["inverted", "random", "mean of 2 random"]
+    assert [(row["noise"], row["steps"]) for row in report["rows"]] == [(kind, n) for n in (2, 4) for kind in kinds]
+    assert "| inverted | 4 |" in (tmp_path / "reconstruction.md").read_text()
+    assert (tmp_path / "reconstruction.png").is_file()
+
+
+def test_an_interpolation_begins_and_ends_at_the_reconstructions(toy_run, pictures, tmp_path):
+    files = sorted(pictures.glob("*.png"))[:3]
+    options = ["--frames", 4, "--steps", 3, "--out", tmp_path]
+    done = tool("interpolate", toy_run / "run", "--images", *files, *options)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "interpolation.json").read_text())
+    assert len(facts["distances"]) == 8
+    with Image.open(tmp_path / "interpolation.webp") as animation:
+        assert animation.n_frames == 16  # nine frames, and back
+
+
+def test_attributes_are_found_in_two_folders_and_in_variance(toy_run, pictures, tmp_path):
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    for row in csv.DictReader((pictures / "table.csv").open()):
+        shutil.copy(pictures / row["name"], tmp_path / ("with" if row["one"] == "1" else "without"))
+    examples = ["--with", tmp_path / "with", "--without", tmp_path / "without", "--name", "one"]
+    assert tool("attributes", toy_run / "run", *examples, "--out", tmp_path / "out").returncode == 0
+    done = tool("attributes", toy_run / "run", "--images", pictures, "--components", 2, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"one.safetensors", "component 1.safetensors", "component 2.safetensors"}
+
+
+def test_an_edit_moves_along_its_direction(toy_run, pictures, directions, tmp_path):
+    files = sorted(pictures.glob("*.png"))[:2]
+    attribute = ["--attribute", directions / "one.safetensors", "--keep", directions / "ink.safetensors"]
+    options = ["--strength", -1, 0, 1, "--steps", 3, "--out", tmp_path]
+    done = tool("edit", toy_run / "run", "--images", *files, *attribute, *options)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "one.json").read_text())
+    assert [row["strength"] for row in facts["rows"]] == [-1, 0, 1]
+    assert set(facts["rows"][0]["others"]) == {"ink"}
+    assert (tmp_path / "one.png").is_file()
+
+
+def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencoder, pictures, directions, tmp_path):
+    for stage in ("encoder", "rdm"):
+        shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
+    train("generator", write(tmp_path, generator=MAGE))
+    picture = sorted(pictures.glob("*.png"))[0]
+    attribute = ["--attribute", directions / "one.safetensors", "--strength", 0, 1, "--steps", 2]
+    done = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--out", tmp_path / "edits")
+    assert done.returncode == 0, done.stderr
+    from rcg.core.errors import UserError
+
+    with pytest.raises(UserError, match="mage generates tokens, which have no x_T to recover"):
+        Pipeline.from_pretrained(tmp_path / "run").encode(torch.rand(1, 3, 16, 16), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("interpolate", ["--images", "{picture}"], "leads from one image to another, and there is 1"),
+        ("reconstruct", ["--images", "{missing}"], "cannot be read"),
+        ("edit", ["--images", "{picture}", "--attribute", "{missing}"], "there is no file"),
+        ("edit", ["--images", "{picture}", "--attribute", "{one}", "--strength", "nan"], "expected a number from -100"),
+        ("edit", ["--images", "{picture}", "--attribute", "{other}"], "is a direction of elsewhere"),
+        ("attributes", ["--images", "{pictures}"], "give --images with --table or --components"),
+        (
+            "attributes",
+            ["--images", "{pictures}", "--table", "{table}", "--attributes", "two"],
+            "has no attribute 'two'",
+        ),
+        (
+            "attributes",
+            ["--images", "{pictures}", "--table", "{equal}"],
+            "the attribute one has 2 example(s) of 1 value",
+        ),
+        ("attributes", ["--images", "{pictures}", "--table", "{picture}"], "is no table of attributes"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(name, arguments, words, toy_run, pictures, directions, tmp_path):
+    files = sorted(pictures.glob("*.png"))
+    places = {
+        "picture": files[0],
+        "pictures": pictures,
+        "missing": tmp_path / "missing.png",
+        "table": pictures / "table.csv",
+        "one": directions / "one.safetensors",
+        "other": tmp_path / "other.safetensors",
+        "equal": tmp_path / "equal.csv",
+    }
+    Direction("x", torch.eye(8)[0], Space((8,), id="elsewhere"), {}).save(places["other"])
+    places["equal"].write_text(f"name,one\n{files[0].name},1\n{files[1].name},1\n")
+    filled = [argument.format(**places) for argument in arguments]
+    sentence = complaint(tool(name, toy_run / "run", *filled, "--out", tmp_path / "out"))
+    assert words in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_generator_without_representations_has_no_codes(toy_run, pictures, tmp_path):
+    for stage in ("encoder", "rdm"):
+        shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
+    train("generator", write(tmp_path, generator__condition="none"))
+    done = tool("reconstruct", tmp_path / "run", "--images", pictures, "--steps", 2, "--out", tmp_path / "out")
+    assert "train one with generator.condition=representation" in complaint(done)
