@@ -54,9 +54,8 @@ def edit(
 ) -> Tensor:
     """Write NAME.png and NAME.json of an attribute into `out`, and return the images `(B, strengths, 3, S, S)`.
 
-    The figures are measured on edited images that the encoder sees again: how far the attribute's score moved, how far
-    the scores of other attributes did, each in stds over the real images' scores, and the perceptual distance to the
-    original.
+    The figures are measured on edited images that the encoder sees again: by how much the attribute's score
+    (`Direction.score`) and the scores of `others` have changed, and the perceptual distance to the originals.
     """
     pixels = torch.stack([image.pixels for image in images])
     code = pipeline.encode(pixels, None if pipeline.has_tokens else plan.steps)
