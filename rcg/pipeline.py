@@ -611,11 +611,7 @@ class Pipeline:
         noise = SampleNoise(options.seed, indices, "generator", self.device)
         with self._autocast():
             if config.condition == "representation":
-                if z is None:
-                    z = self._generate_z(indices, options, labels)
-                    check_finite(z, "what the RDM generates")
-                else:
-                    z = self._given_z(z, len(indices))
+                z = self.generate_z(indices, options) if z is None else self._given_z(z, len(indices))
             cond = {"none": None, "representation": z}.get(config.condition, labels)
             images = generate(cond, noise, guidance, sampler)
             check_finite(images, "what the autoencoder decodes")
@@ -631,17 +627,28 @@ class Pipeline:
         check_finite(z, "what was given as representation")
         return z
 
-    def _generate_z(self, indices: list[int], options: SamplingOptions, labels: Tensor | None) -> Tensor:
-        assert self.rdm is not None
+    @torch.inference_mode()
+    def generate_z(self, indices: Sequence[int], options: SamplingOptions | None = None) -> Tensor:
+        """Generate the representations z `(B, d)` of samples with the RDM; see `generate`.
+
+        Raises:
+            UserError: there is no RDM, or it is conditioned on vectors; or something is not finite.
+        """
+        options = options or SamplingOptions()
+        if self.rdm is None:
+            raise UserError(f"{self.config.folder_name} came without an RDM, which generates representations")
         if self.rdm.cond is not None and self.rdm.cond.vocab is None:
             raise UserError(
                 "the RDM is conditioned on a vector: use tools/sample_rdm.py CONFIG --vectors FILE, then "
                 "tools/sample.py, or tools/evaluate.py, RUN --representations FILE"
             )
-        cond = None if self.rdm.cond is None else labels
-        noise = SampleNoise(options.seed, indices, "rdm", self.device)
+        cond = None if self.rdm.cond is None else self.labels_of(indices, options)
+        noise = SampleNoise(options.seed, list(indices), "rdm", self.device)
         sampler = self.rdm.config.sampler.with_steps(options.rdm_steps)
-        return self.rdm.sample(cond, noise, sampler=sampler).float()
+        with self._autocast():
+            z = self.rdm.sample(cond, noise, sampler=sampler).float()
+        check_finite(z, "what the RDM generates")
+        return z
 
     def labels_of(self, indices: Sequence[int], options: SamplingOptions, generates_z: bool = True) -> Tensor | None:
         """Return the labels `(B,)` of samples, None where nothing takes one; see `check`."""

@@ -7,14 +7,24 @@ p(y | z) p(z), so that a generated z accepted with probability p(y | z) is a sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rcg.core import checkpoint
+from rcg.core.console import say
 from rcg.core.errors import UserError
-from rcg.core.rng import SampleNoise
+from rcg.core.rng import SampleNoise, fold_seed
+from rcg.editing.attributes import represent
+from rcg.editing.images import read_images
 from rcg.metrics.probe import LinearProbe
+from rcg.pipeline import Pipeline, SamplingOptions
+
+UNLABELED = 1000
+"""Generated representations that stand for images without a label."""
 
 Probability = Callable[[Tensor], Tensor]
 """The probability `(B,)` that each of z `(B, D)` has a property."""
@@ -103,3 +113,67 @@ def rejection_sample(
         f"{len(waiting)} of {len(indices)} samples were not accepted in {most} attempts: the RDM hardly generates "
         f"anything like these examples"
     )
+
+
+class LikeExamples:
+    """Generated representations that are like some examples, for each sample one; rows depend on (seed, index) alone.
+
+    Attributes:
+        facts: what decides them, JSON-serializable.
+        accepted: how many were accepted so far.
+        attempts: how many were generated for that.
+    """
+
+    def __init__(self, pipeline: Pipeline, positive: Tensor, negative: Tensor | None, options: SamplingOptions) -> None:
+        """Fit the probability that a representation is like the examples.
+
+        Args:
+            pipeline: whose RDM generates representations.
+            positive: z of the examples, `(P, d)`.
+            negative: z of images without the property, `(N, d)`; None: generated ones stand for images without label.
+            options: of sampling.
+
+        Raises:
+            UserError: there are fewer than two examples of a kind.
+        """
+        for name, z in (("with", positive), ("without", negative)):
+            if z is not None and len(z) < 2:
+                raise UserError(f"there is {len(z)} example {name} the property: give at least two, better 20")
+        self.pipeline, self.options = pipeline, options
+        others = pipeline.generate_z(range(UNLABELED), self._attempt(-1)) if negative is None else negative
+        self.probability = like_examples(positive, others.cpu(), are_negative=negative is not None)
+        self.accepted = self.attempts = 0
+        self.facts: dict[str, Any] = {
+            "of": "generated, like examples",
+            "examples": checkpoint.digest({"positive": positive, "others": others.cpu()}),
+        }
+
+    def __getitem__(self, indices: list[int], /) -> Tensor:
+        """Return the representations `(B, d)` for the samples with these indices."""
+        found = rejection_sample(self._generate, self.probability, indices, self.options.seed)
+        self.accepted += len(indices)
+        self.attempts += int(found.attempts.sum())
+        return found.z
+
+    def say_rate(self) -> None:
+        """Say what share of generated representations was accepted."""
+        if self.attempts:
+            share = self.accepted / self.attempts
+            say(f"accepted {self.accepted} of {self.attempts} generated representations, {share:.1%}")
+
+    def _generate(self, indices: list[int], attempt: int) -> Tensor:
+        return self.pipeline.generate_z(indices, self._attempt(attempt))
+
+    def _attempt(self, number: int) -> SamplingOptions:
+        """Return the options of one attempt: its noise is another one."""
+        return replace(self.options, seed=fold_seed(self.options.seed, "attempt", number + 1))
+
+
+def open_examples(pipeline: Pipeline, like: Path, unlike: Path | None, options: SamplingOptions) -> LikeExamples:
+    """Return generated representations like the pictures of a folder, and unlike those of another, if there is one."""
+    positive, negative = (
+        None if folder is None else represent(pipeline, read_images([folder], pipeline.image_size))
+        for folder in (like, unlike)
+    )
+    assert positive is not None
+    return LikeExamples(pipeline, positive, negative, options)

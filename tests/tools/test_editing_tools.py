@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from rcg.core.contracts import Space
+from rcg.core.errors import UserError
 from rcg.editing.directions import Direction
 from rcg.pipeline import Pipeline
 from tests.toy import MAGE, complaint, tool, train, write
@@ -98,8 +99,6 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
     attribute = ["--attribute", directions / "one.safetensors", "--strength", 0, 1, "--steps", 2]
     done = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--out", tmp_path / "edits")
     assert done.returncode == 0, done.stderr
-    from rcg.core.errors import UserError
-
     with pytest.raises(UserError, match="mage generates tokens, which have no x_T to recover"):
         Pipeline.from_pretrained(tmp_path / "run").encode(torch.rand(1, 3, 16, 16), steps=2)
 
@@ -151,3 +150,22 @@ def test_a_generator_without_representations_has_no_codes(toy_run, pictures, tmp
     train("generator", write(tmp_path, generator__condition="none"))
     done = tool("reconstruct", tmp_path / "run", "--images", pictures, "--steps", 2, "--out", tmp_path / "out")
     assert "train one with generator.condition=representation" in complaint(done)
+
+
+def test_samples_like_examples_are_generated(toy_run, pictures, tmp_path):
+    for name, value in (("like", "1"), ("unlike", "0")):
+        (tmp_path / name).mkdir()
+        for row in csv.DictReader((pictures / "table.csv").open()):
+            if row["one"] == value:
+                shutil.copy(pictures / row["name"], tmp_path / name)
+    for unlike in ([], ["--unlike", tmp_path / "unlike"]):
+        out = tmp_path / f"out{len(unlike)}"
+        done = tool("sample", toy_run / "run", "--like", tmp_path / "like", *unlike, "--num", 3, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert "accepted 3 of" in done.stdout
+        assert (out / "gallery.png").is_file()
+
+
+def test_what_examples_lack_needs_examples(toy_run, pictures, tmp_path):
+    sentence = complaint(tool("sample", toy_run / "run", "--unlike", pictures, "--out", tmp_path / "out"))
+    assert "--unlike says what the examples of --like lack" in sentence
