@@ -18,9 +18,9 @@ from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.core.registry import NETWORKS
 from rcg.diffusion.model import build, model_part, restore
+from rcg.diffusion.networks.rep_mlp import RepMLP
 from rcg.encoding.encoder import load_encoder
 from rcg.encoding.run_folder import RunFolder
-from rcg.networks.rep_mlp import RepMLP
 from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_uint8
 from tests.toy import ROOT, complaint, images, snapshot, tool, train, write

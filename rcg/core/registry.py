@@ -63,7 +63,7 @@ class Registry(Generic[Base]):
 ENCODERS: Registry[Encoder] = Registry("encoder", "rcg.encoders")
 GENERATORS: Registry[Denoiser] = Registry("generator", "rcg.generators")
 AUTOENCODERS: Registry[Autoencoder] = Registry("autoencoder", "rcg.generators.autoencoders", default="pixels")
-NETWORKS: Registry[Denoiser] = Registry("representation network", "rcg.networks", default="rep_mlp")
+NETWORKS: Registry[Denoiser] = Registry("representation network", "rcg.diffusion.networks", default="rep_mlp")
 PROCESSES: Registry[Any] = Registry("process", "rcg.diffusion.processes", default="gaussian")
 SAMPLERS: Registry[Any] = Registry("sampler", "rcg.diffusion.samplers", default="ddim")
 DATASETS: Registry[Any] = Registry("data set", "rcg.data.datasets")

@@ -10,10 +10,10 @@ from rcg.core.errors import UserError
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.guidance import Autoguided
 from rcg.diffusion.model import GenerativeModel, build
+from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.diffusion.processes.flow import Flow, FlowConfig
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.samplers.ddim import DDIM
-from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from tests.ideal import MEAN, SPACE, STD, ideal
 from tests.models import mage
 

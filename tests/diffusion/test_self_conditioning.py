@@ -9,12 +9,12 @@ from rcg.config import GuidanceConfig
 from rcg.core.contracts import MASK, Space
 from rcg.core.rng import SampleNoise, batch_draws
 from rcg.diffusion.model import build
+from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.diffusion.processes.gaussian import Gaussian, GaussianConfig
 from rcg.diffusion.processes.masked import Masked, MaskedConfig
 from rcg.diffusion.samplers.ddim import DDIM
 from rcg.diffusion.samplers.maskgit import MaskGIT
 from rcg.diffusion.self_conditioning import SelfConditioned, beside
-from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from tests.ideal import BatchNoise
 from tests.models import mage
 

@@ -9,7 +9,7 @@ from rcg.core.checkpoint import Facts
 from rcg.core.contracts import Space
 from rcg.data.views import ShardedViews
 from rcg.diffusion.model import build
-from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
+from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.training.tasks.rdm import RDMTask
 from rcg.visual.curves import quality
 

@@ -5,9 +5,9 @@ import torch
 
 from rcg.core.contracts import Interface, Space
 from rcg.diffusion.model import build
+from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.diffusion.samplers.ddim import DDIM
 from rcg.generators.published.rdm import NETWORK, average_name, our_name
-from rcg.networks.rep_mlp import RepMLP, RepMLPConfig
 from tests.ideal import RecordedNoise
 from tests.parity import normal, recorded, state
 

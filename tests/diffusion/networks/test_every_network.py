@@ -8,7 +8,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import NETWORKS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import build
-from rcg.networks.skip_mlp import SkipMLP, SkipMLPConfig
+from rcg.diffusion.networks.skip_mlp import SkipMLP, SkipMLPConfig
 
 DATA, LABELS = Space((6,)), Space((), vocab=3)
 
