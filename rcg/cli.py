@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rcg.encoding.run_folder import Mode, RunFolder
     from rcg.encoding.workspace import Workspace
     from rcg.evaluation.samples import SamplingPlan
+    from rcg.pipeline import Pipeline
     from rcg.training.stages import Stage
 
 T = TypeVar("T")
@@ -328,9 +329,7 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
         "[own, where there is one]"
     )
     parser.add_argument("--encoder", dest="encoders", metavar="ENCODER", action="append", default=[], help=text)
-    parser.add_argument(
-        "--resamples", type=whole(0, 10_000), default=10, help="resamples for standard deviations; 0: none [10]"
-    )
+    parser.add_argument("--resamples", type=whole(0, 10_000), default=10, help="resamples for stds; 0: none [10]")
 
 
 def create(kind: Callable[..., T], arguments: argparse.Namespace, **others: Any) -> T:
@@ -345,6 +344,20 @@ def sampling_plan(arguments: argparse.Namespace) -> SamplingPlan:
     from rcg.pipeline import SamplingOptions
 
     return create(SamplingPlan, arguments, options=create(SamplingOptions, arguments))
+
+
+def add_run(parser: argparse.ArgumentParser, but: str = "") -> None:
+    """Let `parser` take the run, as `run`, of which a pipeline is loaded; `but` says which ones will do."""
+    text = f"folder of a run, or of save_pretrained; or owner/name on the hub{but}"
+    parser.add_argument("run", type=run_folder, help=text)
+
+
+def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """Launch the processes and load the pipeline that `add_run`, --generator and --precision name."""
+    from rcg.distributed.launch import launch
+    from rcg.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(arguments.run, arguments.generator).to(launch().device, arguments.precision)
 
 
 def results_of(source: Path) -> RunFolder:

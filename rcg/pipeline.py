@@ -24,7 +24,6 @@ from rcg.core.hub import HubOptions, locate, upload
 from rcg.core.registry import GENERATORS, NETWORKS, SAMPLERS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.inpainting import inpaint
-from rcg.diffusion.inversion import invert
 from rcg.diffusion.model import restore
 from rcg.diffusion.sdedit import FixedFirstDraw, sdedit
 from rcg.distributed.launch import resolve_precision
@@ -231,17 +230,20 @@ class Pipeline:
 
     @torch.inference_mode()
     def represent(self, image: Tensor) -> Tensor:
-        """Map images `(B, 3, H, W)` in [0, 1] to their representations z `(B, d)`.
+        """Map images `(B, 3, S, S)` in [0, 1] to their representations z `(B, d)`.
 
         Raises:
-            UserError: see `representation`.
+            UserError: the images have another size; see also `representation`.
         """
+        size = self.image_size
+        if image.shape[1:] != (3, size, size):
+            raise UserError(f"images must be (B, 3, {size}, {size}) in [0, 1], not {tuple(image.shape)}")
         z: Tensor = self.representation(image.to(self.device))
         return z
 
     @torch.inference_mode()
     def encode(self, image: Tensor, steps: int | None = 100, iterations: int = 4) -> Code:
-        """Map images `(B, 3, H, W)` in [0, 1] to codes, from which `decode` generates them again.
+        """Map images `(B, 3, S, S)` in [0, 1] to codes, from which `decode` generates them again.
 
         Args:
             image: B of them.
@@ -250,17 +252,17 @@ class Pipeline:
 
         Raises:
             UserError: the generator is not conditioned on representations, or is one of tokens, which have no x_T; see
-                also `representation`.
+                also `represent`.
         """
         self._check_codes()
-        z, model = self.represent(image), self.generator
+        z = self.represent(image)
         if steps is None:
             return Code(z)
         sampler = self._deterministic(steps)
         with self._autocast():
-            x = self.autoencoder.mean(self.autoencoder.posterior(image.to(self.device)))
-            levels = model.process.levels(sampler.steps, sampler.spacing)
-            noise = invert(model.process, model.network, x, z, levels, iterations)
+            x = self.autoencoder.mean(self.autoencoder.posterior(image.to(self.device))).float()
+            levels = self.generator.process.levels(sampler.steps, sampler.spacing)
+            noise = self.generator.invert(x, z, levels, iterations)
         check_finite(noise, "the noise of the images")
         return Code(z, noise)
 
@@ -275,7 +277,7 @@ class Pipeline:
         guidance: float = 1.0,
         wrap_process: Callable[[Process[Any]], Process[Any]] | None = None,
     ) -> Tensor:
-        """Return the images `(B, 3, H, W)` in [0, 1] of codes.
+        """Return the images `(B, 3, S, S)` in [0, 1] of codes.
 
         Args:
             code: B of them.
@@ -286,25 +288,24 @@ class Pipeline:
             wrap_process: see `rcg.diffusion.model.GenerativeModel.sample`.
 
         Raises:
-            UserError: the generator is not conditioned on representations, or something is not finite.
+            UserError: the generator is not conditioned on representations, or its null condition was never trained and
+                it is guided; the code does not fit, or something is not finite.
         """
         self._check_codes()
-        check_finite(code.z, "a representation")
-        places = range(len(code.z)) if indices is None else indices
-        noise: Noise = SampleNoise(seed, list(places), "generator", self.device)
+        scaled = self.config.guidance.with_scale(guidance)
+        self.config.check_guidance(scaled, allow_untrained_null=False)
+        count = len(code.z)
+        z, shape = self._given_z(code.z, count), (count, *self.generator.data.shape)
+        noise: Noise = SampleNoise(seed, list(range(count) if indices is None else indices), "generator", self.device)
         sampler: SamplerConfig = self.config.sampler.with_steps(steps)
         if not self.has_tokens:
             sampler = self._deterministic(steps)
         if code.noise is not None:
+            if self.has_tokens or code.noise.shape != shape:
+                raise UserError(f"the noise of a code must be {shape}, and of tokens there is none")
             noise = FixedFirstDraw(noise, code.noise.to(self.device))
         with self._autocast():
-            x = self.generator.sample(
-                code.z.to(self.device),
-                noise,
-                guidance=self.config.guidance.with_scale(guidance),
-                sampler=sampler,
-                wrap_process=wrap_process,
-            )
+            x = self.generator.sample(z, noise, guidance=scaled, sampler=sampler, wrap_process=wrap_process)
             image = self.autoencoder.decode(x)
         check_finite(image, "what the code stands for")
         return image.float()

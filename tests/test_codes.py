@@ -1,13 +1,19 @@
 """Codes: an image as what it means and what its meaning leaves open."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
+from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.core.registry import SAMPLERS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.inversion import invert
+from rcg.encoding.run_folder import RunFolder
 from rcg.pipeline import Code, Pipeline
+from tests.toy import train, write
 
 SIZE = 16
 
@@ -62,5 +68,36 @@ def test_without_noise_a_sample_depends_on_the_seed_and_its_index_alone(pipeline
 
 def test_codes_that_are_not_finite_are_refused(pipeline, image):
     z = pipeline.represent(image)
-    with pytest.raises(UserError, match="a representation is not finite"):
+    with pytest.raises(UserError, match="what was given as representation is not finite"):
         pipeline.decode(Code(z * torch.nan), steps=3)
+
+
+def test_what_does_not_fit_is_refused(pipeline, image):
+    z = pipeline.represent(image)
+    with pytest.raises(UserError, match=r"images must be \(B, 3, 16, 16\)"):
+        pipeline.encode(torch.rand(1, 3, 20, 20), steps=2)
+    with pytest.raises(UserError, match="z must be"):
+        pipeline.decode(Code(z[:, :-1]), steps=2)
+    with pytest.raises(UserError, match="the noise of a code must be"):
+        pipeline.decode(Code(z, torch.zeros(2, 3, SIZE, SIZE)), steps=2)
+
+
+def test_guidance_from_a_null_condition_that_was_never_trained_is_refused(toy_run, tmp_path, image):
+    shutil.copytree(toy_run / "run", tmp_path / "run")
+    stage = RunFolder(tmp_path / "run").stage_folder("dit")
+    part = stage.part()
+    checkpoint.save(stage.checkpoint, replace(part, config=part.config | {"condition_dropout": 0.0}))
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    code = pipeline.encode(image, steps=None)
+    assert pipeline.decode(code, steps=2).shape == image.shape
+    with pytest.raises(UserError, match="which was never trained"):
+        pipeline.decode(code, steps=2, guidance=2.0)
+
+
+def test_a_generator_that_sees_its_last_estimate_has_codes_too(toy_run, tmp_path, image):
+    for stage in ("encoder", "rdm"):
+        shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
+    train("generator", write(tmp_path, generator__self_condition=True))
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    decoded = pipeline.decode(pipeline.encode(image, steps=4), steps=4)
+    assert decoded.shape == image.shape

@@ -14,7 +14,7 @@ from rcg.core.errors import UserError
 def main() -> None:
     """Parse the command line and find directions."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    cli.add_run(parser)
     parser.add_argument("--images", type=cli.path, metavar="FOLDER", help="folder of pictures")
     text = "CSV or JSON file of attributes: names of pictures, and 0, 1 or other numbers"
     parser.add_argument("--table", type=cli.path, metavar="FILE", help=text)
@@ -35,12 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     by_images = arguments.images is not None and (arguments.table is not None) != (arguments.components is not None)
     if by_examples == by_images:
         raise UserError("give --images with --table or --components, or --with and --without")
-    from rcg.distributed.launch import launch
     from rcg.editing import attributes
-    from rcg.pipeline import Pipeline
 
-    out = cli.output_folder(arguments.out or arguments.run / "attributes")
-    pipeline = Pipeline.from_pretrained(arguments.run, arguments.generator).to(launch().device, arguments.precision)
+    out = cli.output_folder(arguments.out or cli.results_of(arguments.run).attributes)
+    pipeline = cli.open_pipeline(arguments)
     if by_examples:
         found = [attributes.from_examples(pipeline, arguments.name, arguments.positive, arguments.negative)]
     elif arguments.table is not None:

@@ -12,7 +12,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and edit."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    cli.add_run(parser)
     parser.add_argument("--images", type=cli.path, nargs="+", required=True, metavar="PATH", help="pictures or folders")
     text = "file of tools/attributes.py: the property to change"
     parser.add_argument("--attribute", type=cli.path, required=True, metavar="FILE", help=text)
@@ -28,20 +28,18 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write a panel over strengths, and figures."""
-    from rcg.distributed.launch import launch
     from rcg.editing.directions import Direction
-    from rcg.editing.edit import Plan, edit
+    from rcg.editing.edit import EditOptions, edit
     from rcg.editing.images import read_images
-    from rcg.pipeline import Pipeline
 
-    out = cli.output_folder(arguments.out or arguments.run / "edits")
-    pipeline = Pipeline.from_pretrained(arguments.run, arguments.generator).to(launch().device, arguments.precision)
+    out = cli.output_folder(arguments.out or cli.results_of(arguments.run).edits)
+    pipeline = cli.open_pipeline(arguments)
     space = pipeline.representation.space
     kept = [Direction.load(path, space) for path in arguments.keep]
     direction = Direction.load(arguments.attribute, space).without(kept)
     images = read_images(arguments.images, pipeline.image_size)
-    plan = Plan(arguments.strength, arguments.steps, arguments.seed)
-    edit(pipeline, images, direction, kept, plan, out)
+    options = EditOptions(arguments.strength, arguments.steps, arguments.seed)
+    edit(pipeline, images, direction, kept, options, out)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and complete images."""
     parser = cli.parser_for(__doc__)
-    text = "folder of a run, or of save_pretrained, or owner/name on the hub, with a generator of tokens"
-    parser.add_argument("run", type=cli.run_folder, help=text)
+    cli.add_run(parser, ", with a generator of tokens")
     parser.add_argument("--image", type=cli.path, nargs="+", required=True, metavar="FILE", help="images to complete")
     hole = parser.add_mutually_exclusive_group()
     edges = ("LEFT", "TOP", "RIGHT", "BOTTOM")

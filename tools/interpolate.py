@@ -1,7 +1,7 @@
 """Generate the images between images: their representations and their noise are interpolated.
 
 python tools/interpolate.py RUN --images cat.png dog.png
-python tools/interpolate.py RUN --images a.png b.png c.png --frames 24 --path slerp
+python tools/interpolate.py RUN --images a.png b.png c.png --frames 24 --curve slerp
 """
 
 import argparse
@@ -12,13 +12,13 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and interpolate."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    cli.add_run(parser)
     parser.add_argument(
         "--images", type=cli.path, nargs="+", required=True, metavar="FILE", help="two pictures or more"
     )
     parser.add_argument("--frames", type=cli.whole(1, 1000), default=8, help="steps from one picture to the next [8]")
     text = "how representations are interpolated: on lines or great circles [lerp]"
-    parser.add_argument("--path", choices=("lerp", "slerp"), default="lerp", help=text)
+    parser.add_argument("--curve", choices=("lerp", "slerp"), default="lerp", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument(
@@ -29,14 +29,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write interpolation.png, .webp and .json."""
-    from rcg.distributed.launch import launch
     from rcg.editing.images import read_images
-    from rcg.editing.interpolate import Plan, interpolate
-    from rcg.pipeline import Pipeline
+    from rcg.editing.interpolate import InterpolationOptions, interpolate
 
-    out = cli.output_folder(arguments.out or arguments.run / "interpolation")
-    pipeline = Pipeline.from_pretrained(arguments.run, arguments.generator).to(launch().device, arguments.precision)
-    interpolate(pipeline, read_images(arguments.images, pipeline.image_size), cli.create(Plan, arguments), out)
+    out = cli.output_folder(arguments.out or cli.results_of(arguments.run).interpolation)
+    pipeline = cli.open_pipeline(arguments)
+    interpolate(
+        pipeline, read_images(arguments.images, pipeline.image_size), cli.create(InterpolationOptions, arguments), out
+    )
 
 
 if __name__ == "__main__":

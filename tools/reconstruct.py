@@ -11,7 +11,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and reconstruct."""
     parser = cli.parser_for(__doc__)
-    parser.add_argument("run", type=cli.path, help="folder of a run, or of save_pretrained")
+    cli.add_run(parser)
     text = "pictures, or folders of pictures"
     parser.add_argument("--images", type=cli.path, nargs="+", required=True, metavar="PATH", help=text)
     cli.add_number(parser, 64, "number of images at most")
@@ -25,15 +25,13 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write reconstruction.md, .json and .png."""
-    from rcg.distributed.launch import launch
     from rcg.editing.images import read_images
-    from rcg.editing.reconstruct import Plan, reconstruct
-    from rcg.pipeline import Pipeline
+    from rcg.editing.reconstruct import ReconstructionOptions, reconstruct
 
-    out = cli.output_folder(arguments.out or arguments.run / "reconstruction")
-    pipeline = Pipeline.from_pretrained(arguments.run, arguments.generator).to(launch().device, arguments.precision)
+    out = cli.output_folder(arguments.out or cli.results_of(arguments.run).reconstruction)
+    pipeline = cli.open_pipeline(arguments)
     images = read_images(arguments.images, pipeline.image_size, arguments.count)
-    reconstruct(pipeline, images, cli.create(Plan, arguments), out)
+    reconstruct(pipeline, images, cli.create(ReconstructionOptions, arguments), out)
 
 
 if __name__ == "__main__":

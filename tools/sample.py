@@ -15,8 +15,7 @@ from rcg.core.errors import UserError
 def main() -> None:
     """Parse the command line and sample."""
     parser = cli.parser_for(__doc__)
-    text = "folder of a run, or of save_pretrained; or owner/name on the hub"
-    parser.add_argument("run", type=cli.run_folder, help=text)
+    cli.add_run(parser)
     parser.add_argument("--out", type=cli.path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
     cli.add_sampling(parser, num=64, most=10**9)  # they are streamed
     cli.add(parser, "--generator", "--guidance", "--class", "--representations")

@@ -58,7 +58,7 @@ class DataConfig(ComponentConfig):
     """Views of one image that are encoded and cached; null: 1, times 2 with `flip`, times 4 with random crops,
     `shift` or `rotate`."""
     validation: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """Share of the images that are held out for validation, at least 4 images; null: the official validation or test
+    """Share of the images that are the validation split, at least 4 images; null: the official validation or test
     split where the data set has one, 0.1 where it has none."""
     split_seed: NonNegativeInt = 0
     """Seed of the split."""

@@ -170,7 +170,7 @@ class ContrastiveTrain(TrainConfig):
     def _refuse_single_images(self) -> Self:
         if self.micro_batch_size < 2:
             raise ValueError(
-                f"an image is told apart from the others of its micro-batch, which has {self.micro_batch_size}: choose "
+                f"contrast needs other images in a micro-batch, which has {self.micro_batch_size}: choose "
                 f"a batch_size of at least {2 * self.grad_accum_steps}, twice grad_accum_steps"
             )
         return self

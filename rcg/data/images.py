@@ -26,7 +26,7 @@ from rcg.core.rng import fold_seed
 CACHED_BYTES = 2**28
 """Most memory that the views of a data set may take."""
 LEAST_VALIDATION = 4
-"""Images that are held out at least, where they are not more than a quarter: scores of three neighbors need them."""
+"""Fewest validation images, where they are not more than a quarter: scores of three neighbors need them."""
 LONGEST = 8
 """Longest side of a picture in short sides; thinner ones are cut before they are enlarged."""
 LARGE = 2**24
@@ -169,10 +169,10 @@ class Split(NamedTuple):
 
 
 def load_images(config: DataConfig) -> Split:
-    """Open the data set that `config` names, with its official validation split or some of its images held out.
+    """Open the data set that `config` names, with its official validation split, or some of its images as one.
 
-    Whether an image is held out follows from its key and `config.split_seed`, not from the images beside it: a data set
-    that grows holds out the same images, and, from 16 images on, none that was trained on.
+    Whether an image is for validation follows from its key and `config.split_seed`, not from the images beside it: a
+    data set that grows keeps its validation images and, from 16 images on, adds none that was trained on.
 
     Raises:
         UserError: the data set is missing, or has fewer images than its splits need.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
-from rcg.core.contracts import Denoiser, Interface, Net, Noise, Process, Space
+from rcg.core.contracts import Denoiser, Interface, Level, Net, Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
 from rcg.diffusion.guidance import Autoguided, Guided
+from rcg.diffusion.inversion import invert
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
@@ -100,6 +101,14 @@ class GenerativeModel(nn.Module):
             process = wrap_process(process)
         options = {} if known is None else {"known": known}
         return sampler(process, net, self.data, cond, noise, **options)
+
+    def invert(self, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4) -> Tensor:
+        """Return the noise `(B, *S)` from which DDIM without fresh noise leads to `x` `(B, *S)`, without guidance.
+
+        See `rcg.diffusion.inversion.invert`. With self-conditioning the way back sees other estimates than the way
+        there, and only comes close.
+        """
+        return invert(self._with_estimate(self.process), self.network, x, cond, levels, iterations)
 
     def check_weak(self, weak: GenerativeModel) -> None:
         """Raise `UserError` if samples cannot be guided away from those of `weak`, which models something else."""

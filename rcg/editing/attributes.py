@@ -1,9 +1,10 @@
-"""Attributes of images: from class folders, tables, or two folders of examples, to directions of z."""
+"""From tables of attributes, folders of examples, or images alone to directions of z."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rcg.core.console import say
 from rcg.core.contracts import Space
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, nearest
 from rcg.editing.directions import Direction, fit_direction, principal_directions
 from rcg.editing.images import SquareImage, read_images
 from rcg.pipeline import Pipeline
@@ -29,13 +30,13 @@ def read_table(path: Path) -> dict[str, dict[str, float]]:
             attributes: 0 and 1, or any numbers.
 
     Raises:
-        UserError: it is neither, an image occurs twice, or a value is no number.
+        UserError: it is neither, an image occurs twice, or a value is missing or no number.
     """
     try:
         text = path.read_text(encoding="utf-8")
         table = json.loads(text) if path.suffix == ".json" else _rows(text, path)
         return {str(name): {str(key): _number(value) for key, value in row.items()} for name, row in table.items()}
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no table of attributes ({error}): the first column of a CSV file names pictures, the others "
             f"hold numbers"
@@ -54,7 +55,7 @@ def _rows(text: str, path: Path) -> dict[str, dict[str, str]]:
 
 def _number(value: object) -> float:
     number = float(value)  # type: ignore[arg-type]
-    if number != number or abs(number) == float("inf"):
+    if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a finite number")
     return number
 
@@ -69,24 +70,27 @@ def from_table(pipeline: Pipeline, folder: Path, path: Path, names: Sequence[str
         names: of the attributes; None: all of the table.
 
     Raises:
-        UserError: the table has none of the images, or lacks an attribute.
+        UserError: the table has none of the images, or lacks an attribute, of one of them or of all.
     """
     table = read_table(path)
     images = [image for image in read_images([folder], pipeline.image_size) if image.name in table]
     if not images:
         raise UserError(f"{path} names none of the pictures in {folder}, but {_some(table)}")
     known = list(table[images[0].name])
-    for name in names or ():
-        if name not in known:
-            raise UserError(f"{path} has no attribute {name!r}; it has {_some(known)}")
+    chosen = list(names or known)
+    for name in chosen:
+        without = [image.name for image in images if name not in table[image.name]]
+        if without:
+            raise UserError(f"{path} has no attribute {name!r} of {_some(without)}; {nearest(name, known)}")
+    if not chosen:
+        raise UserError(f"{path} names pictures, but has no attribute of them: add a column of numbers")
     z = represent(pipeline, images)
-    chosen = names or known
     values = {name: torch.tensor([table[image.name][name] for image in images]) for name in chosen}
     return [fit_direction(name, z, values[name], _space(pipeline)) for name in chosen]
 
 
 def from_examples(pipeline: Pipeline, name: str, positive: Path, negative: Path) -> Direction:
-    """Fit the direction from the images of one folder to those of another."""
+    """Fit the direction `name` from the images of one folder, `negative`, to those of another, `positive`."""
     groups = [read_images([folder], pipeline.image_size) for folder in (positive, negative)]
     labels = torch.tensor([1.0] * len(groups[0]) + [0.0] * len(groups[1]))
     return fit_direction(name, represent(pipeline, groups[0] + groups[1]), labels, _space(pipeline))
@@ -101,7 +105,7 @@ def from_variance(pipeline: Pipeline, folder: Path, count: int) -> list[Directio
 def save(directions: Sequence[Direction], folder: Path) -> None:
     """Write each direction into a folder, and say how well it is known."""
     for direction in directions:
-        path = folder / f"{direction.name.replace('/', '-')}.safetensors"
+        path = folder / f"{direction.file_name}.safetensors"
         direction.save(path)
         facts = ", ".join(
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
@@ -113,7 +117,7 @@ def save(directions: Sequence[Direction], folder: Path) -> None:
 def represent(pipeline: Pipeline, images: Sequence[SquareImage]) -> Tensor:
     """Return z `(N, d)` of images, on the CPU."""
     batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    return torch.cat([pipeline.represent(torch.stack([i.pixels for i in batch])).cpu() for batch in batches])
+    return torch.cat([pipeline.represent(torch.stack([image.pixels for image in batch])).cpu() for batch in batches])
 
 
 def _space(pipeline: Pipeline) -> Space:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,11 @@ class Direction:
             raise UserError(f"nothing of the direction {self.name} is left without {names}: leave one of them out")
         return replace(self, vector=_unit(rest), details={**self.details, "without": names})
 
+    @property
+    def file_name(self) -> str:
+        """The name as that of a file: nothing in it leads to another folder."""
+        return re.sub(r"[^\w .()+=,-]", "-", self.name).strip(". ")[:100] or "unnamed"
+
     def save(self, path: Path) -> None:
         """Write the direction as a safetensors file."""
         facts = Facts(data=self.space, details=self.details)
@@ -74,7 +80,10 @@ class Direction:
         part = checkpoint.load(path, KIND)
         if part.facts.data != space:
             raise UserError(f"{path} is a direction of {part.facts.data}, but the run has {space}: fit it again here")
-        return cls(part.config["name"], part.tensors["vector"], space, part.facts.details)
+        name, vector = part.config.get("name"), part.tensors.get("vector")
+        if not isinstance(name, str) or vector is None or vector.shape != space.shape or vector.dtype != torch.float32:
+            raise UserError(f"{path} must hold a name and a tensor 'vector' {space.shape} of float32: fit it again")
+        return cls(name, vector, space, part.facts.details)
 
 
 def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Direction:
@@ -91,27 +100,31 @@ def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Directi
         and 1, balanced over the two), or the share of the variance that is explained.
 
     Raises:
-        UserError: all values are equal, or there are fewer than four examples.
+        UserError: there are fewer than four examples, or fewer than two with the property or without it.
     """
     from sklearn.linear_model import LogisticRegression, RidgeCV
     from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 
-    distinct = values.unique()
-    if len(values) < 4 or len(distinct) < 2:
+    distinct, counts = values.unique(return_counts=True)
+    is_binary = set(distinct.tolist()) <= {0, 1}
+    rarest = int(counts.min()) if is_binary else len(values) // 2
+    if len(values) < 4 or len(distinct) < 2 or rarest < 2:
         raise UserError(
             f"the attribute {name} has {len(values)} example(s) of {len(distinct)} value(s): give at least two with it "
-            f"and two without"
+            f"and two without, or four numbers"
         )
+    # Each fold has two numbers at least, or an example of both kinds.
+    splits = min(5, rarest)
     details: dict[str, Any] = {"examples": len(values)}
-    if set(distinct.tolist()) == {0, 1}:
+    if is_binary:
         positive = int(values.sum())
-        folds = StratifiedKFold(max(2, min(5, positive, len(values) - positive)), shuffle=True, random_state=0)
+        folds = StratifiedKFold(splits, shuffle=True, random_state=0)
         judge, scoring = LogisticRegression(C=0.1, max_iter=300, class_weight="balanced"), "balanced_accuracy"
         probe = LinearProbe.fit(z, values.long(), standardize=True)
         vector = probe.weight[1] - probe.weight[0]
         details |= {"with": positive, "figure": "accuracy"}
     else:
-        folds = KFold(min(5, len(values)), shuffle=True, random_state=0)
+        folds = KFold(splits, shuffle=True, random_state=0)
         judge, scoring = RidgeCV(alphas=(1.0, 10.0, 100.0, 1000.0)), "r2"
         vector = torch.from_numpy(judge.fit(z.numpy(), values.numpy()).coef_)
         details |= {"figure": "explained variance"}
@@ -122,7 +135,11 @@ def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Directi
 
 
 def principal_directions(z: Tensor, count: int, space: Space) -> list[Direction]:
-    """Return the `count` directions along which `z` `(N, D)` varies most, strongest first."""
+    """Return the `count` directions along which `z` `(N, D)` varies most, strongest first.
+
+    Raises:
+        UserError: there are not so many.
+    """
     from sklearn.decomposition import PCA
 
     if count > min(z.shape):

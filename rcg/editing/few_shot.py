@@ -54,12 +54,11 @@ def like_examples(positive: Tensor, others: Tensor, are_negative: bool) -> Proba
         positive: z of the examples, `(P, D)`.
         others: z of images without the property, or of any images, `(N, D)`.
         are_negative: whether `others` lack the property. If not, the probability of being labeled is divided by its
-            mean over the examples (Elkan and Noto, KDD 2008, Section 2), held out in turn.
+            mean over the examples (Elkan and Noto, KDD 2008, Section 2), by cross-validation.
     """
-    z = torch.cat([positive, others]).cpu()
-    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(others))]).long()
-    probe = LinearProbe.fit(z, labels, standardize=True)
-    scale = 1.0 if are_negative else _labeled_share(positive.cpu(), others.cpu())
+    positive, others = positive.cpu(), others.cpu()
+    probe = _probe(positive, others)
+    scale = 1.0 if are_negative else _labeled_share(positive, others)
 
     def probability(z: Tensor) -> Tensor:
         return (probe.log_probability(z)[:, 1].exp() / scale).clamp(max=1)
@@ -67,15 +66,19 @@ def like_examples(positive: Tensor, others: Tensor, are_negative: bool) -> Proba
     return probability
 
 
+def _probe(positive: Tensor, others: Tensor) -> LinearProbe:
+    """Fit the probe that says 1 for the examples `(P, D)` and 0 for others `(N, D)`."""
+    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(others))]).long()
+    return LinearProbe.fit(torch.cat([positive, others]), labels, standardize=True)
+
+
 def _labeled_share(positive: Tensor, others: Tensor, folds: int = 5) -> float:
     """Return the mean probability of being labeled of examples that the probe has not seen."""
     shares = []
     for fold in range(min(folds, len(positive))):
-        held_out = torch.arange(len(positive)) % folds == fold
-        seen = positive[~held_out]
-        z = torch.cat([seen, others])
-        labels = torch.cat([torch.ones(len(seen)), torch.zeros(len(others))]).long()
-        shares.append(LinearProbe.fit(z, labels, standardize=True).log_probability(positive[held_out])[:, 1].exp())
+        is_unseen = torch.arange(len(positive)) % folds == fold
+        probe = _probe(positive[~is_unseen], others)
+        shares.append(probe.log_probability(positive[is_unseen])[:, 1].exp())
     return float(torch.cat(shares).mean())
 
 
@@ -134,8 +137,10 @@ class LikeExamples:
             options: of sampling.
 
         Raises:
-            UserError: there are fewer than two examples of a kind.
+            UserError: there are fewer than two examples of a kind, or the pipeline has no RDM.
         """
+        if pipeline.rdm is None:
+            raise UserError(f"{pipeline.config.folder_name} came without an RDM, whose representations are chosen from")
         for name, z in (("with", positive), ("without", negative)):
             if z is not None and len(z) < 2:
                 raise UserError(f"there is {len(z)} example {name} the property: give at least two, better 20")
@@ -146,6 +151,8 @@ class LikeExamples:
         self.facts: dict[str, Any] = {
             "of": "generated, like examples",
             "examples": checkpoint.digest({"positive": positive, "others": others.cpu()}),
+            "rdm": checkpoint.digest(pipeline.parts["rdm"].tensors),
+            "rdm_sampler": pipeline.rdm.config.sampler.with_steps(options.rdm_steps).model_dump(mode="json"),
         }
 
     def __getitem__(self, indices: list[int], /) -> Tensor:

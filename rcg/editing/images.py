@@ -14,7 +14,12 @@ from rcg.data.pictures import find_pictures, read_picture
 
 
 class SquareImage(NamedTuple):
-    """An image `(3, S, S)` in [0, 1], and its name."""
+    """An image.
+
+    Attributes:
+        name: of its file, below the folder that was given.
+        pixels: `(3, S, S)` in [0, 1].
+    """
 
     name: str
     pixels: Tensor
@@ -31,13 +36,13 @@ def read_images(paths: Sequence[Path], size: int, most: int | None = None) -> li
     Raises:
         UserError: a picture cannot be read, or a folder holds none.
     """
-    files: list[Path] = []
+    files: list[tuple[str, Path]] = []
     for path in paths:
         if path.is_dir():
-            found = [path / file.path for file in find_pictures(path, set()).pictures]
+            found = [(file.path, path / file.path) for file in find_pictures(path, set()).pictures]
             if not found:
                 raise UserError(f"folder {path} holds no pictures such as .png or .jpg files")
             files += found
         else:
-            files.append(path)
-    return [SquareImage(file.name, square(read_picture(file), size)) for file in files[:most]]
+            files.append((path.name, path))
+    return [SquareImage(name, square(read_picture(path), size)) for name, path in files[:most]]

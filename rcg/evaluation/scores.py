@@ -37,8 +37,8 @@ class Score(NamedTuple):
         name: of the metric.
         value: its value.
         ideal: in words.
-        std: its standard deviation; None: not known.
-        over: what that is the deviation over, in words.
+        std: of the value; None: not known.
+        over: what the std is over, in words.
         is_biased: whether it is of so few images that it depends on their number more than on the images.
     """
 

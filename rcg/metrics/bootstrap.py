@@ -12,7 +12,7 @@ from rcg.core.console import progress
 
 
 class MeanStd(NamedTuple):
-    """Mean and standard deviation of a metric, over parts or subsets."""
+    """Mean and std of a metric, over parts or subsets."""
 
     mean: float
     std: float

@@ -168,7 +168,7 @@ def test_both_parts_of_a_small_split_get_an_image(digits: Any, share: float) -> 
 
 
 class Names(DataSource):
-    """Images that are told apart by names."""
+    """Images with names."""
 
     fingerprint = "names"
 

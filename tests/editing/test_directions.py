@@ -1,8 +1,13 @@
 """Directions found from labels, numbers and variance; checked where the true direction is known."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
+from rcg.core import checkpoint
+from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.editing.directions import Direction, fit_direction, principal_directions
@@ -68,7 +73,38 @@ def test_a_direction_of_another_space_is_refused(tmp_path):
         Direction.load(tmp_path / "x.safetensors", Space((8,), id="other"))
 
 
-@pytest.mark.parametrize("values", [torch.ones(10), torch.tensor([0.0, 1.0])])
+@pytest.mark.parametrize(
+    "values", [torch.ones(10), torch.tensor([0.0, 1.0]), torch.tensor([1.0] + [0.0] * 9), torch.tensor([1.0, 2.0, 3.0])]
+)
 def test_an_attribute_without_contrast_is_refused(z, values):
     with pytest.raises(UserError, match="the attribute smile has"):
         fit_direction("smile", z[: len(values)], values, SPACE)
+
+
+@pytest.mark.parametrize("count", [4, 5, 7])
+def test_figures_of_few_numbers_are_finite(z, count):
+    direction = fit_direction("slope", z[:count], z[:count, 0], SPACE)
+    assert math.isfinite(direction.details["cross_validated"])
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "..", "", "smile\n"])
+def test_a_name_leads_to_no_other_folder(name):
+    file = Path("edits") / f"{Direction(name, axis(0), SPACE, {}).file_name}.png"
+    assert file.parent == Path("edits")
+    assert file.resolve().parent == Path("edits").resolve()
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({}, {"vector": axis(0)}),
+        ({"name": ["x"]}, {"vector": axis(0)}),
+        ({"name": "x"}, {}),
+        ({"name": "x"}, {"vector": torch.eye(9)[0]}),
+        ({"name": "x"}, {"vector": torch.eye(8, dtype=torch.int64)[0]}),
+    ],
+)
+def test_an_edited_file_is_refused_in_one_sentence(config, tensors, tmp_path):
+    checkpoint.save(tmp_path / "x.safetensors", Part("direction", config, Facts(data=SPACE), tensors))
+    with pytest.raises(UserError, match="must hold a name and a tensor 'vector'"):
+        Direction.load(tmp_path / "x.safetensors", SPACE)

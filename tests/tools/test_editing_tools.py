@@ -123,6 +123,10 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
             "the attribute one has 2 example(s) of 1 value",
         ),
         ("attributes", ["--images", "{pictures}", "--table", "{picture}"], "is no table of attributes"),
+        ("attributes", ["--images", "{pictures}", "--table", "{short}"], "is no table of attributes"),
+        ("attributes", ["--images", "{pictures}", "--table", "{gap}"], "has no attribute 'one' of"),
+        ("attributes", ["--images", "{pictures}", "--table", "{bare}"], "has no attribute of them"),
+        ("attributes", ["--images", "{pictures}", "--table", "{twice}"], "has two rows for"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(name, arguments, words, toy_run, pictures, directions, tmp_path):
@@ -135,9 +139,18 @@ def test_mistakes_are_named_and_nothing_is_written(name, arguments, words, toy_r
         "one": directions / "one.safetensors",
         "other": tmp_path / "other.safetensors",
         "equal": tmp_path / "equal.csv",
+        "short": tmp_path / "short.csv",
+        "gap": tmp_path / "gap.json",
+        "bare": tmp_path / "bare.csv",
+        "twice": tmp_path / "twice.csv",
     }
+    first, second = files[0].name, files[1].name
+    places["short"].write_text(f"name,one,ink\n{first},1\n")
+    places["gap"].write_text(json.dumps({first: {"one": 1}, second: {"ink": 1}}))
+    places["bare"].write_text(f"name\n{first}\n")
+    places["twice"].write_text(f"name,one\n{first},1\n{first},0\n")
     Direction("x", torch.eye(8)[0], Space((8,), id="elsewhere"), {}).save(places["other"])
-    places["equal"].write_text(f"name,one\n{files[0].name},1\n{files[1].name},1\n")
+    places["equal"].write_text(f"name,one\n{first},1\n{second},1\n")
     filled = [argument.format(**places) for argument in arguments]
     sentence = complaint(tool(name, toy_run / "run", *filled, "--out", tmp_path / "out"))
     assert words in sentence

@@ -76,7 +76,7 @@ class ImageNet(PictureFiles):
             try:
                 unpack(str(self._home))
             except Exception as error:  # readers of damaged archives raise whatever they trip over
-                share = ", or hold out a share of the training images with data.validation" * (name == "val")
+                share = ", or take a share of the training images with data.validation" * (name == "val")
                 raise UserError(
                     f"ImageNet is missing or damaged in {self._home} (data.root): there is neither {name} nor a "
                     f"complete {archive}; put {DEVKIT}, {TRAIN} and {VALIDATION} there, from "

@@ -192,7 +192,7 @@ def test_missing_imagenet_archives_are_named(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     shutil.rmtree(tmp_path / "val")
     data = source("imagenet", root=tmp_path)
-    with pytest.raises(UserError, match=r"neither val nor .*ILSVRC2012_img_val\.tar.* hold out a share"):
+    with pytest.raises(UserError, match=r"neither val nor .*ILSVRC2012_img_val\.tar.* take a share"):
         data.official_validation()
 
 

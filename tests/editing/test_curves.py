@@ -1,9 +1,9 @@
-"""Paths: ends are the given points, great circles keep norms."""
+"""Curves: ends are the given points, great circles keep norms."""
 
 import pytest
 import torch
 
-from rcg.editing.interpolation import along, lerp, path_length, slerp
+from rcg.editing.curves import along, lerp, path_length, slerp
 
 
 @pytest.fixture

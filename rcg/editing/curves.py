@@ -1,4 +1,4 @@
-"""Paths between two points: straight lines for representations, great circles for noise."""
+"""Curves between two points: straight lines for representations, great circles for noise."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Path = Callable[[Tensor, Tensor, float], Tensor]
-"""A path from a to b `(B, *S)`: at share 0 it is a, at share 1 it is b."""
+Curve = Callable[[Tensor, Tensor, float], Tensor]
+"""A curve from a to b `(B, *S)`: at share 0 it is at a, at share 1 at b."""
 
 
 def lerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -35,14 +35,14 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return point.view_as(a).to(a.dtype)
 
 
-def along(points: Tensor, path: Path, frames: int) -> Tensor:
-    """Return `frames` points for each of the N - 1 stretches of a path through `points` `(N, *S)`, and its last point.
+def along(points: Tensor, curve: Curve, frames: int) -> Tensor:
+    """Return `frames` points of each of the N - 1 curves from point to point of `points` `(N, *S)`, and the last point.
 
     Returns:
         `((N - 1) frames + 1, *S)`; the given points are at 0, `frames`, 2 `frames`, ...
     """
     starts, ends = points[:-1], points[1:]
-    steps = torch.stack([path(starts, ends, frame / frames) for frame in range(frames)], dim=1)
+    steps = torch.stack([curve(starts, ends, frame / frames) for frame in range(frames)], dim=1)
     return torch.cat([steps.flatten(0, 1), points[-1:]])
 
 
@@ -50,7 +50,7 @@ def path_length(distances: Sequence[float] | Tensor, frames: int) -> float:
     """Return the perceptual path length: the mean distance between neighboring frames over the squared step.
 
     Args:
-        distances: perceptual distances between neighboring frames of a path.
-        frames: frames for each stretch, so that a step is 1 / `frames` (Karras, Laine, Aila, CVPR 2019, Section 4.1).
+        distances: perceptual distances between neighboring frames, `(F - 1,)`.
+        frames: from point to point: a step is 1 / `frames` (Karras, Laine, Aila, CVPR 2019, Section 4.1).
     """
     return float(torch.as_tensor(distances).mean()) * frames**2
