@@ -71,7 +71,7 @@ def path(text: str) -> Path:
     """Read a path from the command line; `~` is the home folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # pathlib fails for a user that is not there
 
 
 def run_folder(text: str) -> Path:
@@ -194,7 +194,10 @@ def _run(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: S
         sentence = _sentence(error)
         if sentence is None:
             raise
-        complain(f"error: {sentence}")
+        if isinstance(error, UserError) or first_process():
+            complain(f"error: {sentence}")  # every process refuses alike
+        else:
+            print(f"error: process {os.environ['RANK']}: {sentence}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

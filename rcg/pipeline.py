@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, Protocol, Self, overload
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args, overload
 
 import torch
 from PIL.Image import Image
@@ -342,9 +343,12 @@ class Pipeline:
             license: that of the weights, as the hub spells it (`mit`, `cc-by-nc-4.0`); None: the card states none.
 
         Raises:
-            UserError: the encoder's own license forbids that one, or the transform of the representations is lost.
+            UserError: the encoder's own license forbids that one, the transform of the representations is lost, or
+                `folder` is a file.
         """
-        folder = Path(folder)
+        folder = Path(os.path.expanduser(folder))
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, but a folder is needed for the parts and the card")
         parts = self._all_parts()
         encoder_license = _license(parts.get("encoder"))
         if license is not None and "-nc" in encoder_license and "-nc" not in license:
@@ -389,8 +393,8 @@ class Pipeline:
         """
         if license is None:
             own = _license(self._all_parts().get("encoder"))
-            mind = f"; the encoder's weights, which are uploaded too, are under {own}" if own else ""
-            raise UserError(f"say under which license the weights are, license='mit' for example{mind}")
+            warning = f"; the encoder's weights, which are uploaded too, are under {own}" if own else ""
+            raise UserError(f"say under which license the weights are, license='mit' for example{warning}")
         with TemporaryDirectory() as folder:
             return upload(self.save_pretrained(folder, license), repository, private, token)
 
@@ -405,11 +409,14 @@ class Pipeline:
         return {"encoder", "transform"} <= self.parts.keys()
 
     def _reports(self) -> list[dict[str, Any]]:
-        """Return the reports of the evaluations of this generator in the run."""
+        """Return the reports of the evaluations of this generator in the run, without the place of the run."""
         if self.run is None:
             return []
         paths = sorted(self.run.evaluation.glob(f"{self.config.folder_name}-[0-9]*/report.json"))
-        return [read_json(path) for path in paths]
+        reports = [read_json(path) for path in paths]
+        for report in reports:
+            report["samples"].pop("run", None)
+        return reports
 
     def to(self, device: torch.device | str, precision: str = "no") -> Self:
         """Move all networks to `device`, to evaluate them in mixed precision: `no`, `bf16`, `fp16`, or `auto`.
@@ -483,8 +490,12 @@ class Pipeline:
                     "a class was asked for, but it is the RDM's, and representations are given: leave it out"
                 )
             self.labels.checked(options.label)
-        if not 0 <= options.seed < 2**63:
+        if not isinstance(options.seed, int) or not 0 <= options.seed < 2**63:
             raise UserError(f"a seed is a whole number from 0 to 2^63 - 1, not {options.seed}")
+        if options.labels not in get_args(Assignment):
+            raise UserError(f"labels are {' or '.join(get_args(Assignment))}, not {options.labels!r}")
+        if options.sdedit_strength is not None and not 0 < options.sdedit_strength <= 1:
+            raise UserError(f"a strength of SDEdit lies above 0, at most at 1, not at {options.sdedit_strength}")
 
     @overload
     def sample(
@@ -527,10 +538,12 @@ class Pipeline:
             output: `pil` for N pictures of PIL, `tensor` for `(N, 3, H, W)` in [0, 1] on the CPU.
 
         Raises:
-            UserError: there is nothing to generate; see also `generate`.
+            UserError: there is nothing to generate, or too few representations are given; see also `generate`.
         """
         if number < 1 or batch_size < 1:
             raise UserError(f"numbers of images and of a batch are at least 1, not {number} and {batch_size}")
+        if isinstance(z, Tensor) and len(z) < number:
+            raise UserError(f"{number} images need as many representations, and z holds {len(z)}")
         batches = self.batches(range(number), batch_size, options, z=z)
         images = torch.cat([samples.images.cpu() for samples in batches])
         return images if output == "tensor" else [to_pil(image) for image in images]
@@ -547,9 +560,12 @@ class Pipeline:
             z: representations `(B, D)` to condition on instead of generated ones.
 
         Raises:
-            UserError: the options do not fit, see `check`; or something is not finite.
+            UserError: there are no indices, or negative ones; the options do not fit, see `check`; or something is not
+                finite.
         """
         options = options or SamplingOptions()
+        if not len(indices) or min(indices) < 0:
+            raise UserError("samples are generated by their indices, at least one, from 0 on")
 
         def draw(cond: Tensor | None, noise: Noise, guidance: GuidanceConfig, sampler: SamplerConfig) -> Tensor:
             latent = self.generator.sample(cond, noise, guidance=guidance, sampler=sampler)

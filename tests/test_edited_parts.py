@@ -10,6 +10,8 @@ import tracemalloc
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
@@ -77,6 +79,26 @@ def test_a_part_comes_back_from_its_file(kind, name, made, tmp_path):
         assert torch.equal(value, part.tensors[key]), key
 
 
+class Largest(TorchDispatchMode):
+    """Notes how large the largest tensor in memory was; Python's own tracing does not see tensors."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        for x in tree_leaves(made):
+            if isinstance(x, torch.Tensor) and not x.is_meta:
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return made
+
+
+def test_the_largest_tensor_is_seen():
+    with Largest() as largest, torch.device("meta"):
+        torch.zeros(10**6)
+        torch.zeros(2, 3, device="cpu").expand(10**6, 2, 3)
+    assert largest.bytes == 24
+
+
 def outcome(part, header):
     """Restore a part with another header; return what is said against it, None where it serves as well."""
     try:
@@ -100,15 +122,16 @@ def test_no_edit_of_a_header_gives_more_than_a_sentence(kind, name, made):
         (path, new) for path in leaves(header) for new in random.Random(f"{path}").sample(EDITS, 1)
     ]
     for path, new in edits:
-        began = time.monotonic()
+        began = time.process_time()
         tracemalloc.start()
-        said = outcome(part, edited(header, path, new))
+        with Largest() as largest:
+            said = outcome(part, edited(header, path, new))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert said is None or said.startswith("model.safetensors"), (path, new)
         assert "\n" not in (said or ""), (path, new)
-        assert peak < 2**28, (path, new)
-        assert time.monotonic() - began < 10, (path, new)
+        assert max(peak, largest.bytes) < 2**28, (path, new)
+        assert time.process_time() - began < 10, (path, new)
 
 
 @parts

@@ -25,9 +25,8 @@ def main() -> None:
     parser.add_argument("--heads", type=cli.count, help=text)
     text = "channels of a head, for adm and ldm [as the file says]"
     parser.add_argument("--head-width", type=cli.count, help=text)
-    parser.add_argument(
-        "--encoder-heads", type=cli.count, help="those of the encoder that it carries [as the file says]"
-    )
+    text = "those of the encoder that it carries [as published for its size]"
+    parser.add_argument("--encoder-heads", type=cli.count, help=text)
     parser.add_argument("--back", action="store_true", help="ours -> the published format")
     cli.main(parser, convert)
 

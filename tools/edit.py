@@ -22,12 +22,12 @@ def main() -> None:
     parser.add_argument("--keep", type=cli.path, nargs="+", default=[], metavar="FILE", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     cli.add(parser, "--seed", "--generator", "--precision")
-    parser.add_argument("--out", type=cli.path, help="folder of the panel and the figures [RUN/edits]")
+    parser.add_argument("--out", type=cli.path, help="folder of the panel and the metrics [RUN/edits]")
     cli.main(parser, run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write a panel over strengths, and figures."""
+    """Write a panel over strengths, and metrics."""
     from rcg.editing.directions import Direction
     from rcg.editing.edit import EditOptions, edit
     from rcg.editing.images import read_images

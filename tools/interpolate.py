@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument(
-        "--out", type=cli.path, help="folder of the strip, the animation and figures [RUN/interpolation]"
+        "--out", type=cli.path, help="folder of the strip, the animation and metrics [RUN/interpolation]"
     )
     cli.main(parser, run)
 

@@ -44,7 +44,8 @@ class Converter(ABC):
             encoder_heads: attention heads of the encoder that the file carries.
 
         Raises:
-            UserError: one is given that says nothing about files of this kind, or an unknown name.
+            UserError: one is given that says nothing about files of this kind, an unknown name, or both `heads` and
+                `head_width`.
         """
         given = {"name": name, "heads": heads, "head_width": head_width, "encoder_heads": encoder_heads}
         for option, value in given.items():
@@ -52,6 +53,8 @@ class Converter(ABC):
                 raise UserError(f"--{option.replace('_', '-')} {value} {MEANING[option]}: leave it out")
         if name is not None and name not in self.names:
             raise UserError(f"no published file of this kind becomes {name!r}; {nearest(name, self.names)}")
+        if heads is not None and head_width is not None:
+            raise UserError("--heads and --head-width say the same twice: give one of them")
         self.name, self.heads, self.head_width, self.encoder_heads = name, heads, head_width, encoder_heads
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,8 @@ class Original(NamedTuple):
     average: dict[str, Tensor]
     live: dict[str, Tensor]
     """Empty where the file has one set of weights."""
-    args: Any
-    """The arguments of the training script; None where the file does not hold them."""
+    args: dict[str, Any]
+    """The arguments of the training script; empty where the file does not hold them."""
 
 
 class Loaded(NamedTuple):
@@ -58,7 +59,7 @@ class Loaded(NamedTuple):
 def read_original(path: Path) -> Original:
     """Read the average, and `model` where there is both, of a training checkpoint; or a plain state dict."""
     content = pretrained.read(path)
-    args = content.get("args")
+    args = arguments_of(content)
     average = next((content[key] for key in pretrained.AVERAGES if isinstance(content.get(key), Mapping)), None)
     if average is None:
         return Original(pretrained.state_dict(content, path), {}, args)
@@ -115,9 +116,31 @@ def count(tensors: Tensors, prefix: str) -> int:
     return len({key.split(".")[0] for key in select(tensors, f"{prefix}.")})
 
 
-def dropout_of(args: Any) -> float:
-    """Return the share of representations that RCG replaced by the null in training; 0.1 as published if unknown."""
-    return float(getattr(args, "rep_drop_prob", 0.1))
+def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the training script that a checkpoint holds, those without a value left out."""
+    args = content.get("args") or {}
+    values = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def number_of(args: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    """Return a number among the arguments of a training script; raises `UserError` if it is none."""
+    value = args.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: its argument {key} is {value!r}, not a number")
+    return value
+
+
+def dropout_of(args: Mapping[str, Any], path: Path) -> float:
+    """Return the share of representations that RCG replaced by the null in training; 0.1 as published if unknown.
+
+    Raises:
+        UserError: the argument is no share.
+    """
+    share = number_of(args, "rep_drop_prob", 0.1, path)
+    if not 0 <= share <= 1:
+        raise UserError(f"{path}: its argument rep_drop_prob is {share}, not a share from 0 to 1")
+    return share
 
 
 def cond_space(run: RunFolder, dim: int, path: Path) -> Space:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,13 +120,13 @@ def condition_of(tensors: Tensors) -> str:
 
 
 def layout_of(
-    tensors: Tensors, args: Any, path: Path, heads: int | None = None, head_width: int | None = None
+    tensors: Tensors, args: Mapping[str, Any], path: Path, heads: int | None = None, head_width: int | None = None
 ) -> Layout:
     """Return the layout that the arguments of an original network state, or the published one of its shape.
 
     Args:
         tensors: of the network.
-        args: what the file says of its training; None: nothing.
+        args: of its training script.
         path: the file.
         heads: attention heads that a person knows; None: those of the arguments, or published ones.
         head_width: channels of a head, likewise.
@@ -134,10 +134,9 @@ def layout_of(
     Raises:
         UserError: they are not known.
     """
-    given = {key: value for key, value in vars(args or argparse.Namespace()).items() if value is not None}
     multipliers = tuple(_unet.shape_of(tensors, 1)["multipliers"])
     published = PUBLISHED.get(multipliers)
-    side = int(given.get("image_size", published.side if published else 0))
+    side = int(_files.number_of(args, "image_size", published.side if published else 0, path))
     if not side:
         sides = ", ".join(str(layout.side) for layout in PUBLISHED.values())
         raise UserError(
@@ -148,13 +147,13 @@ def layout_of(
     if published is None or not is_published:
         published = Layout(side, schedule="cosine" if side == 64 else "linear")
     layout = published._replace(
-        schedule=given.get("noise_schedule", published.schedule),
-        by_kind=bool(given.get("use_new_attention_order", published.by_kind)),
+        schedule=args.get("noise_schedule", published.schedule),
+        by_kind=bool(args.get("use_new_attention_order", published.by_kind)),
     )
-    if heads is None and head_width is None and "num_head_channels" in given:
-        head_width = int(given["num_head_channels"])
+    if heads is None and head_width is None and "num_head_channels" in args:
+        head_width = int(_files.number_of(args, "num_head_channels", -1, path))
         if head_width < 1:  # -1, where the number of heads counts
-            heads, head_width = int(given.get("num_heads", 4)), None
+            heads, head_width = int(_files.number_of(args, "num_heads", 4, path)), None
     if heads is not None:
         return layout._replace(heads=heads)
     if head_width is not None:

@@ -74,7 +74,7 @@ class DiTConverter(Converter):
             cond = Space((), vocab=len(embedding) - 1, id="labels")
         autoencoder, data = _files.find_autoencoder(run, "kl", (channels, side, side), path)
         # The network. DiT's own table of classes ends with the null class; RCG has a null representation.
-        dropout = 0.1 if condition == "class" else _files.dropout_of(original.args) if NULL in tensors else 0.0
+        dropout = 0.1 if condition == "class" else _files.dropout_of(original.args, path) if NULL in tensors else 0.0
         depth = _files.count(tensors, "blocks")
         heads = self.heads or HEADS.get((width, depth))
         if heads is None:

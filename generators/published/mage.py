@@ -74,7 +74,7 @@ class MAGEConverter(Converter):
             raise UserError(f"{path} is not a MAGE checkpoint: it has no {WORDS} with {BIAS}")
         encoder = _encoder.read(tensors, self.encoder_heads, path)
         tokenizer = _autoencoder.read(tensors, TOKENIZER, path, "vqgan")
-        dropout = _files.dropout_of(content.get("args"))
+        dropout = _files.dropout_of(_files.arguments_of(content), path)
         model = _build(tensors, encoder, tokenizer, dropout, run, path)
         elsewhere = (*RENAMED, CLASSES, *([_encoder.PREFIX] if encoder else []), *([TOKENIZER] if tokenizer else []))
         extra = {key: value for key, value in tensors.items() if not key.startswith(elsewhere)}

@@ -168,7 +168,7 @@ def _evaluate(key: str, folder: str, study: Study, bench: _Bench) -> Outcome:
     work = study.work
     samples = arm_samples(key, work, study.plan)
     origin = Origin(work.run.path, folder, ARMS[key].name)
-    evaluation = Evaluation(samples, origin, bench.extractors, bench.reference, None, study.metrics.resamples)
+    evaluation = Evaluation(samples, origin, bench.extractors, bench.reference, None, False, study.metrics.resamples)
     out = study.out / key
     report = evaluate(evaluation, out, study.cache, work.accelerator)
     cost = cached_cost(samples, out / "first-samples.safetensors") if work.accelerator.is_main_process else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from rcg.config.parsing import NULLS, Unquoted, parse_yaml, read_yaml, shortened
 from rcg.core.console import say
 from rcg.core.errors import UserError, nearest_file
 from rcg.core.registry import Registry
+
+Normalize = Literal["per_sample", "per_dataset", "none"]
+"""Over what representations are normalized."""
 
 
 class Experiment(Config):
@@ -34,7 +38,7 @@ class Experiment(Config):
     """Image -> representation."""
     projection: sections.ProjectionConfig | None = None
     """Representation -> fewer features, before it is normalized; null: all of them."""
-    normalize: Literal["per_sample", "per_dataset", "none"] = "per_sample"
+    normalize: Normalize = "per_sample"
     """Representation -> z: standardized over its own features (RCG), each over the data set (DiffAE), or as it is."""
     clusters: PositiveInt | None = None
     """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; null:
@@ -68,7 +72,7 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not what the schema asks for.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         inside = [str(file) for file in (*path.glob("*.yaml"), *path.glob("*/config.yaml"))][:5]
         raise UserError(f"{path} is a folder: give a YAML file ({', '.join(inside) or 'it holds none'})")
@@ -97,7 +101,7 @@ def load_encoder_section(text: str) -> tuple[sections.EncoderConfig, int | None]
     Raises:
         UserError: there is no such file, or it is not an encoder section with weights.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         is_file = path.suffix in (".yaml", ".yml")
         values = read_yaml(path) if is_file else parse_yaml(text, f"the encoder {shortened(text)} is not YAML")
@@ -192,7 +196,9 @@ class _Override:
         if component is not None and known and place.name not in (None, named["name"]):
             _drop_foreign(section, component, f"{self}: left out {place.name}'s own settings")
         if place.schema is not None and value is not None:
-            section.pop(place.schema.exclusive.get(key, ""), None)
+            other = place.schema.exclusive.get(key, "")
+            if section.pop(other, None) is not None:
+                say(f"{self}: left out {other}, which says the same")
         section.update(named)
 
     def _value(self, place: _Place) -> Any:

@@ -15,6 +15,7 @@ from rcg.config.base import Component, Config, alternatives, component_of
 from rcg.config.experiment import Experiment
 from rcg.config.sections import AutoencoderConfig, TrainableAutoencoderConfig
 from rcg.config.sources import config_of
+from rcg.core.errors import UserError
 
 HEAD = "sections and keys (any of them can follow the file as an override, section.key=value):"
 OTHERS = "Components add keys of their own; the help of tools/train_*.py lists those of each stage."
@@ -67,7 +68,11 @@ def _components(path: str, component: Component) -> Iterator[str]:
     owners: dict[str, list[str]] = {}
     sections: dict[str, Section] = {}
     for name in component.registry.names():
-        schema = config_of(component.registry, name)
+        try:
+            schema = config_of(component.registry, name)
+        except UserError as error:
+            yield f"\n{path} of name {name}: {error}"
+            continue
         for key, field in schema.model_fields.items():
             inner = _inner(path, key, field)
             if key == "name" or (key in base and (inner or _default(field) == _default(base[key]))):
@@ -86,7 +91,7 @@ def _components(path: str, component: Component) -> Iterator[str]:
 
 
 def _summary(schema: type[Config]) -> str:
-    return (schema.__doc__ or "").splitlines()[0]
+    return next(iter((schema.__doc__ or "").splitlines()), "")
 
 
 def _line(schema: type[Config], key: str, component: Component | None) -> str:
@@ -111,7 +116,7 @@ def _default(field: FieldInfo) -> str:
     default = field.default
     if default is PydanticUndefined or isinstance(default, Config):
         return ""
-    return f"{default if isinstance(default, str | Path) else json.dumps(default)}; "
+    return f"{default if isinstance(default, str | Path) else json.dumps(default, default=str)}; "
 
 
 def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:

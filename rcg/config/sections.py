@@ -147,7 +147,13 @@ class SamplerConfig(ComponentConfig):
         return False
 
     def with_steps(self, steps: int | None) -> Self:
-        """Return the sampler with another number of network evaluations; null: as it is."""
+        """Return the sampler with another number of network evaluations; null: as it is.
+
+        Raises:
+            UserError: there is none.
+        """
+        if steps is not None and steps < 1:
+            raise UserError(f"a sampler takes at least one step, not {steps}")
         return self if steps is None else self.model_copy(update={"steps": steps})
 
 

@@ -220,7 +220,7 @@ def rebuild(part: Part, build: Callable[[], Module]) -> Module:
     """
     owner = part.source or f"the {part.kind}"
     try:
-        _check_sizes({key: value for key, value in part.config.items() if key != "train"}, "config")
+        _check_sizes(part.config, "config")
         with torch.device("meta"), _limited(len(part.tensors)):
             outline = build()
         expected = outline.state_dict()
@@ -282,7 +282,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
     with atomic(path) as temporary, TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
         written = Path(folder) / path.name
         save_file(contiguous, written, metadata={_HEADER: json.dumps(header), "format": "pt"})
+        written.chmod(0o666 & ~_umask())  # it is written for its owner alone
         written.replace(temporary)
+
+
+def _umask() -> int:
+    """Return what new files do not allow; the system only tells by changing it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _check_sizes(values: Any, path: str) -> None:
@@ -291,7 +299,8 @@ def _check_sizes(values: Any, path: str) -> None:
         raise UserError(f"{path} is {values}, and more than {MAX_SIZE} cannot be built")
     children: Any = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
     for key, value in children.items():
-        _check_sizes(value, f"{path}.{key}")
+        if key != "train":  # what it was trained with takes no room
+            _check_sizes(value, f"{path}.{key}")
 
 
 @contextmanager

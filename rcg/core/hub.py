@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def locate(source: Path | str, options: HubOptions = DEFAULTS) -> Path:
     Raises:
         UserError: there is no such folder or repository, or it cannot be read.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import pickle
 import pickletools
 import re
@@ -66,7 +67,7 @@ def read(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, or not a weight file; the sentence says what it is.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists():
         raise UserError(f"there is no weight file {path}; {nearest_file(path, *ENDINGS)}")
     written_as = weight_format(path)
@@ -94,10 +95,12 @@ def state_dict(content: Mapping[str, Any], path: Path | str) -> dict[str, Tensor
     """
     outermost = content
     found = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-    while found:
+    seen = {id(content)}
+    while found and id(content[found[0]]) not in seen:  # a file may hold a dictionary that holds itself
         if found[0] in AVERAGES and len(found) > 1:
             say(f"{path}: takes the weights under {found[0]!r}, not those under {found[1]!r}")
         content = content[found[0]]
+        seen.add(id(content))
         found = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
     tensors = {_bare(str(key)): value for key, value in content.items() if _is_weight(value)}
     if not tensors:

@@ -52,11 +52,18 @@ class Registry(Generic[Base]):
         return sorted(modules | self._classes.keys())
 
     def get(self, name: str) -> type[Base]:
-        """Return the class called `name`; raises `UserError` with the nearest name if there is none."""
+        """Return the class called `name`.
+
+        Raises:
+            UserError: there is none, with the nearest name; or it needs a library that is not installed.
+        """
         if name not in self._classes:
             if name not in self.names():
                 raise UserError(f"no {self.kind} is called {name!r}; {nearest(name, self.names())}")
-            importlib.import_module(f"{self.package}.{name}")
+            try:
+                importlib.import_module(f"{self.package}.{name}")
+            except ModuleNotFoundError as error:
+                raise UserError(f"the {self.kind} {name} needs {error.name}, which is not installed") from error
         return self._classes[name]
 
 

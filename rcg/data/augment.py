@@ -113,5 +113,6 @@ def augmentation(config: AugmentConfig, size: int, view: int = 0) -> v2.Transfor
 
 def _share(given: float | tuple[float, float] | None, view: int, default: tuple[float, float]) -> float:
     """Return the share of a view: both views have a single one."""
-    shares = default if given is None else given if isinstance(given, tuple) else (given, given)
-    return shares[view]
+    if given is None:
+        return default[view]
+    return given[view] if isinstance(given, tuple) else given

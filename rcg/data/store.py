@@ -56,9 +56,10 @@ class ShardedStore:
     def _is_whole(self, positions: range) -> bool:
         """Whether a shard is there and can be read; that it is of something else is left for `read` to refuse."""
         path = self.path(positions)
-        if not is_readable(path):
+        content = read_if_whole(path)
+        if content is None:
             return False
-        tensors, facts = checkpoint.load_tensors(path, finite=False)
+        tensors, facts = content
         if facts == self.facts and any(tensor.shape[:1] != (len(positions),) for tensor in tensors.values()):
             warn(f"{path} does not hold {len(positions)} items: it is computed again")
             return False
@@ -100,16 +101,15 @@ class ShardedStore:
             yield tensors[name]
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a file of tensors is there and whole, as far as its header tells; if not, it is computed again."""
+def read_if_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read a file of tensors, and what they are; None where it is not there or damaged, and is computed again."""
     if not path.is_file():
-        return False
+        return None
     try:
-        checkpoint.load_tensors(path, finite=False)
+        return checkpoint.load_tensors(path, finite=False)
     except UserError as error:
         warn(f"{error}: it is computed again")
-        return False
-    return True
+        return None
 
 
 def fill(

@@ -107,11 +107,7 @@ def save(directions: Sequence[Direction], folder: Path) -> None:
     for direction in directions:
         path = folder / f"{direction.file_name}.safetensors"
         direction.save(path)
-        facts = ", ".join(
-            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in direction.details.items()
-        )
-        say(f"{path}: {facts}")
+        say(f"{path}: {direction.quality}")
 
 
 def represent(pipeline: Pipeline, images: Sequence[SquareImage]) -> Tensor:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +28,13 @@ class Direction:
         name: of the property that changes along it.
         vector: `(D,)`, of length 1.
         space: the space of z.
-        details: how it was found, for people: labels, cross-validated accuracy, explained variance.
+        quality: how well it is known, in words.
     """
 
     name: str
     vector: Tensor
     space: Space
-    details: dict[str, Any]
+    quality: str = ""
 
     def move(self, z: Tensor, strength: float | Tensor) -> Tensor:
         """Return z + strength sqrt(D) w for `z` `(B, D)` (Diffusion Autoencoders): 0.3 is a visible edit."""
@@ -58,7 +57,7 @@ class Direction:
         names = ", ".join(other.name for other in others)
         if rest.norm() < 1e-4:
             raise UserError(f"nothing of the direction {self.name} is left without {names}: leave one of them out")
-        return replace(self, vector=_unit(rest), details={**self.details, "without": names})
+        return replace(self, vector=_unit(rest), quality=f"{self.quality}; without {names}")
 
     @property
     def file_name(self) -> str:
@@ -67,7 +66,7 @@ class Direction:
 
     def save(self, path: Path) -> None:
         """Write the direction as a safetensors file."""
-        facts = Facts(data=self.space, details=self.details)
+        facts = Facts(data=self.space, details={"quality": self.quality})
         checkpoint.save(path, Part(KIND, {"name": self.name}, facts, {"vector": self.vector}))
 
     @classmethod
@@ -83,7 +82,7 @@ class Direction:
         name, vector = part.config.get("name"), part.tensors.get("vector")
         if not isinstance(name, str) or vector is None or vector.shape != space.shape or vector.dtype != torch.float32:
             raise UserError(f"{path} must hold a name and a tensor 'vector' {space.shape} of float32: fit it again")
-        return cls(name, vector, space, part.facts.details)
+        return cls(name, vector, space, str(part.facts.details.get("quality", "")))
 
 
 def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Direction:
@@ -96,8 +95,8 @@ def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Directi
         space: the space of z.
 
     Returns:
-        The direction of growing values; `details` holds the number of examples and the cross-validated accuracy (of 0
-        and 1, balanced over the two), or the share of the variance that is explained.
+        The direction of growing values; `quality` states the number of examples and, by cross-validation, the accuracy
+        (of 0 and 1, balanced over the two), or the share of the variance that is explained.
 
     Raises:
         UserError: there are fewer than four examples, or fewer than two with the property or without it.
@@ -115,23 +114,20 @@ def fit_direction(name: str, z: Tensor, values: Tensor, space: Space) -> Directi
         )
     # Each fold has two numbers at least, or an example of both kinds.
     splits = min(5, rarest)
-    details: dict[str, Any] = {"examples": len(values)}
     if is_binary:
         positive = int(values.sum())
         folds = StratifiedKFold(splits, shuffle=True, random_state=0)
         judge, scoring = LogisticRegression(C=0.1, max_iter=300, class_weight="balanced"), "balanced_accuracy"
         probe = LinearProbe.fit(z, values.long(), standardize=True)
         vector = probe.weight[1] - probe.weight[0]
-        details |= {"with": positive, "figure": "accuracy"}
+        figure, examples = "balanced accuracy", f"{positive} of {len(values)} examples with it"
     else:
         folds = KFold(splits, shuffle=True, random_state=0)
         judge, scoring = RidgeCV(alphas=(1.0, 10.0, 100.0, 1000.0)), "r2"
         vector = torch.from_numpy(judge.fit(z.numpy(), values.numpy()).coef_)
-        details |= {"figure": "explained variance"}
-    details["cross_validated"] = float(
-        cross_val_score(judge, z.numpy(), values.numpy(), cv=folds, scoring=scoring).mean()
-    )
-    return Direction(name, _unit(vector), space, details)
+        figure, examples = "explained variance", f"{len(values)} examples"
+    score = cross_val_score(judge, z.numpy(), values.numpy(), cv=folds, scoring=scoring).mean()
+    return Direction(name, _unit(vector), space, f"{figure} {score:.3g} (cross-validated), {examples}")
 
 
 def principal_directions(z: Tensor, count: int, space: Space) -> list[Direction]:
@@ -148,7 +144,7 @@ def principal_directions(z: Tensor, count: int, space: Space) -> list[Direction]
         )
     pca = PCA(count, random_state=0).fit(z.double().numpy())
     return [
-        Direction(f"component {i + 1}", _unit(torch.from_numpy(row)), space, {"explained_variance": float(share)})
+        Direction(f"component {i + 1}", _unit(torch.from_numpy(row)), space, f"{share:.1%} of the variance")
         for i, (row, share) in enumerate(zip(pca.components_, pca.explained_variance_ratio_, strict=True))
     ]
 

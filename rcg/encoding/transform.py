@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rcg.config import Config, ProjectionConfig
+from rcg.config.experiment import Normalize
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.errors import UserError
@@ -20,7 +20,7 @@ from rcg.core.pretrained import misfits
 class TransformConfig(Config):
     """What a person chose of a transform, as its part says it."""
 
-    normalize: Literal["per_sample", "per_dataset", "none"] = "per_sample"
+    normalize: Normalize = "per_sample"
     projection: ProjectionConfig | None = None
 
 

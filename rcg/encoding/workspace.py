@@ -17,7 +17,7 @@ from rcg.core.contracts import Autoencoder, Encoder, Space
 from rcg.core.errors import UserError
 from rcg.core.rng import fold_seed
 from rcg.data.images import Images, Split, load_images
-from rcg.data.store import is_readable
+from rcg.data.store import read_if_whole
 from rcg.data.views import ShardedViews
 from rcg.encoding import clusters
 from rcg.encoding.autoencoder import open_autoencoder
@@ -196,7 +196,7 @@ class Workspace:
             "seed": self.experiment.seed,
         }
         path = self.run.fitted("clusters", facts)
-        if self.accelerator.is_main_process and not is_readable(path):
+        if self.accelerator.is_main_process and read_if_whole(path) is None:
             fitted = clusters.fit((one_view(z, view) for view in range(z.views)), number, self.experiment.seed)
             checkpoint.save_tensors(path, fitted._asdict(), facts)
         self.accelerator.wait_for_everyone()
@@ -235,9 +235,8 @@ class Workspace:
             images: Images = getattr(self.images, split)
             views = self.experiment.data.cached_views if split == "train" else 1
             cache = representation_cache(images, self.raw_representation, views, self.run.cache, split)
-            self.raw_representation.encoder.to(
-                self.accelerator.device
-            )  # only the encoder moves: the transform stays on the CPU, where rows are read
+            # Only the encoder moves: the transform stays on the CPU, where rows are read.
+            self.raw_representation.encoder.to(self.accelerator.device)
             self._raw[split] = cache.fill(self.raw_representation.encode, self.accelerator)
         return self._raw[split]
 
@@ -250,7 +249,7 @@ class Workspace:
             **self.experiment.model_dump(mode="json", include={"projection", "normalize"}),
         }
         path = self.run.fitted("transform", facts)
-        if self.accelerator.is_main_process and not is_readable(path):
+        if self.accelerator.is_main_process and read_if_whole(path) is None:
             order = torch.randperm(len(rep), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
             representation.transform.fit(rep.rows(order, order % rep.views))
             checkpoint.save_tensors(path, representation.transform.state_dict(), facts)

@@ -48,6 +48,8 @@ PICTURE = "report.png"
 COLORS = [f"C{number}" for number in range(10)]
 """Colors of the map, for so many classes; more of them have no names."""
 ENCODE_BATCH = 128
+LEAST_SHARE = 1e-6
+"""Least singular value that is drawn, over the largest: z that are standardized one by one lack a dimension."""
 PIXEL_SIDE = 16
 """Side to which images are averaged down for the baseline of raw pixels."""
 
@@ -209,13 +211,16 @@ def _draw(encoded: Encoded, split: Split, path: Path) -> None:
     from sklearn.manifold import TSNE
 
     mapped = encoded.train[:MAP_IMAGES]
-    places = TSNE(perplexity=min(30, len(mapped) // 4), init="pca", random_state=0).fit_transform(mapped.numpy())
+    places = mapped[:, :2].numpy()  # equal ones have no map, and t-SNE divides by their variance
+    if float(mapped.std(0).max()) > 0:
+        places = TSNE(perplexity=min(30, len(mapped) // 4), init="pca", random_state=0).fit_transform(mapped.numpy())
     with drawn(path, 13, 8, dpi=110) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))  # type: ignore[misc]
         left, right = above.subplots(1, 2)
         shares = spectrum(encoded.train)
+        shares = shares[shares > LEAST_SHARE * shares[0]]
         left.semilogy(range(1, len(shares) + 1), shares.numpy())
-        text = "spectrum of z: a steep fall is unused"
+        text = "spectrum of z: components after a steep fall are unused"
         left.set(xlabel="component", ylabel="share of the singular values", title=text)
         labels = None if encoded.labels is None else encoded.labels[0][:MAP_IMAGES]
         _draw_map(right, places, labels, split.train.classes)

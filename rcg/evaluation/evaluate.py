@@ -38,7 +38,8 @@ class Evaluation:
         origin: the run that they come from; None: they are files.
         extractors: the networks in whose features they are compared.
         reference: what they are compared with.
-        splits: the data set in which memorized samples are searched; None: memorization is not evaluated.
+        splits: the data set of the samples; None: it is not known, or was another in training.
+        memorization: whether its training images are searched for samples.
         resamples: for stds; fewer than 2: none.
         warnings: sentences about what is missing.
     """
@@ -48,6 +49,7 @@ class Evaluation:
     extractors: Sequence[FeatureExtractor]
     reference: Reference
     splits: SplitImages | None
+    memorization: bool
     resamples: int
     warnings: Sequence[str] = ()
 
@@ -75,6 +77,8 @@ class Evaluation:
             "reference": self.reference.facts,
             "published": self.reference.name,
             "extractors": [extractor.facts for extractor in self.extractors],
+            "searched": [extractor.name for extractor in self.memorization_extractors],
+            "resamples": self.resamples,
         }
         subject = "images" if self.origin is None else self.origin.generator
         return f"{subject}-{len(self.samples)}-{key(settings)[:8]}"
@@ -82,7 +86,7 @@ class Evaluation:
     @property
     def memorization_extractors(self) -> list[FeatureExtractor]:
         """The extractors in whose features memorized samples are searched: pixels, and the run's own encoder."""
-        if self.splits is None:
+        if self.splits is None or not self.memorization:
             return []
         pixels = pixel_extractor(self.samples.size)
         return [pixels] if self.own is None else [pixels, self.own]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,16 @@ class MetricOptions:
                 warnings.append(f"no comparison in the space of the run's encoder: {error}")
         if not extractors:
             raise UserError(f"there is nothing to compare images with ({'; '.join(warnings)})")
-        return extractors, warnings
+        return list(_named_apart(extractors)), warnings
+
+
+def _named_apart(extractors: Sequence[FeatureExtractor]) -> Iterator[FeatureExtractor]:
+    """Yield extractors; of several with one name, those after the first get a number."""
+    known: Counter[str] = Counter()
+    for extractor in extractors:
+        known[extractor.name] += 1
+        number = known[extractor.name]
+        yield extractor if number == 1 else replace(extractor, name=f"{extractor.name}-{number}")
 
 
 def _open_own(own: Callable[[], Representation] | None, accelerator: Accelerator) -> FeatureExtractor:

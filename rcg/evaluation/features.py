@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rcg.core import checkpoint
 from rcg.core.checkpoint import clear_temporaries
-from rcg.data.store import ShardedStore, fill, is_readable
+from rcg.data.store import ShardedStore, fill, read_if_whole
 from rcg.evaluation.extractors import FeatureExtractor, image_keeper
 from rcg.evaluation.samples import ImageSource, key
 from rcg.metrics.frechet import FittedGaussian
@@ -48,7 +48,7 @@ class Features:
     def gaussian(self, tap: str) -> FittedGaussian:
         """Return the Gaussian of a tap; it is fitted once, some thousand features at a time, and stored."""
         path = self.store.folder / f"gaussian-{tap}-{self.store.count}.safetensors"
-        if not is_readable(path):
+        if read_if_whole(path) is None:
             merged: FittedGaussian | None = None
             for rows in self._chunks(tap):
                 fitted = FittedGaussian.fit(rows)

@@ -38,15 +38,12 @@ class GuidanceSweep(NamedTuple):
     distances: list[tuple[str, str]]
 
     def rows(self) -> Iterator[list[str]]:
-        """Yield a row for each score that the scale changes: its name, the space, a value at each scale, the ideal.
-
-        Scores that are the same at all scales, those of validation images, are left out.
-        """
+        """Yield a row for each score of the samples: its name, the space, a value at each scale, the ideal."""
         reports = self.reports.values()
         for space, name in dict.fromkeys((s.space, s.name) for report in reports for s in report.scores):
             scores = [find_score(report.scores, space, name) for report in reports]
             present = [score for score in scores if score is not None]
-            if len({score.value for score in present}) > 1:
+            if not present[0].is_reference:
                 cells = ["" if score is None else score.text for score in scores]
                 yield [name, space, *cells, present[0].ideal]
 
@@ -92,16 +89,16 @@ class GuidanceSweep(NamedTuple):
         draw_together(self._curves(), folder / CURVES, NAME)
 
     def _curves(self) -> dict[str, list[dict[str, float]]]:
-        """Return for each space the scores that change with the scale, as lines of a log."""
+        """Return for each space the scores of the samples, as lines of a log over scales."""
         names: dict[str, list[str]] = {}
         for name, space, *_ in self.rows():
             names.setdefault(space, []).append(name)
         return {
             space: [
-                {NAME: scale} | {s.name: s.value for s in report.scores if s.space == space and s.name in changing}
+                {NAME: scale} | {s.name: s.value for s in report.scores if s.space == space and s.name in shown}
                 for scale, report in self.reports.items()
             ]
-            for space, changing in names.items()
+            for space, shown in names.items()
         }
 
 

@@ -144,7 +144,7 @@ def _open(path: Path, name: str) -> _Array:
         raise UserError(f"{path} is not an .npz file that can be read ({name}: {reason})") from None
     if dtype.hasobject:
         raise UserError(f"{path}: {name} holds Python objects, which are never loaded: store numbers")
-    if by_columns and len(shape) > 1:
+    if by_columns and len(shape) > 2:  # a covariance is symmetric
         raise UserError(f"{path}: {name} is stored by columns (Fortran order), but rows are expected")
     if any(not isinstance(length, int) or length < 0 for length in shape):
         raise UserError(f"{path}: {name} claims a shape of {shape}")

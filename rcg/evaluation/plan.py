@@ -91,16 +91,17 @@ def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator:
         warnings.append(f"memorization is not evaluated: {error}")
     reference = choose_reference(metrics.reference, splits, samples.size)
     extractors, missing = metrics.open_extractors(open_own, samples.size, accelerator)
-    searched = splits if options.memorization else None
     if splits is not None and isinstance(samples, GeneratedImages):
         changed = changed_images(samples.pipeline, splits.train)
         if changed:
-            searched = None
+            splits = None
             warnings.append(changed)
     if isinstance(samples, StoredImages):
         warnings += samples.doubts
     warnings += reference.doubts
-    return Evaluation(samples, origin, extractors, reference, searched, metrics.resamples, [*warnings, *missing])
+    return Evaluation(
+        samples, origin, extractors, reference, splits, options.memorization, metrics.resamples, [*warnings, *missing]
+    )
 
 
 def changed_images(pipeline: Pipeline, train: StoredImages) -> str | None:

@@ -148,6 +148,12 @@ def sweep_samplers(
     validation_z = real.validation_z[:count]
     cond = None if real.train.labels is None or rdm.cond is None else real.train.labels[chosen]
 
+    temperature = rdm.config.sampler.temperature
+
+    def at_configured(name: str, number: int) -> SamplerConfig:
+        sampler: SamplerConfig = SAMPLERS.get(name)(steps=number, temperature=temperature)
+        return sampler
+
     def measure(sampler: SamplerConfig) -> str:
         start = time.perf_counter()
         z = sample_z(rdm, cond, count, seed, sampler=sampler)
@@ -157,7 +163,7 @@ def sweep_samplers(
 
     with progress(total=1 + len(steps) * len(samplers), desc="sweep", unit="setting") as bar:
         configured = measure(rdm.config.sampler)
-        rows = [[name, *(measure(SAMPLERS.get(name)(steps=number)) for number in steps)] for name in samplers]
+        rows = [[name, *(measure(at_configured(name, number)) for number in steps)] for name in samplers]
 
     width, reference = validation_z.shape[1], frechet_distance(real.train_z[chosen], validation_z)
     doubts = [few_for(f"the rep-FD of {count} z", width)] if count <= width else []
@@ -169,7 +175,7 @@ def sweep_samplers(
         rows=rows,
         lines=[
             f"Each rep-FD compares {count} generated z with {count} z of validation images; as many z of training "
-            f"images have {reference:.3f}.",
+            f"images have {reference:.3f}. All are at the configured temperature of {temperature:g}.",
             f"As configured ({words(rdm.config.sampler.model_dump())}): {configured}.",
         ],
         warnings=doubts,

@@ -40,6 +40,7 @@ class Score(NamedTuple):
         std: of the value; None: not known.
         over: what the std is over, in words.
         is_biased: whether it is of so few images that it depends on their number more than on the images.
+        is_reference: whether it is of real images, beside the samples' own.
     """
 
     space: str
@@ -49,6 +50,7 @@ class Score(NamedTuple):
     std: float | None = None
     over: str = ""
     is_biased: bool = False
+    is_reference: bool = False
 
     @property
     def text(self) -> str:
@@ -163,7 +165,7 @@ def reference_fd(
     if expected is not None and 2 <= count <= validation.store.count:
         distance = FittedGaussian.fit(validation.read(tap, count)).distance(expected)
         name = f"{extractor.distance} of {count} validation images"
-        yield Score(extractor.name, name, distance, "reference: as many perfect samples")
+        yield Score(extractor.name, name, distance, "reference: as many perfect samples", is_reference=True)
 
 
 def without_reference_fd(count: int, validation: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ class Initial:
     def _path(self) -> Path:
         """Return the file: of a part, of the stage's part in a run or in a folder written by `save_pretrained`."""
         assert self.text is not None
-        path = Path(self.text).expanduser()
+        path = Path(os.path.expanduser(self.text))
         if not path.is_dir():
             if path.is_file():
                 return path

@@ -15,11 +15,13 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel
 from torch import nn
 
 import rcg
 from rcg.config import TrainConfig
 from rcg.core.checkpoint import Facts, atomic
+from rcg.core.errors import UserError
 from rcg.data.images import Split
 from rcg.encoding.run_folder import StageFolder
 
@@ -94,28 +96,40 @@ def program() -> dict[str, str]:
 
 def record(folder: StageFolder, start: Start, facts: Facts) -> None:
     """Add a start to the records of a stage, and note of which images and neighbors its training is."""
-    starts = _read(folder).get("starts", [])
     now = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **asdict(start), **facts.program}
-    content = {"facts": facts.model_dump(mode="json", exclude_defaults=True), "starts": [*starts, now]}
+    content = {"facts": facts.model_dump(mode="json", exclude_defaults=True), "starts": [*_read(folder).starts, now]}
     with atomic(folder.record) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def trained_facts(folder: StageFolder) -> Facts | None:
-    """Return what a training recorded of its images and neighbors, None where there is none."""
+    """Return what a training recorded of its images and neighbors, None where there is none.
+
+    Raises:
+        UserError: the model is damaged, and there is no state from which it would be written again.
+    """
     if folder.is_trained:
-        return folder.part(weights=False).facts
-    recorded = _read(folder).get("facts")
-    return None if recorded is None else Facts.model_validate(recorded)
+        try:
+            return folder.part(weights=False).facts
+        except UserError:
+            if not folder.state_files():
+                raise
+    return _read(folder).facts
 
 
-def _read(folder: StageFolder) -> dict[str, Any]:
-    """Return the records of a stage; a file that is not readable any more counts as none."""
+class _Records(BaseModel):
+    """What `training.json` holds."""
+
+    facts: Facts | None = None
+    starts: list[dict[str, Any]] = []
+
+
+def _read(folder: StageFolder) -> _Records:
+    """Return the records of a stage; a file that is damaged, or of another version, counts as none."""
     try:
-        content = json.loads(folder.record.read_text(encoding="utf-8"))
+        return _Records.model_validate_json(folder.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return _Records()
 
 
 def _trained(module: nn.Module) -> int:

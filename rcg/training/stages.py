@@ -258,7 +258,7 @@ class AutoencoderStage(Stage):
     def _load(self, work: Workspace, autoencoder: nn.Module) -> None:
         config = self._config(work.experiment)
         assert isinstance(autoencoder, TrainableAutoencoder)
-        # Where the decoder alone learns, all else has to fit, or the latents would not stay what they are.
+        # Where the decoder alone learns on, everything has to fit, or the latents would not stay what they are.
         least = 1.0 if config.train.decoder_only else LEAST
         section = config.model_dump(mode="json")
         self._initial(work).load(autoencoder, section, self._facts(work), autoencoder.rename, least)
@@ -505,15 +505,17 @@ def _other_spaces(trained: Facts, facts: Facts) -> Iterator[str]:
 
 def _warn_of_jump(config: TrainConfig, folder: StageFolder, trained: Facts) -> None:
     """Warn where a training that is made longer goes on at another learning rate than it had."""
-    if not 0 < trained.step < config.steps or trained.steps in (0, config.steps):
+    states = folder.state_files()
+    step = folder.step_of(states[0]) if states else 0  # with early stopping the model is of an earlier one
+    if not 0 < step < config.steps or trained.steps in (0, config.steps):
         return
-    before = learning_rate(config.model_copy(update={"steps": trained.steps}), trained.step - 1)
-    after = learning_rate(config, trained.step)
+    before = learning_rate(config.model_copy(update={"steps": trained.steps}), step - 1)
+    after = learning_rate(config, step)
     if after > 1.1 * before:
         warn(
             f"{folder.path} was to end at step {trained.steps}, and now at {config.steps}: its {config.schedule} "
             f"schedule is stretched, and the learning rate jumps from {before:.2g} to {after:.2g} at step "
-            f"{trained.step}"
+            f"{step}"
         )
 
 

@@ -125,7 +125,6 @@ def save_state(training: Training) -> None:
         UserError: a loss or a weight is not finite; nothing is written.
     """
     check_losses(training)
-    position = training.log.position()
     tensors = {}
     for name, value in _tensors(training).items():
         full = full_tensor(value)  # one at a time, so that the other processes never hold them all

@@ -30,7 +30,7 @@ def quality(log: Line) -> str:
     words: list[str] = []
 
     def add(text: str, *names: str) -> None:
-        if all(name in log for name in names):  # figures of too few images are not there
+        if all(name in log for name in names):  # metrics of too few images are not there
             words.append(text.format(*(log[name] for name in names)))
 
     add("10-NN accuracy {:.1%}", "knn_accuracy")
@@ -88,8 +88,9 @@ def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with drawn(path, 3.2 * COLUMNS, 2.4 * len(rows)) as figure:
-        grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    columns = max(len(names) for _, names in rows)
+    with drawn(path, 3.2 * columns, 2.4 * len(rows)) as figure:
+        grid = figure.subplots(len(rows), columns, squeeze=False)
         for panels, (stage, names) in zip(grid, rows, strict=True):
             for panel in panels[len(names) :]:
                 panel.axis("off")

@@ -179,6 +179,7 @@ def test_help_describes_each_key_on_one_line_with_its_default():
 def test_the_source_of_a_component_tells_its_keys_without_importing_it(registry):
     for name in registry.names():
         real, read = config_class(registry, name), config_of(registry, name)
+        assert read is not real
         assert list(read.model_fields) == list(real.model_fields)
         for key, field in real.model_fields.items():
             other = read.model_fields[key]
@@ -186,6 +187,57 @@ def test_the_source_of_a_component_tells_its_keys_without_importing_it(registry)
             assert list(map(type, other.metadata)) == list(map(type, field.metadata)), (name, key)
             assert repr(other.annotation).split(".")[-1] == repr(field.annotation).split(".")[-1], (name, key)
             assert repr(other.default) == repr(field.default), (name, key)
+
+
+PLUGIN = """
+import math
+import os
+from enum import Enum
+from pathlib import Path
+
+import nosuchlibrary
+from rcg.config import EncoderConfig
+from rcg.core.registry import ENCODERS
+
+
+class Kind(Enum):
+    A = "a"
+
+
+class PlainConfig(EncoderConfig):
+    name: str = "plain"
+    kind: Kind = Kind.A
+    side: float = math.sqrt(4)
+    places: tuple[Path, ...] = (Path("a"),)
+    home: str = os.environ.get("NOSUCHVARIABLE", "none")
+
+
+@ENCODERS.register
+class Plain(nosuchlibrary.Base):
+    Config = PlainConfig
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (PLUGIN, ["[2.0; number]", "places", "kind"]),
+        (
+            PLUGIN.replace("PlainConfig(EncoderConfig)", "PlainConfig(nosuchlibrary.X)"),
+            ["needs nosuchlibrary, which is"],
+        ),
+    ],
+)
+def test_a_plug_in_of_ones_own_does_not_break_the_help(source, words, tmp_path, monkeypatch):
+    folder = tmp_path / f"plugins_of_{len(source)}"  # what is read is kept
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "plain.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ENCODERS, "package", folder.name)
+    monkeypatch.setattr(ENCODERS, "_classes", {})
+    text = describe_config("encoder")
+    assert all(word in text for word in words)
 
 
 def test_a_component_whose_source_does_not_tell_is_imported(toy_autoencoder):

@@ -177,10 +177,10 @@ def test_hostile_yaml_is_refused_in_one_short_sentence_fast_and_in_little_memory
     overrides = [f"rdm.width={text}"] if place == "override" else []
     if "&a0" in text:  # it makes everything slow
         tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as refused:
         load_encoder_section(text) if place == "encoder" else load_experiment(small, overrides)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     if "&a0" in text:
         assert tracemalloc.get_traced_memory()[1] < 100e6
         tracemalloc.stop()

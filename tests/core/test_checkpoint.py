@@ -114,3 +114,14 @@ def test_the_digest_follows_names_shapes_types_and_values():
     }
     assert len(digests) == 6
     assert checkpoint.digest({"w": w, "v": w}) == checkpoint.digest({"v": w, "w": w})
+
+
+def test_files_are_as_readable_as_others(tmp_path):
+    mask = os.umask(0o002)
+    try:
+        checkpoint.save(tmp_path / "model.safetensors", part())
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(mask)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {0o664}

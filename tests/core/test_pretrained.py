@@ -223,3 +223,10 @@ def test_a_safetensors_file_is_read_whatever_it_is_called(tmp_path):
 def test_weights_that_do_not_fit_are_refused_by_name(change, sentence):
     with pytest.raises(UserError, match=sentence):
         pretrained.fit(nn.Linear(3, 2), nn.Linear(3, 2).state_dict() | change, "file.pth")
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    content = {"a": torch.zeros(2)}
+    content["model"] = content
+    torch.save(content, tmp_path / "round.pth")
+    assert list(pretrained.read_weights(tmp_path / "round.pth")) == ["a"]

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from rcg.config import GuidanceConfig
-from rcg.core.contracts import Level, Space
+from rcg.core.contracts import MASK, Level, Space
 from rcg.core.errors import UserError
 from rcg.core.rng import SampleNoise
-from rcg.diffusion.guidance import Autoguided
+from rcg.diffusion.guidance import Autoguided, scale_at
 from rcg.diffusion.model import GenerativeModel, build
 from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.diffusion.processes.flow import Flow, FlowConfig
@@ -156,7 +156,15 @@ def test_tokens_are_guided_in_their_logits(toy_autoencoder):
     with torch.no_grad():
         same = strong.sample(None, SampleNoise(0, range(2), "t"), weak=strong, **options)
         assert torch.equal(same, strong.sample(None, SampleNoise(0, range(2), "t"), sampler=options["sampler"]))
-        strong.sample(None, SampleNoise(0, range(2), "t"), weak=weak, **options)
+    tokens = torch.full((2, *strong.data.shape), MASK)
+    level = strong.process.levels(2)[0]
+    guided = Autoguided(strong.process, weak.process, weak.network, options["guidance"], 2)
+    with torch.no_grad():
+        better, worse = (m.process.predict(m.network, tokens, level, None) for m in (strong, weak))
+        logits = guided.predict(strong.network, tokens, level, None)
+    scale = scale_at(options["guidance"], level.t, strong.process.horizon, 2)
+    assert scale > 1
+    torch.testing.assert_close(logits, worse + scale * (better - worse))
 
 
 @pytest.mark.parametrize(

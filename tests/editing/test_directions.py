@@ -1,6 +1,7 @@
 """Directions found from labels, numbers and variance; checked where the true direction is known."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ def z():
     return torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
 
 
+def quality(direction):
+    """The number in its words."""
+    return float(re.search(r"(accuracy|variance) (\S+) \(cross-validated\)", direction.quality)[2])
+
+
 def axis(index):
     return torch.eye(8)[index]
 
@@ -27,25 +33,25 @@ def axis(index):
 def test_the_direction_of_a_label_is_found(z):
     direction = fit_direction("right", z, (z[:, 2] > 0).float(), SPACE)
     assert float(direction.vector @ axis(2)) > 0.98
-    assert direction.details["cross_validated"] > 0.95
-    assert direction.details["examples"] == 600
+    assert quality(direction) > 0.95
+    assert direction.quality.endswith("of 600 examples with it")
 
 
 def test_the_direction_of_a_number_is_found(z):
     direction = fit_direction("slope", z, 3 * z[:, 1] - 4 * z[:, 5], SPACE)
     assert torch.allclose(direction.vector, 0.6 * axis(1) - 0.8 * axis(5), atol=0.02)
-    assert direction.details["cross_validated"] > 0.95
+    assert quality(direction) > 0.95
 
 
 def test_moving_raises_the_score_by_the_strength(z):
-    direction = Direction("x", axis(0), SPACE, {})
+    direction = Direction("x", axis(0), SPACE)
     moved = direction.move(z, 0.5)
     assert torch.allclose(direction.score(moved) - direction.score(z), torch.full((600,), 0.5 * 8**0.5), atol=1e-5)
 
 
 def test_a_direction_without_another_leaves_it_alone(z):
-    slanted = Direction("slanted", (axis(0) + axis(1)) / 2**0.5, SPACE, {})
-    first = Direction("first", axis(0), SPACE, {})
+    slanted = Direction("slanted", (axis(0) + axis(1)) / 2**0.5, SPACE)
+    first = Direction("first", axis(0), SPACE)
     rest = slanted.without([first])
     assert torch.allclose(rest.vector, axis(1), atol=1e-6)
     assert torch.allclose(first.score(rest.move(z, 1.0)), first.score(z), atol=1e-5)
@@ -64,11 +70,11 @@ def test_a_direction_survives_its_file(z, tmp_path):
     direction.save(tmp_path / "right.safetensors")
     again = Direction.load(tmp_path / "right.safetensors", SPACE)
     assert torch.equal(again.vector, direction.vector)
-    assert (again.name, again.details) == (direction.name, direction.details)
+    assert (again.name, again.quality) == (direction.name, direction.quality)
 
 
 def test_a_direction_of_another_space_is_refused(tmp_path):
-    Direction("x", axis(0), SPACE, {}).save(tmp_path / "x.safetensors")
+    Direction("x", axis(0), SPACE).save(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="is a direction of toy"):
         Direction.load(tmp_path / "x.safetensors", Space((8,), id="other"))
 
@@ -84,12 +90,12 @@ def test_an_attribute_without_contrast_is_refused(z, values):
 @pytest.mark.parametrize("count", [4, 5, 7])
 def test_figures_of_few_numbers_are_finite(z, count):
     direction = fit_direction("slope", z[:count], z[:count, 0], SPACE)
-    assert math.isfinite(direction.details["cross_validated"])
+    assert math.isfinite(quality(direction))
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "..", "", "smile\n"])
 def test_a_name_leads_to_no_other_folder(name):
-    file = Path("edits") / f"{Direction(name, axis(0), SPACE, {}).file_name}.png"
+    file = Path("edits") / f"{Direction(name, axis(0), SPACE).file_name}.png"
     assert file.parent == Path("edits")
     assert file.resolve().parent == Path("edits").resolve()
 

@@ -1,5 +1,6 @@
 """The lock of a run: one command writes at a time, and a dead one stops nobody."""
 
+import errno
 import json
 import os
 import platform
@@ -100,3 +101,19 @@ def test_a_file_in_the_place_of_a_run_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="is a file, but a folder is needed"), run_lock(tmp_path / "run"):
         pass
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def fail(lock, timeout):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.FileLock, "acquire", fail)
+    with run_lock(tmp_path / "run"):
+        (tmp_path / "run" / "work").touch()
+    assert "on a file system without locks" in capsys.readouterr().err
+
+
+def test_folders_that_were_made_for_nothing_vanish(tmp_path):
+    with run_lock(tmp_path / "a" / "b" / "run"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -100,7 +100,7 @@ def test_no_tool_advises_a_launcher_that_takes_its_options_for_its_own(name):
 @pytest.mark.parametrize("name", TOOLS)
 def test_no_tool_takes_half_an_option(name, tmp_path):
     done = tool(name, *(["x"] * 3), "--hel")
-    assert "unrecognized arguments" in complaint(done) or "--hel" in complaint(done)
+    assert complaint(done)  # --help itself would end with 0
 
 
 @pytest.mark.parametrize("name", [name for name in TOOLS if name != "list_encoders"])

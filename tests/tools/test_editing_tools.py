@@ -40,7 +40,7 @@ def directions(toy_run, pictures, tmp_path_factory):
     table = ["--images", pictures, "--table", pictures / "table.csv"]
     done = tool("attributes", toy_run / "run", *table, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "one.safetensors: examples 24, with 12, figure accuracy" in done.stdout
+    assert "(cross-validated), 12 of 24 examples with it" in done.stdout
     return out
 
 
@@ -149,7 +149,7 @@ def test_mistakes_are_named_and_nothing_is_written(name, arguments, words, toy_r
     places["gap"].write_text(json.dumps({first: {"one": 1}, second: {"ink": 1}}))
     places["bare"].write_text(f"name\n{first}\n")
     places["twice"].write_text(f"name,one\n{first},1\n{first},0\n")
-    Direction("x", torch.eye(8)[0], Space((8,), id="elsewhere"), {}).save(places["other"])
+    Direction("x", torch.eye(8)[0], Space((8,), id="elsewhere")).save(places["other"])
     places["equal"].write_text(f"name,one\n{first},1\n{second},1\n")
     filled = [argument.format(**places) for argument in arguments]
     sentence = complaint(tool(name, toy_run / "run", *filled, "--out", tmp_path / "out"))

@@ -186,6 +186,7 @@ def test_a_generator_without_condition_has_no_guidance_to_compare(tmp_path):
         extractors=[],
         reference=Reference("train", None),
         splits=None,
+        memorization=False,
         resamples=0,
     )
     with pytest.raises(UserError, match="dit-none has no condition to guide toward"):
@@ -302,3 +303,37 @@ def test_a_single_sample_leaves_figures_out_in_words(run, tmp_path):
 def test_the_grids_of_a_training_are_no_samples(run, stage):
     with pytest.raises(UserError, match="holds no pictures but drawings that this program wrote"):
         folder_images(run / stage / "samples", None)
+
+
+def test_two_encoders_of_one_kind_are_two_spaces(run, tmp_path):
+    base = {
+        "name": "moco_v3",
+        "arch": "resnet18",
+        "depth": 1,
+        "weights": "none",
+        "projector_hidden": 8,
+        "projector_dim": 6,
+    }
+    sections = [json.dumps(base | {"width": width}) for width in (4, 8)]
+    options = ["--no-memorization", "--reference", "validation"]
+    alone = [
+        evaluate(run, tmp_path / str(i), "--encoder", text, *options)["scores"][0] for i, text in enumerate(sections)
+    ]
+    both = evaluate(run, tmp_path / "both", "--encoder", sections[0], "--encoder", sections[1], *options)["scores"]
+    values = {score["space"]: score["value"] for score in both if score["name"] == alone[0]["name"]}
+    assert values == {"moco_v3": alone[0]["value"], "moco_v3-2": alone[1]["value"]}
+
+
+def test_without_the_search_the_reference_distance_stays(run, tmp_path):
+    names = {
+        score["name"]
+        for score in evaluate(run, tmp_path, "--encoder", "own", "--no-memorization", "--num", 10)["scores"]
+    }
+    assert any("validation images" in name for name in names)
+    assert not names & {"copies", "novelty"}
+
+
+def test_reports_of_other_contents_lie_beside_each_other(run, tmp_path):
+    for options in ([], ["--no-memorization"], ["--no-memorization", "--resamples", 4]):
+        assert tool("evaluate", run, *QUICK, "--out", tmp_path, "--encoder", "own", *options).returncode == 0
+    assert len(list(tmp_path.glob("*/report.json"))) == 3

@@ -1,5 +1,6 @@
 """A run that was killed and goes on ends with the weights of one that was never interrupted, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -185,3 +186,24 @@ def test_a_training_is_not_resumed_on_other_pictures(trained_on_pictures, tmp_pa
     with pytest.raises(UserError, match=r"was trained on other images than .*rsync -a"):
         train("encoder", trained_on_pictures, "encoder.train.steps=9", mode=Mode.RESUME)
     assert snapshot(tmp_path / "run") == before
+
+
+def test_a_damaged_model_is_written_again_from_the_state(prepared, tmp_path):
+    path = prepared(tmp_path / "a", "rdm", rdm__train__steps=6)
+    stage = train("rdm", path)
+    with stage.checkpoint.open("r+b") as file:
+        file.truncate(1000)
+    done = tool("train_rdm", path, "rdm.train.steps=8", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert stage.part().facts.step == 8
+
+
+@pytest.mark.parametrize("content", ['{"facts": {"x": 1}}', '{"starts": 3}', "[]", "{"])
+def test_records_of_another_version_stop_nothing(prepared, tmp_path, content):
+    path = prepared(tmp_path / "a", "rdm", rdm__train__steps=4)
+    stage = train("rdm", path)
+    stage.record.write_text(content)
+    stage.checkpoint.unlink()
+    done = tool("train_rdm", path, "rdm.train.steps=6", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(stage.record.read_text())["starts"]) == 1

@@ -36,7 +36,7 @@ class CIFAR10(ArraySource):
 
         def read(folder: Path) -> Arrays:
             batches = [_read(folder / name) for name in files]
-            pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+            pixels = np.concatenate([batch["data"].array for batch in batches]).reshape(-1, 3, 32, 32)
             labels = torch.tensor([label for batch in batches for label in batch["labels"]])
             return Arrays(torch.from_numpy(pixels), labels, _read(folder / theirs.meta["filename"])["label_names"])
 
@@ -51,30 +51,56 @@ class CIFAR10(ArraySource):
 
 def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = _PixelUnpickler(file, encoding="latin1").load()
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no dictionary")
     return content
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays, numbers and text alone: the published files are pickles, and a pickle may carry code."""
+class _PixelUnpickler(pickle.Unpickler):
+    """Reads arrays of bytes, numbers and text alone: the published files are pickles, and a pickle may carry code."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Return what an array is made of; raises `pickle.UnpicklingError` for anything else."""
+        """Return what stands for a part of an array; raises `pickle.UnpicklingError` for anything else.
+
+        None of it is numpy's: a pickle can have numpy take any bytes for the addresses of objects.
+        """
         match module.removeprefix("numpy.").removeprefix("_core.").removeprefix("core."), name:
-            case "multiarray", "_reconstruct":
-                return _empty_array  # its content follows, and numpy checks that it is all there
-            case "numpy", ("ndarray" | "dtype"):
-                found: Callable[..., Any] = getattr(np, name)
-                return found
+            case ("multiarray", "_reconstruct") | ("numpy", "ndarray"):
+                return _Pixels
+            case "numpy", "dtype":
+                return _Bytes
             case "_codecs", "encode":
                 return _encode
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which no image is made of")
 
 
-def _empty_array(*_: Any) -> np.ndarray:
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+class _Bytes:
+    """The type of an array, which has to be that of bytes."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if name != "u1":
+            raise pickle.UnpicklingError(f"it holds an array of {name!r}, which pixels are not")
+
+    def __setstate__(self, _: Any) -> None:
+        """Bytes have no order."""
+
+
+class _Pixels:
+    """An array of bytes; `array` is there once its content was read."""
+
+    array: np.ndarray
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the content of the array."""
+        _, shape, kind, is_transposed, content = state
+        if not isinstance(kind, _Bytes):
+            raise pickle.UnpicklingError("it holds an array without a type")
+        content = content.encode("latin1") if isinstance(content, str) else content
+        self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_transposed else "C")
 
 
 def _encode(text: str, _: str) -> bytes:

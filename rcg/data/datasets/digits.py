@@ -15,7 +15,7 @@ class DigitsConfig(DataConfig):
 
     name: str = "digits"
     image_size: ImageSize = 16
-    """ImageSize of the square images after preprocessing, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
 
 
 @DATASETS.register

@@ -89,7 +89,7 @@ class ImageFolder(PictureFiles):
         """
         if self._validation is None:
             return None
-        files = _readable(self._validation, self._seen, whole=False)
+        files = _readable(self._validation, set(self._seen), whole=False)
         labels = class_labels(files, self._validation, self.classes, self.root) if self.classes else None
         return PictureFiles(self._validation, files, labels, self.classes)
 

@@ -26,7 +26,7 @@ class ImageNetConfig(DataConfig):
 
     name: str = "imagenet"
     image_size: ImageSize = 256
-    """ImageSize of the square images after preprocessing, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
     root: Annotated[Path, RUNTIME] = Path("data")
     """Folder of the three archives, or of the files that were unpacked from them."""
 
@@ -64,7 +64,7 @@ class ImageNet(PictureFiles):
     def official_validation(self) -> PictureFiles:
         """Return the images of the validation split; raises `UserError` if they are missing or damaged."""
         home = self._unpacked("val", VALIDATION, imagenet.parse_val_archive)
-        files = find_pictures(home, self._seen).pictures
+        files = find_pictures(home, set(self._seen)).pictures
         if not files:
             raise UserError(f"{home} holds no pictures: unpack {VALIDATION} there")
         return PictureFiles(home, files, class_labels(files, home, self._folders, self.root), self.classes)

@@ -19,7 +19,7 @@ class STL10Config(TorchvisionConfig):
 
     name: str = "stl10"
     image_size: ImageSize = 96
-    """ImageSize of the square images after preprocessing, in pixels."""
+    """Side of the square images after preprocessing, in pixels."""
     split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
     """Which images to train on; only `train` alone has labels."""
 
@@ -46,7 +46,7 @@ class STL10(ArraySource):
             if not is_labeled:
                 return Arrays(pixels, None, ())
             labels = torch.from_numpy(np.fromfile(folder / f"{names[0]}_y.bin", np.uint8)).long() - 1
-            return Arrays(pixels, labels, (folder / "class_names.txt").read_text(encoding="utf-8").split("\n"))
+            return Arrays(pixels, labels, (folder / "class_names.txt").read_text(encoding="utf-8").splitlines())
 
         self._config = config
         archives = [Archive([theirs.url], theirs.tgz_md5)]

@@ -435,6 +435,8 @@ def test_train_and_val_at_the_top_are_the_official_splits(root: Path, names: tup
     assert validation.labels.bincount().tolist() == [3, 1]
     assert validation[0]["image"].shape == (3, 4, 4)
     assert train.fingerprint != validation.fingerprint
+    source = ImageFolder(ImageFolderConfig(root=root, image_size=4))
+    assert [len(source.official_validation() or ()) for _ in range(2)] == [4, 4]
     assert capsys.readouterr().err == ""
 
 

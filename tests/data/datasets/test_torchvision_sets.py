@@ -59,7 +59,7 @@ def write_stl10(folder: Path) -> np.ndarray:
         (folder / f"{name}.bin").write_bytes(part.tobytes())
     (folder / "train_y.bin").write_bytes(bytes([1, 10]))
     (folder / "test_y.bin").write_bytes(bytes([1]))
-    (folder / "class_names.txt").write_text("\n".join(f"class {n}" for n in range(10)), encoding="utf-8")
+    (folder / "class_names.txt").write_text("".join(f"class {n}\n" for n in range(10)), encoding="utf-8")
     return images
 
 
@@ -268,6 +268,21 @@ def evil_cifar10(root: Path, name: str) -> None:
     (root / "cifar-10-batches-py" / name).write_bytes(pickle.dumps({"data": Evil(), "labels": [], "label_names": []}))
 
 
+class Addresses:
+    """An array of objects whose addresses are 32 bytes: whoever looks at one crashes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.ndarray, ((4,), np.dtype("O"), b"A" * 32)
+
+
+class Objects:
+    """The same by the way in which numpy itself reads arrays."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reconstruct, arguments, _ = np.zeros(0, np.uint8).__reduce__()
+        return reconstruct, arguments, (1, (4,), np.dtype("V8"), False, b"A" * 32)
+
+
 def evil_imagenet(root: Path) -> None:
     write_imagenet(root)
     torch.save(Evil(), root / "meta.bin")
@@ -291,6 +306,17 @@ def test_code_in_a_data_set_is_never_run(
         source(name, root=tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("evil", [Addresses(), Objects(), np.zeros(4, np.int64), np.array([None])])
+@pytest.mark.parametrize("key", ["data", "labels"])
+def test_cifar10_takes_nothing_but_bytes_for_pixels(tmp_path: Path, evil: Any, key: str) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar10(folder)
+    content = pickle.loads((folder / "data_batch_2").read_bytes())
+    (folder / "data_batch_2").write_bytes(pickle.dumps(content | {key: evil}))
+    with pytest.raises(UserError, match="missing or damaged"):
+        source("cifar10", root=tmp_path)
 
 
 def test_cifar10_is_read_as_it_was_published_with_pickles_of_python_2(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_ddim_converges_at_first_order_to_the_exact_flow_of_gaussian_data():
 
 
 SPACINGS = ["trailing", "leading", "linspace", "rcg"]
-COUNTS = [(spacing, steps) for spacing in SPACINGS for steps in range(1, 1001) if steps > 1 or spacing in SPACINGS[::2]]
+FEWEST = {"trailing": 1, "leading": 2, "linspace": 1, "rcg": 2}
+"""A single step of the others would begin at clean data."""
+COUNTS = [(spacing, steps) for spacing in SPACINGS for steps in range(FEWEST[spacing], 1001)]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

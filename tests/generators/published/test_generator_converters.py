@@ -162,7 +162,7 @@ def test_full_size_dits_fit_by_name_and_shape_and_go_back(size):
 def test_full_size_adms_fit_by_name_and_shape_and_go_back(arm):
     found = listed_tensors(f"adm_256_{arm}")
     condition = adm.condition_of(found)
-    network, layout = GENERATORS.get("adm"), adm.layout_of(found, None, Path("adm.pth"))
+    network, layout = GENERATORS.get("adm"), adm.layout_of(found, {}, Path("adm.pth"))
     side = layout.side
     config = network.Config(**_unet.shape_of(found, side), condition=condition)
     assert (side, config.blocks, config.attention) == (256, 2, (32, 16, 8))
@@ -238,7 +238,7 @@ def test_the_list_of_guided_diffusions_tensors_is_that_of_a_file():
 def test_every_class_conditional_network_of_guided_diffusion_fits_and_goes_back(side):
     width, multipliers, blocks, schedule, heads = PUBLISHED[side]
     found = guided_diffusion(side, width, multipliers, blocks, 1000)
-    layout = adm.layout_of(found, None, Path("adm.pt"))
+    layout = adm.layout_of(found, {}, Path("adm.pt"))
     config = adm.config_of(found, layout)
     assert (layout.side, config.blocks, config.attention) == (side, blocks, (32, 16, 8))
     assert (config.process.schedule, config.process.variance) == (schedule, "learned_range")
