@@ -43,11 +43,11 @@ def write_gallery(
     indices: Sequence[int] = range(accelerator.process_index, source.count, processes)
     shown = min(source.count, MAX_SHOWN)
     folder = SampleFolder(out / "images")
+    if folder.found:  # gallery.png and samples.json speak of these images
+        folder.check(source.facts, source.count)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     generated = source.count
     if save_images:
-        if folder.found:
-            folder.check(source.facts, source.count)
-        accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if is_first:
             folder.start(source.facts)
         generated -= len(folder.found)

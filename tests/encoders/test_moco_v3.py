@@ -83,7 +83,8 @@ def test_a_file_with_the_keys_of_the_full_model_fills_every_tensor(arch, tmp_pat
         if not line.startswith("#"):
             key, shape, _ = line.split("\t")
             sizes = [int(n) for n in shape.strip("()").split(",") if n.strip()]
-            content[f"module.base_encoder.{key}"] = torch.tensor(2.0).expand(sizes)  # one number on the disk
+            one = torch.tensor(2 if key.endswith("num_batches_tracked") else 2.0)  # one number on the disk
+            content[f"module.base_encoder.{key}"] = one.expand(sizes)
     if arch == "large":  # as its file has them
         for ours, published in (("13.norm1", "13.norm13"), ("13.mlp.fc1", "13.mlp.fc13"), ("14.norm2", "14.norm14")):
             for kind in ("weight", "bias"):
