@@ -249,9 +249,9 @@ class UNetDenoiser(Denoiser):
         return self.unet.bottleneck
 
 
-def time_embedding(width: int) -> nn.Sequential:
-    """Return the map of a sinusoidal embedding `(B, width)` to `(B, 4 width)`."""
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+def time_embedding(width: int, embedding: int) -> nn.Sequential:
+    """Return the map of a sinusoidal embedding `(B, width)` to `(B, embedding)`."""
+    return nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
 
 def head_count(channels: int, config: UNetConfig) -> int:

@@ -39,6 +39,9 @@ class ADMConfig(_unet.UNetConfig):
     name: str = "adm"
     time_width: Width | None = None
     """Width of the sinusoidal embedding of the time; null: `width`."""
+    embedding_width: Width | None = None
+    """Width of the embedding that the residual blocks get; null: four times `time_width`, as in ADM. Diffusion
+    Autoencoders have 512, whatever their width."""
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
@@ -72,8 +75,8 @@ class ADM(_unet.UNetDenoiser):
         super().__init__(config, interface)
         self.time_width = config.time_width or config.width
         self.styled = config.condition_path == "style"
-        embedding = 4 * self.time_width
-        self.time = _unet.time_embedding(self.time_width)
+        embedding = config.embedding_width or 4 * self.time_width
+        self.time = _unet.time_embedding(self.time_width, embedding)
         self.cond, style = _embed_condition(interface.cond, embedding, self.styled)
         side = interface.data.shape[1]
         multipliers = config.multipliers or next(m for smallest, m in PUBLISHED.items() if side >= smallest)

@@ -102,7 +102,7 @@ class LDM(_unet.UNetDenoiser):
     def __init__(self, config: LDMConfig, interface: Interface) -> None:
         super().__init__(config, interface)
         self.time_width = config.width
-        self.time = _unet.time_embedding(config.width)
+        self.time = _unet.time_embedding(config.width, 4 * config.width)
         self.cond = Context(interface.cond, config.context_tokens) if interface.cond else None
         layers = _layers(config, self.cond.width if self.cond else None)
         self.unet = _unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)

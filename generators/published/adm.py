@@ -87,8 +87,9 @@ class ADMConverter(Converter):
 
         Without the live weights of a converted file the averaged ones replace them.
         """
-        foreign = {"condition_path": "time", "groups": _unet.GROUPS, "process.schedule": ("linear", "cosine")}
-        part, live, _ = _files.load_generator(run, "adm", _files.DIFFUSION | foreign)
+        foreign = {"condition_path": "time", "embedding_width": None, "groups": _unet.GROUPS}
+        schedules = {"process.schedule": ("linear", "cosine")}
+        part, live, _ = _files.load_generator(run, "adm", _files.DIFFUSION | foreign | schedules)
         config = part.config
         by_kind = part.facts.details.get("by_kind", False)
         layout = Layout(part.facts.image_size, head_width=config["head_width"], heads=config["heads"], by_kind=by_kind)

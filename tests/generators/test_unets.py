@@ -41,6 +41,13 @@ def test_every_residual_block_gets_the_style(cond):
     assert {block.style.in_features for block in blocks} == {6 if cond is REP else 64}
 
 
+def test_the_width_of_the_time_embedding_can_be_chosen():
+    network = ADM(ADMConfig(embedding_width=20, **SMALL), Interface(PIXELS))
+    blocks = [module for module in network.modules() if isinstance(module, Residual)]
+    assert {block.time.in_features for block in blocks} == {20}
+    assert network(torch.randn(1, 3, 16, 16), torch.tensor([3])).shape == (1, 1, 3, 16, 16)
+
+
 def test_a_new_network_ignores_the_representation():
     network = awake(ADM(ADMConfig(**SMALL), Interface(PIXELS, REP)))
     fresh = ADM(ADMConfig(**SMALL), Interface(PIXELS, REP))
