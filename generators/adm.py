@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from rcg.config import Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
-from rcg.generators import _unet
+from rcg.diffusion import unet
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 
 PUBLISHED = {
@@ -24,7 +24,7 @@ PUBLISHED = {
 """Multipliers from a side on: those of ADM, at 32 px of Improved DDPM, below with fewer levels."""
 
 
-class ADMConfig(_unet.UNetConfig):
+class ADMConfig(unet.UNetConfig):
     """The ADM U-Net; at 256 px it was published with a width of 256.
 
     As published it predicts eps and its variance on the linear schedule, and is sampled by ddpm with clipping (there
@@ -52,17 +52,17 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int, heads: int) -> None:
         super().__init__()
-        self.norm = _unet.GroupNorm(groups, channels)
+        self.norm = unet.GroupNorm(groups, channels)
         self.attention = Attention(channels, heads)
-        _unet.zero(self.attention.proj)
+        unet.zero(self.attention.proj)
 
-    def forward(self, x: Tensor, c: _unet.LayerCondition) -> Tensor:
+    def forward(self, x: Tensor, c: unet.LayerCondition) -> Tensor:
         """Map `(B, C, h, w)`."""
-        return x + _unet.to_map(self.attention(_unet.to_tokens(self.norm(x))), x)
+        return x + unet.to_map(self.attention(unet.to_tokens(self.norm(x))), x)
 
 
 @GENERATORS.register
-class ADM(_unet.UNetDenoiser):
+class ADM(unet.UNetDenoiser):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
     Raises:
@@ -76,21 +76,21 @@ class ADM(_unet.UNetDenoiser):
         self.time_width = config.time_width or config.width
         self.styled = config.condition_path == "style"
         embedding = config.embedding_width or 4 * self.time_width
-        self.time = _unet.time_embedding(self.time_width, embedding)
+        self.time = unet.time_embedding(self.time_width, embedding)
         self.cond, style = _embed_condition(interface.cond, embedding, self.styled)
         side = interface.data.shape[1]
         multipliers = config.multipliers or next(m for smallest, m in PUBLISHED.items() if side >= smallest)
-        self.unet = _unet.UNet(config, multipliers, interface, _layers(config, embedding, style))
+        self.unet = unet.UNet(config, multipliers, interface, _layers(config, embedding, style))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
         time = self.time(timestep_embedding(t, self.time_width))
         if self.cond is None or cond is None:
-            return self.unet(x, _unet.LayerCondition(F.silu(time)))
+            return self.unet(x, unet.LayerCondition(F.silu(time)))
         embedded = self.cond(cond)
         if self.styled:
-            return self.unet(x, _unet.LayerCondition(F.silu(time), F.silu(embedded)))
-        return self.unet(x, _unet.LayerCondition(F.silu(time + embedded)))
+            return self.unet(x, unet.LayerCondition(F.silu(time), F.silu(embedded)))
+        return self.unet(x, unet.LayerCondition(F.silu(time + embedded)))
 
 
 def _embed_condition(cond: Space | None, embedding: int, styled: bool) -> tuple[nn.Module | None, int | None]:
@@ -101,13 +101,13 @@ def _embed_condition(cond: Space | None, embedding: int, styled: bool) -> tuple[
         return nn.Identity(), cond.shape[0]
     embed = ConditionEmbedding(cond, embedding)
     if cond.vocab is None:
-        _unet.zero(embed.embed)  # as in RCG, a new network ignores the representation
+        unet.zero(embed.embed)  # as in RCG, a new network ignores the representation
     return embed, embedding if styled else None
 
 
-def _layers(config: ADMConfig, embedding: int, style: int | None) -> _unet.LayerFactory:
-    def residual(inputs: int, outputs: int, resample: nn.Module | None = None) -> _unet.Residual:
-        return _unet.Residual(
+def _layers(config: ADMConfig, embedding: int, style: int | None) -> unet.LayerFactory:
+    def residual(inputs: int, outputs: int, resample: nn.Module | None = None) -> unet.Residual:
+        return unet.Residual(
             inputs,
             outputs,
             config.groups,
@@ -118,9 +118,9 @@ def _layers(config: ADMConfig, embedding: int, style: int | None) -> _unet.Layer
             dropout=config.dropout,
         )
 
-    return _unet.LayerFactory(
+    return unet.LayerFactory(
         residual,
-        attention=lambda channels: SelfAttention(channels, config.groups, _unet.head_count(channels, config)),
+        attention=lambda channels: SelfAttention(channels, config.groups, unet.head_count(channels, config)),
         down=lambda channels: residual(channels, channels, nn.AvgPool2d(2)),
         up=lambda channels: residual(channels, channels, nn.Upsample(scale_factor=2)),
     )

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from rcg.config import Depth, Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
-from rcg.generators import _unet
+from rcg.diffusion import unet
 from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
 
 LABEL_WIDTH = 512
 """Channels of the token of a class."""
 
 
-class LDMConfig(_unet.UNetConfig):
+class LDMConfig(unet.UNetConfig):
     """The LDM U-Net; LDM-8 was published with a width of 256 and heads of 32 channels.
 
     As published it predicts eps on the schedule sqrt_linear, and is sampled by ddim at eta 1 (there with 200 steps).
@@ -76,21 +76,21 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, groups: int, heads: int, depth: int, context: int | None) -> None:
         super().__init__()
-        self.norm = _unet.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = unet.GroupNorm(groups, channels, eps=1e-6)
         self.input = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context) for _ in range(depth))
-        self.output = _unet.zero(nn.Linear(channels, channels))
+        self.output = unet.zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, c: _unet.LayerCondition) -> Tensor:
+    def forward(self, x: Tensor, c: unet.LayerCondition) -> Tensor:
         """Map `(B, C, h, w)`."""
-        h = self.input(_unet.to_tokens(self.norm(x)))
+        h = self.input(unet.to_tokens(self.norm(x)))
         for block in self.blocks:
             h = block(h, c.cond)
-        return x + _unet.to_map(self.output(h), x)
+        return x + unet.to_map(self.output(h), x)
 
 
 @GENERATORS.register
-class LDM(_unet.UNetDenoiser):
+class LDM(unet.UNetDenoiser):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
     Raises:
@@ -102,26 +102,26 @@ class LDM(_unet.UNetDenoiser):
     def __init__(self, config: LDMConfig, interface: Interface) -> None:
         super().__init__(config, interface)
         self.time_width = config.width
-        self.time = _unet.time_embedding(config.width, 4 * config.width)
+        self.time = unet.time_embedding(config.width, 4 * config.width)
         self.cond = Context(interface.cond, config.context_tokens) if interface.cond else None
         layers = _layers(config, self.cond.width if self.cond else None)
-        self.unet = _unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)
+        self.unet = unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
         time = F.silu(self.time(timestep_embedding(t, self.time_width)))
         context = None if self.cond is None or cond is None else self.cond(cond)
-        return self.unet(x, _unet.LayerCondition(time, context))
+        return self.unet(x, unet.LayerCondition(time, context))
 
 
-def _layers(config: LDMConfig, context: int | None) -> _unet.LayerFactory:
-    def residual(inputs: int, outputs: int) -> _unet.Residual:
-        return _unet.Residual(
+def _layers(config: LDMConfig, context: int | None) -> unet.LayerFactory:
+    def residual(inputs: int, outputs: int) -> unet.Residual:
+        return unet.Residual(
             inputs, outputs, config.groups, 4 * config.width, scale_shift=False, dropout=config.dropout
         )
 
     def attention(channels: int) -> SpatialTransformer:
-        heads = _unet.head_count(channels, config)
+        heads = unet.head_count(channels, config)
         return SpatialTransformer(channels, config.groups, heads, config.transformer_depth, context)
 
-    return _unet.LayerFactory(residual, attention, _unet.Downsample, _unet.Upsample)
+    return unet.LayerFactory(residual, attention, unet.Downsample, unet.Upsample)

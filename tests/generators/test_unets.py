@@ -8,7 +8,7 @@ from rcg.config import AutoencoderConfig
 from rcg.core.contracts import Interface, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
-from rcg.generators._unet import LayerCondition, Residual
+from rcg.diffusion.unet import LayerCondition, Residual
 from rcg.generators.adm import ADM, ADMConfig
 from rcg.generators.ldm import LDM, LDMConfig
 
