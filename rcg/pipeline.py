@@ -25,7 +25,7 @@ from rcg.core.hub import HubOptions, locate, upload
 from rcg.core.registry import GENERATORS, NETWORKS, SAMPLERS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.inpainting import inpaint
-from rcg.diffusion.model import restore
+from rcg.diffusion.model import GenerativeModel, restore
 from rcg.diffusion.sdedit import FixedFirstDraw, sdedit
 from rcg.distributed.launch import resolve_precision
 from rcg.encoding.autoencoder import autoencoder_part, check_space, open_autoencoder, restore_autoencoder
@@ -124,7 +124,7 @@ class Pipeline:
 
         Args:
             generator: the pixel generator.
-            rdm: needed when the generator is conditioned on a representation.
+            rdm: generates what a generator is conditioned on; without, images or representations have to be given.
             encoder: for those who encode their own images.
             transform: what its output goes through; None: standardized over its own features.
             autoencoder: needed when it was trained here.
@@ -464,7 +464,8 @@ class Pipeline:
 
         Raises:
             UserError: guidance without a condition, or from a null condition that was never trained; a class where
-                there are none, or out of range; steps that a sampler cannot take, or for an RDM that is not used.
+                there are none, or out of range; steps that a sampler cannot take, or for an RDM that is not used; no
+                RDM where one is needed.
         """
         config = self.config
         if options.guidance is not None and config.condition == "none":
@@ -474,10 +475,11 @@ class Pipeline:
             )
         config.check_guidance(config.guidance.with_scale(options.guidance), options.allow_untrained_null)
         config.sampler.with_steps(options.steps).check(self.generator.process)
-        if config.condition == "representation" and generates_z and self.rdm is not None:
-            self.rdm.config.check_guidance(self.rdm.config.guidance, options.allow_untrained_null)
+        if config.condition == "representation" and generates_z:
+            rdm = self._require_rdm()
+            rdm.config.check_guidance(rdm.config.guidance, options.allow_untrained_null)
             try:
-                self.rdm.config.sampler.with_steps(options.rdm_steps).check(self.rdm.process)
+                rdm.config.sampler.with_steps(options.rdm_steps).check(rdm.process)
             except UserError as error:
                 raise UserError(f"the RDM's {error}") from None
         elif options.rdm_steps is not None:
@@ -652,20 +654,28 @@ class Pipeline:
             UserError: there is no RDM, or it is conditioned on vectors; or something is not finite.
         """
         options = options or SamplingOptions()
-        if self.rdm is None:
-            raise UserError(f"{self.config.folder_name} came without an RDM, which generates representations")
-        if self.rdm.cond is not None and self.rdm.cond.vocab is None:
+        rdm = self._require_rdm()
+        if rdm.cond is not None and rdm.cond.vocab is None:
             raise UserError(
                 "the RDM is conditioned on a vector: use tools/sample_rdm.py CONFIG --vectors FILE, then "
                 "tools/sample.py, or tools/evaluate.py, RUN --representations FILE"
             )
-        cond = None if self.rdm.cond is None else self.labels_of(indices, options)
+        cond = None if rdm.cond is None else self.labels_of(indices, options)
         noise = SampleNoise(options.seed, list(indices), "rdm", self.device)
-        sampler = self.rdm.config.sampler.with_steps(options.rdm_steps)
+        sampler = rdm.config.sampler.with_steps(options.rdm_steps)
         with self._autocast():
-            z = self.rdm.sample(cond, noise, sampler=sampler).float()
+            z = rdm.sample(cond, noise, sampler=sampler).float()
         check_finite(z, "what the RDM generates")
         return z
+
+    def _require_rdm(self) -> GenerativeModel:
+        """Return the RDM; raises `UserError` if there is none to generate what the generator is conditioned on."""
+        if self.rdm is None:
+            raise UserError(
+                f"{self.config.folder_name} is conditioned on representations, but there is no RDM that generates "
+                f"them: run tools/train_rdm.py, or give representations or images"
+            )
+        return self.rdm
 
     def labels_of(self, indices: Sequence[int], options: SamplingOptions, generates_z: bool = True) -> Tensor | None:
         """Return the labels `(B,)` of samples, None where nothing takes one; see `check`."""
@@ -680,10 +690,10 @@ class Pipeline:
     def _label_set(self) -> LabelSet:
         """Return the labels of the part that takes them; a converted one may not know their names."""
         is_rdm = self.config.condition == "representation"
-        model, facts = (
-            (self.rdm, self.parts["rdm"].facts) if is_rdm else (self.generator, self.parts["generator"].facts)
-        )
-        assert model is not None
+        model = self.rdm if is_rdm else self.generator
+        if model is None:
+            return LabelSet(())
+        facts = self.parts["rdm" if is_rdm else "generator"].facts
         counts, vocab = facts.cluster_counts, 0 if model.cond is None else model.cond.vocab or 0
         if counts:
             return LabelSet(tuple(f"cluster {number}" for number in range(len(counts))), counts)
@@ -697,12 +707,8 @@ class Pipeline:
     def _check_condition(self) -> None:
         needed = self.generator.cond
         assert needed is not None
-        if self.rdm is None:
-            raise UserError(
-                "the generator is conditioned on representations, but there is no RDM: run tools/train_rdm.py"
-            )
         self._check_images()
-        if self.rdm.data != needed:
+        if self.rdm is not None and self.rdm.data != needed:
             raise UserError(
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "
                 f"{self.rdm.data}: train one of them again on the other's encoder"

@@ -206,10 +206,15 @@ def test_a_name_that_is_neither_folder_nor_repository_is_refused():
         Pipeline.from_pretrained("nobody/nothing-of-this-name")
 
 
-def test_a_generator_without_its_rdm_says_what_to_do(run):
-    part = RunFolder(run).stage_folder("dit").part()
-    with pytest.raises(UserError, match=r"run tools/train_rdm\.py"):
-        Pipeline(part)
+def test_a_generator_without_its_rdm_needs_representations_or_says_what_to_do(run):
+    folder = RunFolder(run)
+    pipeline = Pipeline(folder.stage_folder("dit").part(), encoder=folder.encoder.part())
+    for generate in (pipeline.generate, pipeline.generate_z, pipeline.sample):
+        with pytest.raises(UserError, match=r"run tools/train_rdm\.py"):
+            generate(2 if generate == pipeline.sample else [0, 1])
+    z = pipeline.represent(torch.rand(2, 3, 16, 16))
+    complete = Pipeline.from_pretrained(run, "dit")
+    assert torch.equal(pipeline.generate([0, 1], z=z).images, complete.generate([0, 1], z=z).images)
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_unknown_key(run, tmp_path):
