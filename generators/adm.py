@@ -11,7 +11,7 @@ from rcg.config import Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
 from rcg.diffusion import unet
-from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
+from rcg.nn import ConditionEmbedding, timestep_embedding
 
 PUBLISHED = {
     256: (1, 1, 2, 2, 4, 4),
@@ -45,20 +45,6 @@ class ADMConfig(unet.UNetConfig):
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
-
-
-class SelfAttention(nn.Module):
-    """Attention of the positions of a map to each other."""
-
-    def __init__(self, channels: int, groups: int, heads: int) -> None:
-        super().__init__()
-        self.norm = unet.GroupNorm(groups, channels)
-        self.attention = Attention(channels, heads)
-        unet.zero(self.attention.proj)
-
-    def forward(self, x: Tensor, c: unet.LayerCondition) -> Tensor:
-        """Map `(B, C, h, w)`."""
-        return x + unet.to_map(self.attention(unet.to_tokens(self.norm(x))), x)
 
 
 @GENERATORS.register
@@ -120,7 +106,7 @@ def _layers(config: ADMConfig, embedding: int, style: int | None) -> unet.LayerF
 
     return unet.LayerFactory(
         residual,
-        attention=lambda channels: SelfAttention(channels, config.groups, unet.head_count(channels, config)),
+        attention=lambda channels: unet.SelfAttention(channels, config.groups, unet.head_count(channels, config)),
         down=lambda channels: residual(channels, channels, nn.AvgPool2d(2)),
         up=lambda channels: residual(channels, channels, nn.Upsample(scale_factor=2)),
     )

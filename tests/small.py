@@ -14,6 +14,7 @@ ENCODER = {
     **dict.fromkeys(["data2vec", "deit", "dino", "ibot", "msn"], _VIT),
     **{name: {"input_size": 32, "weights": "none"} for name in ("swav", "vicreg")},
     "moco_v3": {"arch": "resnet18", "width": 4, "depth": 1, "projector_hidden": 8, "projector_dim": 6},
+    "semantic": {"width": 16, "multipliers": [1, 2], "blocks": 1, "dim": 6},
     "timm_model": {"model": "resnet10t", "weights": "none", "input_size": 32},
 }
 _CONV = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4, "attention": [2]}

@@ -1,4 +1,4 @@
-"""The U-Net of ADM and LDM: residual blocks, resampling, and the way down and up with its skip connections.
+"""U-Nets: residual blocks, resampling, the way down, and the way up with its skip connections.
 
 Activations are channels-last in memory: convolutions are faster that way, and attention reads them without a copy.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
@@ -15,16 +15,22 @@ from timm.layers.fast_norm import fast_group_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import Depth, Fraction, GeneratorConfig, Width
+from rcg.config import Config, Depth, Fraction, GeneratorConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
-from rcg.nn import Dropout, checkpointed
+from rcg.nn import Attention, Dropout, checkpointed
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class UNetConfig(GeneratorConfig):
-    """The shape of a U-Net."""
+class UNetShape(Config):
+    """The shape of a U-Net.
+
+    Attributes:
+        section: the section of an experiment that it belongs to.
+    """
+
+    section: ClassVar[str]
 
     width: Width = 128
     """Channels at full resolution."""
@@ -42,14 +48,21 @@ class UNetConfig(GeneratorConfig):
     """Channels of an attention head."""
     heads: Width | None = None
     """Attention heads everywhere; null: as many as `head_width` gives."""
-    dropout: Fraction = 0.0
-    """Share of activations dropped in residual blocks."""
 
     @field_validator("groups", mode="before")
     @classmethod
     def _choose_groups(cls, groups: Any, info: ValidationInfo) -> Any:
         width = info.data.get("width", 128)  # absent where it was refused itself
         return math.gcd(width, max(1, min(32, width // 4))) if groups is None else groups
+
+
+class UNetConfig(UNetShape, GeneratorConfig):
+    """A generator's U-Net."""
+
+    section = "generator"
+
+    dropout: Fraction = 0.0
+    """Share of activations dropped in residual blocks."""
 
 
 class LayerCondition(NamedTuple):
@@ -62,12 +75,15 @@ class LayerCondition(NamedTuple):
 
 
 class LayerFactory(NamedTuple):
-    """Builds the layers of a U-Net from their channels: in and out of a residual block, those of any other layer."""
+    """Builds the layers of a U-Net from their channels: in and out of a residual block, those of any other layer.
+
+    Half a U-Net has no way `up`.
+    """
 
     residual: Callable[[int, int], nn.Module]
     attention: Callable[[int], nn.Module]
     down: Callable[[int], nn.Module]
-    up: Callable[[int], nn.Module]
+    up: Callable[[int], nn.Module] | None = None
 
     def cell(self, inputs: int, outputs: int, attends: bool) -> Cell:
         """Build a residual block, followed by attention if asked for."""
@@ -164,17 +180,41 @@ class Upsample(nn.Module):
 class Cell(nn.ModuleList):
     """Layers in sequence, each given the condition."""
 
-    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
+    def forward(self, x: Tensor, c: LayerCondition | None) -> Tensor:
         """Map `(B, C, h, w)`."""
         for layer in self:
             x = layer(x, c)
         return x
 
 
-class UNet(nn.Module):
-    """`(B, inputs * C, h, w)` -> `(B, outputs, C, h, w)`, whatever its layers are.
+class SelfAttention(nn.Module):
+    """Attention of the positions of a map to each other."""
+
+    def __init__(self, channels: int, groups: int, heads: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups, channels)
+        self.attention = Attention(channels, heads)
+        zero(self.attention.proj)
+
+    def forward(self, x: Tensor, c: LayerCondition | None) -> Tensor:
+        """Map `(B, C, h, w)`."""
+        return x + to_map(self.attention(to_tokens(self.norm(x))), x)
+
+
+class HalfUNet(nn.Module):
+    """The way down of a U-Net and its bottleneck.
+
+    Args:
+        shape: widths, blocks and where to attend.
+        multipliers: channels of each level, as multiples of the width.
+        channels: channels of the input.
+        side: side of the input.
+        layers: what it is made of.
 
     Attributes:
+        widths: channels of the levels.
+        skips: channels of the skip connections, in the order of the way down.
+        attends: which levels have attention.
         bottleneck: the cell at the smallest side, which no skip connection bypasses (the h-space of Kwon et al., 2023).
 
     Raises:
@@ -182,56 +222,72 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, config: UNetConfig, multipliers: tuple[int, ...], interface: Interface, layers: LayerFactory
+        self, shape: UNetShape, multipliers: tuple[int, ...], channels: int, side: int, layers: LayerFactory
     ) -> None:
         super().__init__()
-        channels, side, _ = interface.data.shape
         levels = len(multipliers)
         if side % 2 ** (levels - 1):
             raise UserError(
-                f"generator.multipliers has {levels} levels, but a side of {side} cannot be halved that often"
+                f"{shape.section}.multipliers has {levels} levels, but a side of {side} cannot be halved that often"
             )
-        if config.width % config.groups:
-            raise UserError(f"generator.groups is {config.groups}, which does not divide the width {config.width}")
-        self.outputs, self.grad_checkpointing = interface.outputs, config.grad_checkpointing
-        widths = [config.width * multiplier for multiplier in multipliers]
-        attends = [side // 2**level in config.attention for level in range(levels)]
-        self.input = nn.Conv2d(interface.inputs * channels, config.width, 3, padding=1)
+        if shape.width % shape.groups:
+            raise UserError(f"{shape.section}.groups is {shape.groups}, which does not divide the width {shape.width}")
+        self.grad_checkpointing = False
+        self.widths = [shape.width * multiplier for multiplier in multipliers]
+        self.attends = [side // 2**level in shape.attention for level in range(levels)]
+        self.input = nn.Conv2d(channels, shape.width, 3, padding=1)
         # The way down; every cell's output is a skip connection.
-        self.down, skips = nn.ModuleList(), [config.width]
-        for level, width in enumerate(widths):
-            for _ in range(config.blocks):
-                self.down.append(layers.cell(skips[-1], width, attends[level]))
-                skips.append(width)
+        self.down, self.skips = nn.ModuleList(), [shape.width]
+        for level, width in enumerate(self.widths):
+            for _ in range(shape.blocks):
+                self.down.append(layers.cell(self.skips[-1], width, self.attends[level]))
+                self.skips.append(width)
             if level < levels - 1:
                 self.down.append(Cell([layers.down(width)]))
-                skips.append(width)
+                self.skips.append(width)
         # The bottleneck.
-        width = widths[-1]
+        width = self.widths[-1]
         self.bottleneck = layers.cell(width, width, attends=True)
         self.bottleneck.append(layers.residual(width, width))
-        # The way up, which uses up the skip connections from the end.
-        self.up = nn.ModuleList()
-        for level in reversed(range(levels)):
-            for block in range(config.blocks + 1):
-                cell = layers.cell(width + skips.pop(), widths[level], attends[level])
-                width = widths[level]
-                if level and block == config.blocks:
-                    cell.append(layers.up(width))
-                self.up.append(cell)
-        # The output.
-        self.norm = GroupNorm(config.groups, widths[0])
-        self.output = zero(nn.Conv2d(widths[0], interface.outputs * channels, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
-        """Map `(B, inputs * C, h, w)` to `(B, outputs, C, h, w)`."""
+    def descend(self, x: Tensor, c: LayerCondition | None) -> tuple[Tensor, list[Tensor]]:
+        """Map `(B, channels, h, w)` to the h-space `(B, C, h', w')`; return the skip connections too."""
         h = self.input(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for cell in self.down:
             h = checkpointed(cell, h, c, enabled=self.grad_checkpointing)
             skips.append(h)
-        h = checkpointed(self.bottleneck, h, c, enabled=self.grad_checkpointing)
+        return checkpointed(self.bottleneck, h, c, enabled=self.grad_checkpointing), skips
+
+
+class UNet(HalfUNet):
+    """`(B, inputs * C, h, w)` -> `(B, outputs, C, h, w)`, whatever its layers are; see `HalfUNet`."""
+
+    def __init__(
+        self, config: UNetConfig, multipliers: tuple[int, ...], interface: Interface, layers: LayerFactory
+    ) -> None:
+        channels, side, _ = interface.data.shape
+        super().__init__(config, multipliers, interface.inputs * channels, side, layers)
+        assert layers.up is not None
+        self.outputs, self.grad_checkpointing = interface.outputs, config.grad_checkpointing
+        # The way up, which uses up the skip connections from the end.
+        self.up, skips, width = nn.ModuleList(), list(self.skips), self.widths[-1]
+        for level in reversed(range(len(multipliers))):
+            for block in range(config.blocks + 1):
+                cell = layers.cell(width + skips.pop(), self.widths[level], self.attends[level])
+                width = self.widths[level]
+                if level and block == config.blocks:
+                    cell.append(layers.up(width))
+                self.up.append(cell)
+        # The output.
+        self.norm = GroupNorm(config.groups, width)
+        self.output = zero(nn.Conv2d(width, interface.outputs * channels, 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
+        """Map `(B, inputs * C, h, w)` to `(B, outputs, C, h, w)`."""
+        h, skips = self.descend(x, c)
         for cell in self.up:
             h = checkpointed(cell, torch.cat([h, skips.pop()], dim=1), c, enabled=self.grad_checkpointing)
         return self.output(F.silu(self.norm(h))).unflatten(1, (self.outputs, -1))
@@ -254,16 +310,16 @@ def time_embedding(width: int, embedding: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
 
-def head_count(channels: int, config: UNetConfig) -> int:
+def head_count(channels: int, shape: UNetShape) -> int:
     """Return the number of attention heads for `channels`: as configured, or as many as are about `head_width` wide.
 
     Raises:
         UserError: they do not divide the channels.
     """
-    heads = config.heads or max(1, channels // config.head_width)
+    heads = shape.heads or max(1, channels // shape.head_width)
     if channels % heads:
-        key = "heads" if config.heads else "head_width"
-        raise UserError(f"generator.{key} is {getattr(config, key)}, which does not divide {channels} channels")
+        key = "heads" if shape.heads else "head_width"
+        raise UserError(f"{shape.section}.{key} is {getattr(shape, key)}, which does not divide {channels} channels")
     return heads
 
 
