@@ -1,7 +1,12 @@
 """Conditional generation from a few labeled examples: generated z are kept by how well they fit (rejection sampling).
 
 Diffusion Autoencoders (Preechakul et al., CVPR 2022, Section 5.5) with a probe on z: p(z | y) is proportional to
-p(y | z) p(z), so that a generated z accepted with probability p(y | z) is a sample of p(z | y).
+p(y | z) p(z), so that a generated z accepted with probability p(y | z) is a sample of p(z | y). The probe of a few
+examples is unsure of most z, and a little probability of each of the many that lack the property adds up: those that
+more likely lack it are never accepted. What is left are typical samples of p(z | y).
+
+Generated z cost nothing. They stand for images without a label, and they are what z is whitened by: the few examples
+need not tell which directions vary.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from rcg.pipeline import Pipeline, SamplingOptions
 
 UNLABELED = 1000
 """Generated representations that stand for images without a label."""
+SHRINKAGE = 0.01
+"""Share of their mean that is added to variances before z are divided by them, so that none is near 0."""
 
 Probability = Callable[[Tensor], Tensor]
 """The probability `(B,)` that each of z `(B, D)` has a property."""
@@ -47,29 +54,46 @@ class Accepted(NamedTuple):
         return len(self.attempts) / float(self.attempts.sum())
 
 
-def like_examples(positive: Tensor, others: Tensor, are_negative: bool) -> Probability:
+def like_examples(positive: Tensor, negative: Tensor, unlabeled: Tensor) -> Probability:
     """Fit the probability that a z is like some examples.
 
+    The probe tells examples from all others, which hold the property as well. The probability of being an example is
+    that of the property times a constant, the mean over examples that the probe has not seen (Elkan and Noto, KDD 2008,
+    Section 2).
+
     Args:
-        positive: z of the examples, `(P, D)`.
-        others: z of images without the property, or of any images, `(N, D)`.
-        are_negative: whether `others` lack the property. If not, the probability of being labeled is divided by its
-            mean over the examples (Elkan and Noto, KDD 2008, Section 2), by cross-validation.
+        positive: z of the examples, `(P, D)`, at least 2.
+        negative: z of images without the property, `(N, D)`; N may be 0.
+        unlabeled: z of any images, `(U, D)`.
+
+    Returns:
+        The probability; 0 where it is below one half.
     """
-    positive, others = positive.cpu(), others.cpu()
-    probe = _probe(positive, others)
-    scale = 1.0 if are_negative else _labeled_share(positive, others)
+    whiten = _whitening(unlabeled.cpu())
+    positive = whiten(positive.cpu())
+    others = torch.cat([whiten(negative.cpu()), whiten(unlabeled.cpu())])
+    probe, share = _probe(positive, others), _labeled_share(positive, others)
 
     def probability(z: Tensor) -> Tensor:
-        return (probe.log_probability(z)[:, 1].exp() / scale).clamp(max=1)
+        has_property = (probe.log_probability(whiten(z))[:, 1].exp() / share).clamp(max=1)
+        return torch.where(has_property > 0.5, has_property, 0.0)
 
     return probability
+
+
+def _whitening(z: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the linear map that gives `z` `(N, D)` the covariance 1; their own has `SHRINKAGE` of its mean added."""
+    mean, covariance = z.double().mean(0), z.double().T.cov()
+    values, vectors = torch.linalg.eigh(covariance)
+    scales = (values.clamp(min=0) + SHRINKAGE * values.mean()).rsqrt()
+    matrix, center = (vectors * scales).float(), mean.float()
+    return lambda z: (z - center.to(z)) @ matrix.to(z)
 
 
 def _probe(positive: Tensor, others: Tensor) -> LinearProbe:
     """Fit the probe that says 1 for the examples `(P, D)` and 0 for others `(N, D)`."""
     labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(others))]).long()
-    return LinearProbe.fit(torch.cat([positive, others]), labels, standardize=True)
+    return LinearProbe.fit(torch.cat([positive, others]), labels, inverse_penalty=0.05)
 
 
 def _labeled_share(positive: Tensor, others: Tensor, folds: int = 5) -> float:
@@ -87,7 +111,7 @@ def rejection_sample(
     probability: Probability,
     indices: Sequence[int],
     seed: int,
-    most: int = 200,
+    most: int = 1000,
 ) -> Accepted:
     """Draw a z for each index until one is accepted; sample i depends on (seed, i) alone.
 
@@ -133,7 +157,7 @@ class LikeExamples:
         Args:
             pipeline: whose RDM generates representations.
             positive: z of the examples, `(P, d)`.
-            negative: z of images without the property, `(N, d)`; None: generated ones stand for images without label.
+            negative: z of images without the property, `(N, d)`; None: there are no such examples.
             options: of sampling.
 
         Raises:
@@ -145,12 +169,13 @@ class LikeExamples:
             if z is not None and len(z) < 2:
                 raise UserError(f"there is {len(z)} example {name} the property: give at least two, better 20")
         self.pipeline, self.options = pipeline, options
-        others = pipeline.generate_z(range(UNLABELED), self._attempt(-1)) if negative is None else negative
-        self.probability = like_examples(positive, others.cpu(), are_negative=negative is not None)
+        unlabeled = pipeline.generate_z(range(UNLABELED), self._attempt(-1)).cpu()
+        negative = positive[:0] if negative is None else negative
+        self.probability = like_examples(positive, negative, unlabeled)
         self.accepted = self.attempts = 0
         self.facts: dict[str, Any] = {
             "of": "generated, like examples",
-            "examples": checkpoint.digest({"positive": positive, "others": others.cpu()}),
+            "examples": checkpoint.digest({"positive": positive, "negative": negative, "unlabeled": unlabeled}),
             "rdm": checkpoint.digest(pipeline.parts["rdm"].tensors),
             "rdm_sampler": pipeline.rdm.config.sampler.with_steps(options.rdm_steps).model_dump(mode="json"),
         }

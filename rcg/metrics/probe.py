@@ -23,13 +23,14 @@ class LinearProbe:
     bias: Tensor
 
     @classmethod
-    def fit(cls, z: Tensor, labels: Tensor, standardize: bool = False) -> LinearProbe:
+    def fit(cls, z: Tensor, labels: Tensor, standardize: bool = False, inverse_penalty: float = 0.1) -> LinearProbe:
         """Fit a logistic regression.
 
         Args:
             z: representations `(N, D)`.
             labels: `(N,)`, N at least 1; K is the largest label plus 1. Of a single class, the probe says it always.
             standardize: regress on standardized features; mean and std are folded into the weights.
+            inverse_penalty: scikit-learn's C, of the squared weights.
         """
         present = labels.unique()
         if len(present) == 1:
@@ -41,7 +42,9 @@ class LinearProbe:
         from sklearn.preprocessing import StandardScaler
 
         scaler = StandardScaler(with_mean=standardize, with_std=standardize).fit(z.numpy())
-        regression = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(z.numpy()), labels.numpy())
+        regression = LogisticRegression(C=inverse_penalty, max_iter=300).fit(
+            scaler.transform(z.numpy()), labels.numpy()
+        )
         coefficients, intercepts = regression.coef_, regression.intercept_
         if len(coefficients) == 1:  # for two classes scikit-learn returns the difference of their logits
             coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])

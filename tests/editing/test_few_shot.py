@@ -33,13 +33,30 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert torch.equal(together.z[4:5], alone.z)
 
 
-def test_examples_and_unlabeled_images_give_the_probability_of_the_property():
+@pytest.fixture
+def kinds():
+    """Draws z `(N, 32)` of one of ten kinds; those of kind 0 have the property."""
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(400, 2, generator=generator) + side for side in (3.0, -3.0))
-    unlabeled = torch.cat([positive[:300], negative[:300]])
-    probability = like_examples(positive[300:], unlabeled, are_negative=False)
-    assert float(probability(positive[:300]).mean()) > 0.9
-    assert float(probability(negative).mean()) < 0.15
+    centers = 3 * torch.randn(10, 32, generator=generator)
+    loudness = 10 ** torch.linspace(-1, 1, 32)  # the examples need not tell which directions vary
+    return lambda kind, count: loudness * (centers[kind] + torch.randn(count, 32, generator=generator))
+
+
+@pytest.mark.parametrize("given", [0, 20])
+def test_a_few_examples_and_many_without_label_tell_who_has_the_property(kinds, given):
+    unlabeled = torch.cat([kinds(kind, 100) for kind in range(10)])
+    probability = like_examples(kinds(0, 20), kinds(1, given), unlabeled)
+    assert float(probability(kinds(0, 200)).mean()) > 0.9
+    assert max(float(probability(kinds(kind, 200)).mean()) for kind in range(1, 10)) < 0.01
+
+
+def test_what_more_likely_lacks_the_property_is_never_accepted():
+    # Along one direction, so that all probabilities occur.
+    generator = torch.Generator().manual_seed(0)
+    unlabeled = torch.randn(1000, 4, generator=generator)
+    accepted = like_examples(unlabeled[unlabeled[:, 0] > 1][:40], unlabeled[:0], unlabeled)(unlabeled)
+    assert ((accepted == 0) | (accepted > 0.5)).all()
+    assert (accepted > 0).any()
 
 
 def test_what_is_never_accepted_is_said():
