@@ -83,7 +83,7 @@ class DiT(Denoiser):
     """
 
     Config = DiTConfig
-    capabilities = frozenset({"self_condition", "grad_checkpointing", "align"})
+    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space"})
     positions: Tensor
     rotation: Tensor | None
 
@@ -130,6 +130,14 @@ class DiT(Denoiser):
         return rearrange(
             h, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.outputs
         )
+
+    def bottleneck(self, block: int | None = None) -> nn.Module:
+        """Return the block `block`, from 1 on, or the middle one; its tokens `(B, N, width)` are the h-space."""
+        count = len(self.blocks)
+        number = (count + 1) // 2 if block is None else block
+        if not 1 <= number <= count:
+            raise UserError(f"there is no block {number} in this dit: choose one from 1 to {count}")
+        return self.blocks[number - 1]
 
     def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""

@@ -276,6 +276,7 @@ class Pipeline:
         seed: int = 0,
         indices: Sequence[int] | None = None,
         guidance: float = 1.0,
+        boost: float = 0.0,
         wrap_process: Callable[[Process[Any]], Process[Any]] | None = None,
     ) -> Tensor:
         """Return the images `(B, 3, S, S)` in [0, 1] of codes.
@@ -286,6 +287,8 @@ class Pipeline:
             seed: of the noise, where the code has none.
             indices: of the samples, of which each depends on (seed, index) alone; None: from 0 on.
             guidance: scale; other than 1 it leads away from the images that were encoded.
+            boost: share of the times, at the end, in which fresh noise enters, see `rcg.diffusion.samplers.ddim`; of
+                generators of tokens it says nothing.
             wrap_process: see `rcg.diffusion.model.GenerativeModel.sample`.
 
         Raises:
@@ -300,7 +303,7 @@ class Pipeline:
         noise: Noise = SampleNoise(seed, list(range(count) if indices is None else indices), "generator", self.device)
         sampler: SamplerConfig = self.config.sampler.with_steps(steps)
         if not self.has_tokens:
-            sampler = self._deterministic(steps)
+            sampler = self._deterministic(steps).model_copy(update={"boost": boost})
         if code.noise is not None:
             if self.has_tokens or code.noise.shape != shape:
                 raise UserError(f"the noise of a code must be {shape}, and of tokens there is none")

@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
             `self_condition`: it takes x and an estimate of clean data side by side, `interface.inputs` of them;
             `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
             `align`: in training it leaves the tokens to be aligned, `(B, N, width)`, in `features`;
-            `h_space`: it has a `bottleneck`, the module whose output `(B, C, h, w)` is the h-space.
+            `h_space`: it has a `bottleneck`, the module whose output is the h-space.
         width: channels of `features`.
         features: see `align`.
     """
@@ -101,10 +101,16 @@ class Denoiser(nn.Module):
         """
         raise NotImplementedError
 
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The module whose output `(B, C, h, w)` is the h-space; see `capabilities`."""
-        raise UserError(f"{type(self).__name__} has no h-space: use a U-Net, adm or ldm")
+    def bottleneck(self, block: int | None = None) -> nn.Module:
+        """Return the module whose output h is the h-space: maps `(B, C, h, w)` or tokens `(B, N, C)`.
+
+        Args:
+            block: the number of a block, from 1 on, in a network of equal blocks; None: the middle one.
+
+        Raises:
+            UserError: there is no h-space, or no such block.
+        """
+        raise UserError(f"{type(self).__name__} has no h-space: use dit, adm or ldm")
 
 
 class Prediction(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
 from rcg.diffusion.guidance import Autoguided, Guided
-from rcg.diffusion.inversion import invert
+from rcg.diffusion.inversion import invert, noising
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
@@ -96,9 +96,9 @@ class GenerativeModel(nn.Module):
             net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon, sampler.steps)
         if sampler.temperature != 1:
             noise = ScaledNoise(noise, sampler.temperature)
-        process = self._with_estimate(process)
         if wrap_process is not None:
             process = wrap_process(process)
+        process = self._with_estimate(process)
         options = {} if known is None else {"known": known}
         return sampler(process, net, self.data, cond, noise, **options)
 
@@ -109,6 +109,14 @@ class GenerativeModel(nn.Module):
         there, and only comes close.
         """
         return invert(self._with_estimate(self.process), self.network, x, cond, levels, iterations)
+
+    def noising(
+        self, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4
+    ) -> Iterator[tuple[Level, Tensor, Tensor]]:
+        """Yield the levels of `invert`, cleanest first, x_t `(B, *S)` at each, and the estimate of clean data there."""
+        process = self._with_estimate(self.process)
+        for level, x_t in noising(process, self.network, x, cond, levels, iterations):
+            yield level, x_t, process.predict(self.network, x_t, level, cond).x0
 
     def check_weak(self, weak: GenerativeModel) -> None:
         """Raise `UserError` if samples cannot be guided away from those of `weak`, which models something else."""

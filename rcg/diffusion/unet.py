@@ -299,9 +299,10 @@ class UNetDenoiser(Denoiser):
     capabilities = frozenset({"self_condition", "grad_checkpointing", "h_space"})
     unet: UNet
 
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The module whose output `(B, C, h, w)` is the h-space."""
+    def bottleneck(self, block: int | None = None) -> nn.Module:
+        """Return the module whose output `(B, C, h, w)` is the h-space: the one at the smallest side."""
+        if block is not None:
+            raise UserError(f"a U-Net has one bottleneck, and no block {block} to choose: leave it out")
         return self.unet.bottleneck
 
 

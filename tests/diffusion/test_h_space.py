@@ -6,7 +6,7 @@ from torch import nn
 
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import PROCESSES, SAMPLERS
-from rcg.diffusion.h_space import Asymmetric, h_of, representation_shift
+from rcg.diffusion.h_space import Asymmetric, ConditionShift, Evaluation, MeanShift, ShiftNetwork, h_of, scaled
 from rcg.diffusion.wrappers import ProcessWrapper
 from tests.ideal import SPACE, RecordedNoise, ideal
 
@@ -20,8 +20,7 @@ class Toy(Denoiser):
         super().__init__(None, Interface(SPACE))
         self.answer, self.middle = ideal(process), nn.Identity()
 
-    @property
-    def bottleneck(self):
+    def bottleneck(self, block=None):
         return self.middle
 
     def forward(self, x, t, cond=None):
@@ -60,7 +59,7 @@ def test_symmetric_shifts_cancel_and_asymmetric_ones_do_not(process, noise):
     net, shift = Toy(process), 0.1
     symmetric, asymmetric = (
         Symmetric(process, shift),
-        Asymmetric(process, net, lambda h, level: torch.full_like(h, shift), end=0),
+        Asymmetric(process, net, lambda seen: torch.full_like(seen.h, shift), end=0),
     )
     first, second = process.levels(1000, "trailing")[500:502]
 
@@ -77,13 +76,13 @@ def test_symmetric_shifts_cancel_and_asymmetric_ones_do_not(process, noise):
 
 def test_no_shift_changes_nothing(process, noise):
     net = Toy(process)
-    edited = Asymmetric(process, net, lambda h, level: 0 * h, end=0)
+    edited = Asymmetric(process, net, lambda seen: 0 * seen.h, end=0)
     assert torch.equal(sample(edited, net, noise, 20), sample(process, net, noise, 20))
 
 
 def test_editing_ends_at_a_time(process, noise):
     net, seen = Toy(process), []
-    edited = Asymmetric(process, net, lambda h, level: (seen.append(level.t), 0 * h)[1], end=500)
+    edited = Asymmetric(process, net, lambda now: (seen.append(float(now.t[0])), 0 * now.h)[1], end=500)
     sample(edited, net, noise, 20)
     assert seen
     assert min(seen) >= 500
@@ -92,7 +91,7 @@ def test_editing_ends_at_a_time(process, noise):
 def test_a_network_is_itself_again_afterwards(process, noise):
     net = Toy(process)
     before = sample(process, net, noise, 5)
-    sample(Asymmetric(process, net, lambda h, level: torch.ones_like(h), end=0), net, noise, 5)
+    sample(Asymmetric(process, net, lambda seen: torch.ones_like(seen.h), end=0), net, noise, 5)
     assert torch.equal(sample(process, net, noise, 5), before)
 
 
@@ -100,4 +99,8 @@ def test_h_is_what_comes_out_of_the_bottleneck(process, noise):
     net, t = Toy(process), torch.full((8,), 10)
     source, target = torch.full((8,), 1.0), torch.arange(8.0)
     assert torch.equal(h_of(net, noise, t, target), target[:, None].expand(8, 4))
-    assert torch.allclose(representation_shift(net, noise, t, source, target), torch.full((1, 4), 2.5))
+    seen = Evaluation(noise, t, h_of(net, noise, t, source))
+    own, mean = ConditionShift(net, target), MeanShift()
+    assert torch.equal(own(seen), (target - source)[:, None].expand(8, 4))
+    mean.recorded(own)(seen)
+    assert torch.equal(mean(seen), torch.full((1, 4), 2.5))

@@ -61,7 +61,7 @@ def test_the_bottleneck_can_be_edited_by_a_hook(network, config):
     n = awake(network(config(**SMALL), Interface(PIXELS, REP))).eval()
     x, t, rep = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 6)
     plain, seen = n(x, t, rep), []
-    handle = n.bottleneck.register_forward_hook(lambda module, args, output: seen.append(output) or output + 1)
+    handle = n.bottleneck().register_forward_hook(lambda module, args, output: seen.append(output) or output + 1)
     edited = n(x, t, rep)
     handle.remove()
     assert seen[0].shape == (2, 32, 8, 8)

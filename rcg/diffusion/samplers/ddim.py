@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from rcg.config import Fraction
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 from rcg.diffusion.samplers._level_sampler import LevelSampler, transition_variance
@@ -27,13 +28,17 @@ class DDIM(LevelSampler):
     name: str = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of fresh noise: 0 deterministic, 1 as much as ancestral sampling."""
+    boost: Fraction = 0.0
+    """Share of the times, at the end of sampling, in which eta is 1, which makes deterministic samples sharper (quality
+    boosting: Asyrp, Kwon et al., ICLR 2023)."""
 
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         for level, target in pairwise(process.levels(self.steps, self.spacing)):
             x0, eps, _ = self.predict(process, net, x, level, cond)
-            std = self.eta * target.sigma / level.sigma * math.sqrt(max(transition_variance(level, target), 0.0))
+            eta = 1.0 if level.t < self.boost * process.horizon else self.eta
+            std = eta * target.sigma / level.sigma * math.sqrt(max(transition_variance(level, target), 0.0))
             x = target.alpha * x0 + math.sqrt(max(target.sigma**2 - std**2, 0.0)) * eps
             if std > 0:
                 x = x + std * noise.normal(space.shape)
