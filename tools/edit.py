@@ -2,11 +2,13 @@
 
 python tools/edit.py RUN --images cat.png --attribute RUN/attributes/smile.safetensors --strength -0.3 0 0.3
 python tools/edit.py RUN --images cat.png --attribute smile.safetensors --keep age.safetensors
+python tools/edit.py RUN --images cats/ --attribute smile.safetensors --in h      move h, and leave z (Asyrp)
 """
 
 import argparse
 
 from rcg import cli
+from rcg.core.errors import UserError
 
 
 def main() -> None:
@@ -21,6 +23,14 @@ def main() -> None:
     text = "files of properties that stay as they are: the part of the direction that changes them is left out"
     parser.add_argument("--keep", type=cli.path, nargs="+", default=[], metavar="FILE", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
+    text = "z: the representation is moved; h: what comes out of the middle of the generator's network is [z]"
+    parser.add_argument("--in", dest="space", choices=("z", "h"), default="z", help=text)
+    text = "in h: block of a dit whose output is moved, from 1 on [the middle one]"
+    parser.add_argument("--block", type=cli.count, help=text)
+    text = "in h: share of the way to noise where editing ends [found from perceptual distances of the images]"
+    parser.add_argument("--t-edit", type=cli.number(0, 1), metavar="SHARE", help=text)
+    text = "in h: share of the way to noise below which fresh noise makes images sharper; 0: nowhere [found]"
+    parser.add_argument("--t-boost", type=cli.number(0, 1), metavar="SHARE", help=text)
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument("--out", type=cli.path, help="folder of the panel and the metrics [RUN/edits]")
     cli.main(parser, run)
@@ -28,9 +38,16 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write a panel over strengths, and metrics."""
+    given = [name for name in ("block", "t_edit", "t_boost") if getattr(arguments, name) is not None]
+    if given and arguments.space == "z":
+        raise UserError(f"--{given[0].replace('_', '-')} is about edits in h: add --in h, or leave it out")
+    import torch
+
     from rcg.editing.directions import Direction
     from rcg.editing.edit import EditOptions, edit
     from rcg.editing.images import read_images
+    from rcg.editing.phases import choose_phases
+    from rcg.editing.shifts import HSpaceEditor, along
 
     out = cli.output_folder(arguments.out or cli.results_of(arguments.run).edits)
     pipeline = cli.open_pipeline(arguments)
@@ -39,7 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
     direction = Direction.load(arguments.attribute, space).without(kept)
     images = read_images(arguments.images, pipeline.image_size)
     options = EditOptions(arguments.strength, arguments.steps, arguments.seed)
-    edit(pipeline, images, direction, kept, options, out)
+    h_space = None
+    if arguments.space == "h":
+        shift_of = along(pipeline, direction, arguments.block)
+        originals = torch.stack([image.pixels for image in images])
+        phases = choose_phases(pipeline, originals, arguments.t_edit, arguments.t_boost)
+        h_space = HSpaceEditor(pipeline, shift_of, phases, arguments.block, arguments.steps, arguments.seed)
+    edit(pipeline, images, direction, kept, options, out, h_space)
 
 
 if __name__ == "__main__":

@@ -46,19 +46,19 @@ class Asymmetric(ProcessWrapper):
     """A process whose estimate of clean data is that of a moved h, while the estimate of the noise stays.
 
     Attributes:
-        end: the time where editing ends, t_edit; below it the process predicts as the wrapped one.
+        end: where editing ends, t_edit, as a share of the times; below it the process predicts as the wrapped one.
     """
 
     def __init__(
         self, process: Process[Prediction], network: Denoiser, shift: Shift, end: float, block: int | None = None
     ) -> None:
-        """Move h of `network`, at `block` (see `Denoiser.bottleneck`), by `shift` at times of at least `end`."""
+        """Move h of `network`, at `block` (see `Denoiser.bottleneck`), by `shift` from noise to `end`."""
         super().__init__(process)
         self.network, self.shift, self.end, self.bottleneck = network, shift, end, network.bottleneck(block)
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Any:
         """Evaluate the network at `x` `(B, *S)` twice: plainly, and with h moved."""
-        if level.t < self.end:
+        if level.t / self.horizon < self.end:
             return self.process.predict(net, x, level, cond)
         with _watched(self.network, self.bottleneck) as seen:
             plain: Prediction = self.process.predict(net, x, level, cond)

@@ -1,24 +1,30 @@
-"""Edit images along directions of z: what they mean changes, the rest of their code stays."""
+"""Edit images along directions of z, or by shifts of h: what they mean changes, the rest stays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rcg.core.console import say
 from rcg.editing.directions import Direction
-from rcg.editing.distance import open_distance
+from rcg.editing.distance import ImageDistance, open_distance
 from rcg.editing.images import SquareImage
-from rcg.pipeline import Pipeline
+from rcg.editing.shifts import HSpaceEditor
+from rcg.pipeline import Code, Pipeline
 from rcg.visual.documents import write_json
 from rcg.visual.grids import save_gallery
 
 SHOWN = 16
 """Most images in the panel."""
+
+Editor = Callable[[Code, float, Sequence[int]], Tensor]
+"""Returns the images `(B, 3, S, S)` of codes, edited by a strength; the indices of the images seed what is random."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class EditOptions:
     Attributes:
         strengths: of the edit; 0 is the reconstruction.
         steps: of the sampler.
-        seed: of the noise of generators of tokens.
+        seed: of the noise of generators of tokens, and of quality boosting.
         batch_size: images at a time.
     """
 
@@ -44,31 +50,38 @@ class EditedImages:
 
     Attributes:
         images: `(N, strengths, 3, S, S)` in [0, 1].
-        before: z of the originals, `(N, d)`.
+        codes: of the originals, N of them.
         after: z of the edited images, `(N, strengths, d)`.
     """
 
     images: Tensor
-    before: Tensor
+    codes: Code
     after: Tensor
 
 
-def edit_images(pipeline: Pipeline, originals: Tensor, direction: Direction, options: EditOptions) -> EditedImages:
-    """Move images `(N, 3, S, S)` along a direction, by each strength, with their own noise.
+def along_z(pipeline: Pipeline, direction: Direction, options: EditOptions) -> Editor:
+    """Return what moves z along a direction; z that are normalized one by one are normalized again after the move."""
 
-    z that are normalized one by one are normalized again after the move.
-    """
-    batches = []
+    def editor(code: Code, strength: float, indices: Sequence[int]) -> Tensor:
+        z = pipeline.representation.transform.renormalize(direction.move(code.z, strength))
+        return pipeline.decode(code._replace(z=z), options.steps, seed=options.seed, indices=indices)
+
+    return editor
+
+
+def edit_images(pipeline: Pipeline, originals: Tensor, editor: Editor, options: EditOptions) -> EditedImages:
+    """Edit images `(N, 3, S, S)` by each strength, with their own noise."""
+    batches, codes = [], []
     for places in torch.arange(len(originals)).split(options.batch_size):
         code = pipeline.encode(originals[places], None if pipeline.has_tokens else options.steps)
-        images, after = [], []
-        for strength in options.strengths:
-            z = pipeline.representation.transform.renormalize(direction.move(code.z, strength))
-            edited = pipeline.decode(code._replace(z=z), options.steps, seed=options.seed, indices=places.tolist())
-            images.append(edited.cpu())
-            after.append(pipeline.represent(edited).cpu())
-        batches.append((torch.stack(images, 1), code.z.cpu(), torch.stack(after, 1)))
-    return EditedImages(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        edited = [editor(code, strength, places.tolist()) for strength in options.strengths]
+        after = [pipeline.represent(images).cpu() for images in edited]
+        batches.append((torch.stack([images.cpu() for images in edited], 1), torch.stack(after, 1)))
+        codes.append(code)
+    images, after_all = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    noises = [code.noise.cpu() for code in codes if code.noise is not None]
+    z = torch.cat([code.z.cpu() for code in codes])
+    return EditedImages(images, Code(z, torch.cat(noises) if noises else None), after_all)
 
 
 def edit(
@@ -78,27 +91,49 @@ def edit(
     others: Sequence[Direction],
     options: EditOptions,
     out: Path,
+    h_space: HSpaceEditor | None = None,
 ) -> EditedImages:
     """Edit images, and write NAME.png and NAME.json of an attribute into `out`.
 
     The figures are means over the images, measured on edited images that the encoder sees again: by how much the
     attribute's score (`Direction.score`) and the scores of `others` have changed, and the perceptual distance to the
-    originals.
+    originals. `linearity` is the share of the variance of the scores that a straight line over strengths explains.
+
+    Args:
+        pipeline: of the run.
+        images: what to edit.
+        direction: of the attribute.
+        others: of attributes that are watched.
+        options: how.
+        out: folder for results.
+        h_space: edits by shifts of h; None: z is moved along `direction`.
     """
     originals = torch.stack([image.pixels for image in images])
-    edited, distance = edit_images(pipeline, originals, direction, options), open_distance(pipeline)
-    rows = []
+    editor = along_z(pipeline, direction, options) if h_space is None else h_space
+    edited, distance = edit_images(pipeline, originals, editor, options), open_distance(pipeline)
+    scores, rows = [], []
     for number, strength in enumerate(options.strengths):
-        change = edited.after[:, number] - edited.before
+        change = edited.after[:, number] - edited.codes.z
+        scores.append(float(direction.score(change).mean()))
         rows.append(
             {
                 "strength": strength,
-                "score": float(direction.score(change).mean()),
+                "score": scores[-1],
                 "others": {other.name: float(other.score(change).mean()) for other in others},
                 "distance": float(distance(edited.images[:, number], originals).mean()),
             }
         )
-    facts = {"attribute": direction.name, "images": [image.name for image in images], "distance": distance.name}
+    facts: dict[str, Any] = {
+        "attribute": direction.name,
+        "space": "z" if h_space is None else "h",
+        "images": [image.name for image in images],
+        "distance": distance.name,
+        "steps": options.steps,
+        "linearity": linearity(options.strengths, scores),
+    }
+    if h_space is not None:
+        facts |= {"block": h_space.block, "phases": asdict(h_space.phases)}
+        facts["homogeneity"] = _homogeneity(pipeline, h_space, edited, direction, distance, options)
     write_json(facts | {"rows": rows}, out / f"{direction.file_name}.json")
     panel = torch.cat([originals[:, None], edited.images], dim=1)[:SHOWN]
     labels = ["original", *(f"{direction.name} {strength:+g}" for strength in options.strengths)]
@@ -107,3 +142,45 @@ def edit(
     save_gallery(panel.flatten(0, 1), labels * len(panel), title, picture, columns=len(labels))
     say(str(picture))
     return edited
+
+
+def linearity(strengths: Sequence[float], scores: Sequence[float]) -> float | None:
+    """Return the squared correlation of scores and strengths; None for fewer than three different strengths."""
+    if len(set(strengths)) < 3 or np.ptp(scores) == 0:
+        return None
+    return float(np.corrcoef(strengths, scores)[0, 1] ** 2)
+
+
+def _homogeneity(
+    pipeline: Pipeline,
+    h_space: HSpaceEditor,
+    edited: EditedImages,
+    direction: Direction,
+    distance: ImageDistance,
+    options: EditOptions,
+) -> dict[str, float] | None:
+    """Edit all images by their mean shift, at the largest strength, and compare that with the edits by their own.
+
+    Returns:
+        The strength; the change of the attribute's score by the images' own shifts, and by their mean; the perceptual
+        distance of these two edits. None where there is but one image, or nothing is edited.
+    """
+    z, noise = edited.codes
+    assert noise is not None  # there is an h-space
+    number = max(range(len(options.strengths)), key=lambda place: abs(options.strengths[place]))
+    strength, count = options.strengths[number], len(edited.images)
+    if count < 2 or strength == 0:
+        return None
+    batches = []
+    for places in torch.arange(count).split(options.batch_size):
+        code = Code(*(part[places].to(pipeline.device) for part in (z, noise)))
+        batches.append(h_space.by_mean(code, strength, places.tolist()).cpu())
+    images = torch.cat(batches)
+    after = torch.cat([pipeline.represent(part).cpu() for part in images.split(options.batch_size)])
+    own = edited.after[:, number]
+    return {
+        "strength": strength,
+        "score": float(direction.score(own - z).mean()),
+        "score_of_mean": float(direction.score(after - z).mean()),
+        "distance": float(distance(images, edited.images[:, number]).mean()),
+    }

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rcg.editing.distance import ImageDistance
+from rcg.core.console import say
+from rcg.core.errors import UserError
+from rcg.editing.distance import ImageDistance, open_distance
 from rcg.pipeline import Pipeline
 
 EDIT_SHARE, BOOST_SHARE = 0.28, 0.85
-"""The published thresholds, LPIPS 0.33 for t_edit and 1.2 for t_boost, as shares of the whole rise of a curve: the means
+"""The published thresholds, LPIPS 0.33 for t_edit and 1.2 for t_boost, as shares of the whole rise of a curve: means
 over the curves that Asyrp published of churches, bedrooms, dogs and painted faces, where they are 0.25 to 0.34 and 0.80
-to 0.90. A share means the same in any distance, a threshold does not."""
+to 0.90. A share can be taken of any distance; a threshold belongs to one."""
 MOST_IMAGES = 100
 """Images that are measured, as published."""
 STEPS = 40
@@ -51,6 +53,34 @@ class Curves:
     noisy: list[float]
 
 
+def choose_phases(
+    pipeline: Pipeline, images: Tensor, t_edit: float | None = None, t_boost: float | None = None
+) -> Phases:
+    """Return the given phases; those that are not given are found from the curves of some images.
+
+    Args:
+        pipeline: of the run.
+        images: `(N, 3, S, S)` in [0, 1].
+        t_edit: share of the times; None: found.
+        t_boost: share of the times; None: found, and not above `t_edit`.
+
+    Raises:
+        UserError: boosting would begin before editing ends.
+    """
+    if t_edit is None or t_boost is None:
+        distance = open_distance(pipeline)
+        found = find_phases(measure_curves(pipeline, images, distance))
+        t_edit = found.edit if t_edit is None else t_edit
+        t_boost = min(found.boost, t_edit) if t_boost is None else t_boost
+        say(
+            f"editing ends at {t_edit:.3g} of the way to noise, and boosting begins at {t_boost:.3g}, by distances "
+            f"{distance.name}"
+        )
+    if t_boost > t_edit:
+        raise UserError(f"t_boost is {t_boost:g}, but editing ends at t_edit {t_edit:g}: quality is boosted after that")
+    return Phases(t_edit, t_boost)
+
+
 @torch.inference_mode()
 def measure_curves(pipeline: Pipeline, images: Tensor, distance: ImageDistance, steps: int = STEPS) -> Curves:
     """Measure the curves of images `(N, 3, S, S)` in [0, 1], at most `MOST_IMAGES` of them."""
@@ -73,12 +103,8 @@ def find_phases(curves: Curves, edit: float = EDIT_SHARE, boost: float = BOOST_S
         curves: of some images.
         edit: share in [0, 1] of the rise of `curves.predicted`; a smaller one edits longer.
         boost: share in [0, 1] of the rise of `curves.noisy`.
-
-    Returns:
-        The phases; boosting never begins before editing ends.
     """
-    t_edit = _first(curves.times, curves.predicted, edit)
-    return Phases(t_edit, min(t_edit, _first(curves.times, curves.noisy, boost)))
+    return Phases(_first(curves.times, curves.predicted, edit), _first(curves.times, curves.noisy, boost))
 
 
 def _first(times: list[float], distances: list[float], share: float) -> float:

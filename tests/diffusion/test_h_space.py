@@ -82,7 +82,7 @@ def test_no_shift_changes_nothing(process, noise):
 
 def test_editing_ends_at_a_time(process, noise):
     net, seen = Toy(process), []
-    edited = Asymmetric(process, net, lambda now: (seen.append(float(now.t[0])), 0 * now.h)[1], end=500)
+    edited = Asymmetric(process, net, lambda now: (seen.append(float(now.t[0])), 0 * now.h)[1], end=0.5)
     sample(edited, net, noise, 20)
     assert seen
     assert min(seen) >= 500
@@ -104,3 +104,30 @@ def test_h_is_what_comes_out_of_the_bottleneck(process, noise):
     assert torch.equal(own(seen), (target - source)[:, None].expand(8, 4))
     mean.recorded(own)(seen)
     assert torch.equal(mean(seen), torch.full((1, 4), 2.5))
+
+
+def test_a_shift_of_no_size_changes_nothing(process, noise):
+    net = Toy(process)
+    edited = Asymmetric(process, net, scaled(lambda seen: torch.ones_like(seen.h), 0.0), end=0)
+    assert torch.equal(sample(edited, net, noise, 20), sample(process, net, noise, 20))
+
+
+def test_a_mean_shift_is_that_of_the_nearest_time():
+    mean = MeanShift()
+
+    def at(time, h):
+        return Evaluation(h, torch.full((len(h),), time), h)
+
+    same = mean.recorded(lambda seen: seen.h)
+    for time, values in ((10.0, [1.0, 2.0]), (10.0, [6.0]), (500.0, [8.0])):
+        assert torch.equal(same(at(time, torch.tensor(values)[:, None])), torch.tensor(values)[:, None])
+    for time, expected in ((0.0, 3.0), (100.0, 3.0), (400.0, 8.0)):
+        assert mean(at(time, torch.zeros(5, 1))) == expected
+
+
+def test_a_shift_network_treats_maps_and_tokens_alike():
+    torch.manual_seed(0)
+    network, h, t = ShiftNetwork(6, 8), torch.randn(2, 6, 3, 3), torch.tensor([3, 900])
+    tokens = h.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(network(tokens, t).transpose(1, 2).view_as(h), network(h, t))
+    assert not torch.allclose(network(h, t.flip(0)), network(h, t))

@@ -1,5 +1,7 @@
 """The contract of every registered generator, under every condition."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from rcg.core.contracts import Denoiser, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.core.rng import SampleNoise, batch_draws
+from rcg.diffusion.h_space import Asymmetric, ConditionShift, scaled
 from rcg.diffusion.model import build
 from rcg.pipeline import Pipeline, SamplingOptions
 from tests.ideal import CONTINUOUS
@@ -175,8 +178,39 @@ def test_its_bottleneck_is_there_if_it_has_an_h_space(name):
     if "h_space" in network.capabilities:
         assert network.bottleneck() in set(network.modules())
     else:
-        with pytest.raises(UserError, match="has no h-space"):
+        with pytest.raises(UserError, match="has no h-space: use dit, adm or ldm"):
             network.bottleneck()
+
+
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)
+def test_its_h_space_is_edited(name, itself):
+    require(name, "h_space")
+    m = with_random_weights(model(name, self_condition=itself, sampler={"name": "ddim", "steps": 3})).eval()
+    source, target = torch.randn(2, 2, 6)
+
+    @torch.no_grad()
+    def sample(*factors):
+        for factor in factors:
+            shift = scaled(ConditionShift(m.network, target), factor)
+            wrap = partial(Asymmetric, network=m.network, shift=shift, end=0.5)
+            yield m.sample(source, SampleNoise(0, range(2), "t"), wrap_process=wrap)
+
+    with torch.no_grad():
+        plain = m.sample(source, SampleNoise(0, range(2), "t"))
+    unmoved, moved = sample(0.0, 1.0)
+    assert torch.equal(unmoved, plain)
+    assert not torch.allclose(moved, plain)
+
+
+def test_a_block_is_chosen_by_its_number():
+    network = model("dit", depth=3).network
+    assert network.bottleneck() is network.blocks[1]
+    assert network.bottleneck(3) is network.blocks[2]
+    with pytest.raises(UserError, match="no block 4 in this dit: choose one from 1 to 3"):
+        network.bottleneck(4)
+    with pytest.raises(UserError, match="a U-Net has one bottleneck, and no block 1 to choose"):
+        model("adm").network.bottleneck(1)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)

@@ -16,6 +16,8 @@ from rcg.editing.directions import Direction
 from rcg.pipeline import Pipeline
 from tests.toy import MAGE, complaint, tool, train, write
 
+ONE_IN_H = ["--images", "{picture}", "--attribute", "{one}", "--in", "h"]
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -91,6 +93,18 @@ def test_an_edit_moves_along_its_direction(toy_run, pictures, directions, tmp_pa
     assert (tmp_path / "one.png").is_file()
 
 
+def test_an_edit_in_h_space_tells_its_phases_and_how_alike_its_shifts_are(toy_run, pictures, directions, tmp_path):
+    files = sorted(pictures.glob("*.png"))[:2]
+    options = ["--attribute", directions / "one.safetensors", "--strength", -90, 0, 90, "--steps", 3, "--out", tmp_path]
+    phases = ["--in", "h", "--block", 2, "--t-edit", 0.1, "--t-boost", 0]
+    done = tool("edit", toy_run / "run", "--images", *files, *options, *phases)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "one.json").read_text())
+    assert (facts["space"], facts["block"], facts["phases"]["boost"]) == ("h", 2, 0)
+    assert "linearity" in facts
+    assert set(facts["homogeneity"]) == {"strength", "score", "score_of_mean", "distance"}
+
+
 def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencoder, pictures, directions, tmp_path):
     for stage in ("encoder", "rdm"):
         shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
@@ -99,6 +113,9 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
     attribute = ["--attribute", directions / "one.safetensors", "--strength", 0, 1, "--steps", 2]
     done = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--out", tmp_path / "edits")
     assert done.returncode == 0, done.stderr
+    refused = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--in", "h", "--out", tmp_path / "no")
+    assert "MAGE has no h-space: use dit, adm or ldm" in complaint(refused)
+    assert not (tmp_path / "no").exists()
     with pytest.raises(UserError, match="mage generates tokens, which have no x_T to recover"):
         Pipeline.from_pretrained(tmp_path / "run").encode(torch.rand(1, 3, 16, 16), steps=2)
 
@@ -111,6 +128,10 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
         ("edit", ["--images", "{picture}", "--attribute", "{missing}"], "there is no file"),
         ("edit", ["--images", "{picture}", "--attribute", "{one}", "--strength", "nan"], "expected a number from -100"),
         ("edit", ["--images", "{picture}", "--attribute", "{other}"], "is a direction of elsewhere"),
+        ("edit", ["--images", "{picture}", "--attribute", "{one}", "--block", "1"], "--block is about edits in h"),
+        ("edit", [*ONE_IN_H, "--block", "9"], "no block 9 in this dit: choose one from 1 to 2"),
+        ("edit", [*ONE_IN_H, "--t-edit", "0.2", "--t-boost", "0.4"], "t_boost is 0.4, but editing ends at t_edit 0.2"),
+        ("edit", [*ONE_IN_H, "--t-edit", "nan"], "expected a number from 0 to 1"),
         ("attributes", ["--images", "{pictures}"], "give --images with --table or --components"),
         (
             "attributes",

@@ -37,7 +37,7 @@ class DDIM(LevelSampler):
         x = noise.normal(space.shape)
         for level, target in pairwise(process.levels(self.steps, self.spacing)):
             x0, eps, _ = self.predict(process, net, x, level, cond)
-            eta = 1.0 if level.t < self.boost * process.horizon else self.eta
+            eta = 1.0 if level.t / process.horizon < self.boost else self.eta
             std = eta * target.sigma / level.sigma * math.sqrt(max(transition_variance(level, target), 0.0))
             x = target.alpha * x0 + math.sqrt(max(target.sigma**2 - std**2, 0.0)) * eps
             if std > 0:

@@ -26,6 +26,32 @@ def test_gaussian_data_is_sampled_with_its_mean_and_std(predict, sampler):
     assert x.std().item() == pytest.approx(STD, rel=0.015)
 
 
+@pytest.mark.parametrize(("boost", "same"), [(0.0, DDIM(eta=0.0, steps=8)), (1.0, DDIM(eta=1.0, steps=8))])
+def test_quality_is_boosted_nowhere_or_everywhere(boost, same):
+    process = Gaussian(GaussianConfig(schedule="cosine", predict="x0"))
+    boosted = DDIM(steps=8, boost=boost)
+    first, second = (sampler(process, ideal(process), SPACE, None, BatchNoise(4)) for sampler in (boosted, same))
+    assert torch.equal(first, second)
+
+
+def test_quality_is_boosted_below_a_time_alone():
+    process, noise = Gaussian(GaussianConfig(schedule="cosine", predict="x0")), BatchNoise(4)
+    times, drawn = [], []
+
+    def net(x, t, cond):
+        times.append(float(t[0]))
+        return ideal(process)(x, t, cond)
+
+    class Counted:
+        def normal(self, shape):
+            drawn.append(times[-1] if times else None)
+            return noise.normal(shape)
+
+    DDIM(steps=20, boost=0.3)(process, net, SPACE, None, Counted())
+    # One draw to start with, and one for every step from below 300 on but the last, which ends at clean data.
+    assert drawn == [None, *[t for t in times if t < 300][:-1]]
+
+
 def test_ddim_converges_at_first_order_to_the_exact_flow_of_gaussian_data():
     # With eta 0 and the ideal denoiser, (x - alpha mean) / (marginal std) is constant along the exact flow.
     process = Gaussian(GaussianConfig(schedule="linear", predict="x0"))

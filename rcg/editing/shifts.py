@@ -15,7 +15,7 @@ from rcg.pipeline import Code, Pipeline
 UNIT = 0.3
 """The strength at which a shift is as it was measured or trained."""
 STEPS = 40
-"""Steps of the sampler, as published, for which a shift is meant. Each step adds it: with more of them it is smaller."""
+"""Steps of the sampler, as published, for which a shift is meant. Each step adds it: with more steps it is smaller."""
 
 ShiftOf = Callable[[Code], Shift]
 """The shift of images with some codes."""
@@ -25,7 +25,7 @@ class HSpaceEditor:
     """Moves h while images are generated again from their codes; the codes stay.
 
     Attributes:
-        mean: of the shifts, over the images and at each time, where it was recorded.
+        mean: of the shifts at each time, over all images that were edited so far.
     """
 
     def __init__(
@@ -46,32 +46,29 @@ class HSpaceEditor:
             block: see `rcg.core.contracts.Denoiser.bottleneck`.
             steps: of the sampler.
             seed: of the noise of quality boosting.
-
-        Raises:
-            UserError: there is no h-space, or no such block.
         """
-        pipeline.generator.network.bottleneck(block)
         self.pipeline, self.shift_of, self.phases, self.block = pipeline, shift_of, phases, block
         self.steps, self.seed, self.mean = steps, seed, MeanShift()
 
     def __call__(self, code: Code, strength: float, indices: Sequence[int]) -> Tensor:
-        """Return the images `(B, 3, S, S)` of codes, edited by their own shifts; `indices` seed the boosting."""
-        return self._edit(self.shift_of(code), code, strength, indices)
+        """Return the images `(B, 3, S, S)` of codes, edited by their own shifts, which are added to the mean.
 
-    def record(self, code: Code, strength: float, indices: Sequence[int]) -> Tensor:
-        """Return what calling returns, and add the shifts to the mean."""
+        Args:
+            code: B of them.
+            strength: of the edit.
+            indices: of the images; they seed quality boosting.
+        """
         return self._edit(self.mean.recorded(self.shift_of(code)), code, strength, indices)
 
     def by_mean(self, code: Code, strength: float, indices: Sequence[int]) -> Tensor:
-        """Return the images of codes, all edited by the mean shift."""
+        """Return the images of codes, all edited by the mean shift; see calling."""
         return self._edit(self.mean, code, strength, indices)
 
     def _edit(self, shift: Shift, code: Code, strength: float, indices: Sequence[int]) -> Tensor:
-        network, horizon = self.pipeline.generator.network, self.pipeline.generator.process.horizon
-        factor = strength / UNIT * STEPS / self.steps
+        network, factor = self.pipeline.generator.network, strength / UNIT * STEPS / self.steps
 
         def edited(process: Process) -> Process:
-            return Asymmetric(process, network, scaled(shift, factor), self.phases.edit * horizon, self.block)
+            return Asymmetric(process, network, scaled(shift, factor), self.phases.edit, self.block)
 
         return self.pipeline.decode(
             code, self.steps, seed=self.seed, indices=indices, boost=self.phases.boost, wrap_process=edited
@@ -84,7 +81,12 @@ def along(pipeline: Pipeline, direction: Direction, block: int | None = None) ->
 
 
 def toward(pipeline: Pipeline, target: Callable[[Tensor], Tensor], block: int | None = None) -> ShiftOf:
-    """Return how h changes when z `(B, d)` becomes `target(z)`, the z of other images for example."""
+    """Return how h changes when z `(B, d)` becomes `target(z)`, the z of other images for example.
+
+    Raises:
+        UserError: the generator has no h-space, or no such block.
+    """
+    pipeline.generator.network.bottleneck(block)
     network, renormalize = pipeline.generator.network, pipeline.representation.transform.renormalize
 
     def shift_of(code: Code) -> Shift:
