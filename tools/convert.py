@@ -4,6 +4,7 @@ python tools/convert.py rdm rdm_mocov3vitb.pth runs/paper                -> runs
 python tools/convert.py rdm runs/paper rdm_mocov3vitb.pth --back
 python tools/convert.py dit rcg_dit_xl2.pth runs/paper                   -> runs/paper/dit, for runs/paper/rdm
 python tools/convert.py autoencoder vqgan_jax_strongaug.ckpt runs/paper  -> runs/paper/autoencoder
+python tools/convert.py diffae last.ckpt runs/faces                      -> encoder, adm and rdm of runs/faces
 """
 
 import argparse

@@ -11,7 +11,7 @@ from rcg.encoding.run_folder import RunFolder
 
 MEANING = {
     "name": "chooses between autoencoders",
-    "heads": "is for the generators dit and adm",
+    "heads": "is for the generators dit and adm, and diffae",
     "head_width": "is for the generators adm and ldm",
     "encoder_heads": "is for the encoder in checkpoints of rdm, ldm and mage",
 }

@@ -48,16 +48,21 @@ def shape_of(tensors: Tensors, side: int) -> dict[str, Any]:
 
     The last cell of a level on the way up ends with a layer that doubles the side: it gives the number of blocks.
     """
-    width = len(tensors["input_blocks.0.0.weight"])
     ups = {int(key.split(".")[1]) for key in tensors if key.startswith("output_blocks.")}
     doubling = [int(key.split(".")[1]) for key in tensors if _doubles(key)]
-    cells = min(doubling, default=len(ups) - 1) + 1  # of a level
-    levels = range(len(ups) // cells)
-    first = [f"input_blocks.{1 + level * cells}" for level in levels]
+    return half_of(tensors, side, blocks=min(doubling, default=len(ups) - 1))
+
+
+def half_of(tensors: Tensors, side: int, blocks: int) -> dict[str, Any]:
+    """Read the settings of the way down of a U-Net for data of `side` with so many `blocks` a level off its tensors."""
+    width = len(tensors["input_blocks.0.0.weight"])
+    downs = {int(key.split(".")[1]) for key in tensors if key.startswith("input_blocks.")}
+    levels = range(len(downs) // (blocks + 1))
+    first = [f"input_blocks.{1 + level * (blocks + 1)}" for level in levels]
     return {
         "width": width,
         "multipliers": [len(tensors[f"{cell}.0.in_layers.2.weight"]) // width for cell in first],
-        "blocks": cells - 1,
+        "blocks": blocks,
         "groups": GROUPS,
         "attention": [side // 2**level for level in levels if f"{first[level]}.1.norm.weight" in tensors],
     }

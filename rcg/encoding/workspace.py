@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from rcg.config import Experiment, GeneratorConfig, differences, identity, resolve_epochs, trainings
+from rcg.config.experiment import Normalize
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.console import say
@@ -309,14 +310,15 @@ def representation_parts(run: RunFolder, generator: str, space: Space | None) ->
         space: the space of z, which names what the transform learned; None: no model there works in it.
 
     Returns:
-        Parts by kind; none where the run does not say how its representations were made, as a converted one.
+        Parts by kind; none where the run does not say how its representations were made. A converted run has no
+            configuration: the name of the space says which transform it was.
 
     Raises:
         UserError: the transform was fitted, and what it learned is not there any more.
     """
     experiment = run.stage_folder(generator).experiment()
     if experiment is None:
-        return {"encoder": run.encoder.part()} if run.encoder.is_trained else {}
+        return _converted_parts(run, space)
     config, size = experiment.encoder, experiment.data.image_size
     if config.weights is not None:
         encoder = open_encoder(config, size, experiment.seed)
@@ -331,6 +333,20 @@ def representation_parts(run: RunFolder, generator: str, space: Space | None) ->
         _find_fitted(transform, run, encoder.width, space)
     part = run.encoder.part() if config.weights is None else encoder_part(encoder, Facts(image_size=size))
     return {"encoder": part, "transform": transform_part(transform)}
+
+
+def _converted_parts(run: RunFolder, space: Space | None) -> dict[str, Part]:
+    """Return the encoder of a run without a configuration, and the transform if z is what leads to `space`."""
+    if not run.encoder.is_trained:
+        return {}
+    encoder = run.encoder.part()
+    normalizer = "" if space is None else space.id.partition("/")[2].partition("-")[0]
+    if space is None or normalizer not in get_args(Normalize):
+        return {"encoder": encoder}
+    transform = Transform(normalizer)
+    if transform.needs_fit:
+        _find_fitted(transform, run, space.shape[0], space)
+    return {"encoder": encoder, "transform": transform_part(transform)}
 
 
 def _find_fitted(transform: Transform, run: RunFolder, width: int, space: Space) -> None:

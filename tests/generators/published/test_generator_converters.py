@@ -15,7 +15,7 @@ from rcg.diffusion.model import build, restore
 from rcg.encoding.autoencoder import restore_autoencoder
 from rcg.encoding.encoder import build_encoder
 from rcg.encoding.run_folder import RunFolder
-from rcg.generators.published import _encoder, _rcg, _unet, adm, dit, ldm
+from rcg.generators.published import _adm, _encoder, _rcg, _unet, adm, dit, ldm
 from rcg.generators.published._files import LIVE, load_extra
 from rcg.nn import sincos_positions
 from tests.generators.originals import convert, listed_tensors, shapes
@@ -168,9 +168,9 @@ def test_full_size_adms_fit_by_name_and_shape_and_go_back(arm):
     assert (side, config.blocks, config.attention) == (256, 2, (32, 16, 8))
     with torch.device("meta"):
         model = build(config, network, Space((3, side, side)), Space((256,)) if arm == "rep" else None)
-    ours = adm.to_ours(found, layout)
+    ours = _adm.to_ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(adm.to_original(ours, condition, layout)) == shapes(found)
+    assert shapes(_adm.to_original(ours, condition, layout)) == shapes(found)
 
 
 def guided_diffusion(side, width, multipliers, blocks, classes):
@@ -247,9 +247,9 @@ def test_every_class_conditional_network_of_guided_diffusion_fits_and_goes_back(
     with torch.device("meta"):
         model = build(config, GENERATORS.get("adm"), Space((3, side, side)), Space((), vocab=1000))
     assert model.network.bottleneck[1].attention.heads == heads
-    ours = adm.to_ours(found, layout)
+    ours = _adm.to_ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
-    assert shapes(adm.to_original(ours, "class", layout)) == shapes(found)
+    assert shapes(_adm.to_original(ours, "class", layout)) == shapes(found)
 
 
 def test_a_full_size_ldm_fits_by_name_and_shape_and_goes_back():

@@ -1,0 +1,299 @@
+"""Checkpoints of diffusion autoencoders become runs that compute the same, and go back, tensor for tensor."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcg.core import checkpoint, pretrained
+from rcg.core.contracts import Space
+from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.transform import Transform
+from rcg.generators.published import diffae
+from rcg.pipeline import Pipeline
+from tests.generators import diffae as original
+from tests.generators.diffae import Sizes, network
+from tests.generators.originals import convert, shapes
+from tests.parity import DATA
+from tests.small import make_part
+from tests.toy import complaint, snapshot, tool
+
+SIZES = Sizes()
+PUBLISHED = {
+    64: Sizes(64, 64, (1, 2, 4, 8), (1, 2, 4, 8, 8), 2, 2, 512, 512, 2048, 10),
+    128: Sizes(128, 128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4), 2, 2, 512, 512, 2048, 20),
+    256: Sizes(256, 128, (1, 1, 2, 2, 4, 4), (1, 1, 2, 2, 4, 4, 4), 2, 2, 512, 512, 2048, 10),
+}
+"""Sizes of the networks for CelebA, horses and bedrooms, and FFHQ."""
+
+
+@pytest.fixture(scope="module")
+def content():
+    """A file with a latent network."""
+    return original.checkpoint(SIZES)
+
+
+@pytest.fixture(scope="module")
+def run(content, tmp_path_factory):
+    """The run that becomes of it."""
+    folder = tmp_path_factory.mktemp("diffae")
+    torch.save(content, folder / "last.ckpt")
+    convert("diffae", folder / "last.ckpt", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, SIZES.side, SIZES.side, generator=torch.Generator().manual_seed(1))
+
+
+def statistics(content):
+    return content["state_dict"]["conds_mean"], content["state_dict"]["conds_std"]
+
+
+def test_the_encoder_gives_the_same_representations_standardized_over_the_data_set(content, run, image):
+    mean, std = statistics(content)
+    expected = (original.encode(network(content), SIZES, image * 2 - 1) - mean) / std
+    torch.testing.assert_close(Pipeline.from_pretrained(run).represent(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_u_net_predicts_the_same_noise(content, run, image):
+    (mean, std), z, t = statistics(content), torch.randn(2, SIZES.z), torch.tensor([3, 900])
+    expected = original.denoise(network(content), SIZES, image * 2 - 1, t, z * std + mean)
+    model = Pipeline.from_pretrained(run).generator
+    torch.testing.assert_close(model.network(image * 2 - 1, t, z)[:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_latent_network_predicts_the_same_noise(content, run):
+    z, t = torch.randn(2, SIZES.z), torch.tensor([3, 900])
+    expected = original.denoise_latent(network(content), SIZES, z, t)
+    model = Pipeline.from_pretrained(run).rdm
+    torch.testing.assert_close(model.network(z, t)[:, 0], expected, rtol=1e-5, atol=1e-5)
+    assert (model.config.process.loss, model.config.process.schedule) == ("l1", "constant")
+
+
+class Given:
+    """A source of noise that gives the same tensor again and again."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def normal(self, shape):
+        return self.noise
+
+
+@torch.no_grad()
+def test_images_are_sampled_along_the_same_walks(content, run):
+    tensors, (mean, std) = network(content), statistics(content)
+    z, x = torch.randn(2, SIZES.z), torch.randn(2, 3, SIZES.side, SIZES.side)
+    constant, linear = torch.full((1000,), 0.008), torch.linspace(1e-4, 0.02, 1000)
+
+    def latent(x, t):
+        return original.denoise_latent(tensors, SIZES, x, t)
+
+    expected_z = original.walk(latent, z, constant, 10, clip=False)
+
+    def pixels(x, t):
+        return original.denoise(tensors, SIZES, x, t, expected_z * std + mean)
+
+    expected = original.walk(pixels, x, linear, 10, clip=True)
+    pipeline = Pipeline.from_pretrained(run)
+    rdm, generator = pipeline.rdm, pipeline.generator
+    found_z = rdm.sample(None, Given(z), sampler=rdm.config.sampler.with_steps(10))
+    torch.testing.assert_close(found_z, expected_z, rtol=1e-4, atol=1e-4)
+    found = generator.sample(found_z, Given(x), sampler=generator.config.sampler.with_steps(10))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_there_and_back_gives_every_tensor(latent, tmp_path):
+    content = original.checkpoint(SIZES, latent)
+    torch.save(content, tmp_path / "last.ckpt")
+    convert("diffae", tmp_path / "last.ckpt", tmp_path / "run")
+    convert("diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back")
+    back = pretrained.read(tmp_path / "back.ckpt")
+    assert (back["state_dict"].keys(), back["global_step"]) == (content["state_dict"].keys(), 70)
+    assert content["hyper_parameters"].items() <= back["hyper_parameters"].items()
+    for key, value in content["state_dict"].items():
+        assert back["state_dict"][key].dtype == value.dtype
+        assert torch.equal(back["state_dict"][key], value), key
+
+
+def test_averaged_weights_replace_missing_live_ones(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for stage in ("encoder", "rdm", "adm"):
+        RunFolder(tmp_path / "run").stage_folder(stage).original.unlink()
+    convert("diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back")
+    back = pretrained.read(tmp_path / "back.ckpt")
+    for key, value in network(back).items():
+        assert torch.equal(network(back, average=False)[key], value)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_heads_are_those_of_the_settings_or_asked_for(heads, image, tmp_path):
+    sizes = SIZES._replace(heads=heads)
+    content = original.checkpoint(sizes, latent=False)
+    torch.save(content, tmp_path / "last.ckpt")
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "bare.ckpt")
+    refused = complaint(tool("convert", "diffae", tmp_path / "bare.ckpt", tmp_path / "asked"))
+    assert "a width of 32 and multipliers [1, 2] at 32 px, which were not published" in refused
+    assert "give them as --heads" in refused
+    assert not (tmp_path / "asked").exists()
+    convert("diffae", tmp_path / "last.ckpt", tmp_path / "run")
+    convert("diffae", tmp_path / "bare.ckpt", tmp_path / "asked", "--heads", heads)
+    expected = original.encode(network(content), sizes, image * 2 - 1)
+    for folder in ("run", "asked"):
+        found = Pipeline.from_pretrained(tmp_path / folder).represent(image)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", PUBLISHED)
+def test_the_published_networks_fit_by_name_and_shape_and_go_back(side):
+    sizes = PUBLISHED[side]
+    found = original.with_twins(original.network_shapes(sizes))
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in found.items()}
+    # Twins are compared, for which they need values; these share one.
+    tensors |= {key: torch.ones(()).expand(found[key]) for key in found if key.startswith("latent_net.")}
+    file = diffae.Original(Path("last.ckpt"), tensors, {}, {}, {}, {}, side, 0)
+    assert diffae._heads(file, None) == 1
+    with torch.device("meta"):
+        encoder = diffae._encoder(file, 1)
+        generator, rdm = diffae._generator(file, 1, Space((512,)), Transform("none")), diffae._rdm(file, Space((512,)))
+    assert (encoder.config.attention, generator.config.attention) == ((16,), (16,))
+    assert (rdm.config.width, rdm.config.depth) == (2048, sizes.layers)
+    back = diffae.unet_to_original(generator.state_dict(), 1)
+    back |= {f"encoder.{key}": value for key, value in diffae.encoder_to_original(encoder.state_dict(), 1).items()}
+    back |= {f"latent_net.{key}": value for key, value in diffae.latent_to_original(rdm.state_dict()).items()}
+    assert shapes(back) == found
+
+
+def refused(content, folder, *options):
+    """Return the sentence with which a file is refused, before anything is written."""
+    torch.save(content, folder / "last.ckpt")
+    sentence = complaint(tool("convert", "diffae", folder / "last.ckpt", folder / "run", *options))
+    assert not (folder / "run").exists()
+    return sentence
+
+
+def with_tensors(content, keep=lambda key: True, **changes):
+    """Return a file with other tensors; in their names `__` stands for a dot."""
+    tensors = {key: value for key, value in content["state_dict"].items() if keep(key)}
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    return content | {"state_dict": tensors | changes}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ema_model__encoder__out__3__bias", torch.full((12,), torch.nan), "ema_model.encoder.out.3.bias holds values"),
+        ("ema_model__out__2__bias", torch.ones(4), "its live network is another than its average"),
+        ("conds_std", torch.zeros(1, 12), "conds_std holds values that are not positive"),
+        ("conds_mean", torch.zeros(1, 11), "mean is (11,) instead of (12,)"),
+        ("ema_model__latent_net__layers__0__cond_layers__1__bias", torch.ones(20), "must hold the same values as"),
+        ("x_T", torch.ones(3), "does not say the side of its images"),
+    ],
+)
+def test_a_file_with_wrong_tensors_is_refused(key, value, said, content, tmp_path):
+    assert said in refused(with_tensors(content, **{key: value}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("ema_model.encoder.", "is not a checkpoint of a diffusion autoencoder: it has no ema_model.encoder.out.3"),
+        ("conds_", "has a latent network, but not conds_mean and conds_std"),
+        ("middle_block.0.emb_layers.1.bias", "does not fit GenerativeModel: it lacks network.unet.bottleneck.0.time"),
+        ("latent_net.layers.0.linear.", "describe no diffusion autoencoder ('layers.0.linear.weight')"),
+        ("output_blocks", "describe no diffusion autoencoder"),
+    ],
+)
+def test_a_file_without_some_tensors_is_refused(missing, said, content, tmp_path):
+    assert said in refused(with_tensors(content, lambda key: missing not in key), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (12,), (2, 2, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "name", ["encoder.out.3", "input_blocks.0.0", "time_embed.time_embed.0", "latent_net.time_embed.0"]
+)
+def test_tensors_of_any_shape_are_refused_in_a_sentence(name, shape, content, tmp_path):
+    changes = {f"{prefix}.{name}.weight": torch.ones(shape) for prefix in ("model", "ema_model")}
+    assert "last.ckpt" in refused(with_tensors(content, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"beta_scheduler": "const0.01"}, "beta_scheduler is 'const0.01', and linear, cosine, const0.008 can be"),
+        ({"latent_beta_scheduler": ["linear"]}, "latent_beta_scheduler is ['linear']"),
+        ({"net_latent_condition_bias": 0}, "net_latent_condition_bias is 0, and only 1 can be converted"),
+        ({"net_beatgans_attn_head": "two"}, "net_beatgans_attn_head is 'two', not a number"),
+        ({"net_enc_num_res_blocks": -1}, "describe no diffusion autoencoder"),
+        ({"net_enc_num_res_blocks": 1}, "does not fit Semantic"),
+    ],
+)
+def test_a_file_that_was_trained_in_another_way_is_refused(setting, said, content, tmp_path):
+    assert said in refused(content | {"hyper_parameters": content["hyper_parameters"] | setting}, tmp_path)
+
+
+def test_other_files_are_refused(content, tmp_path):
+    for foreign in (DATA / "ckpt_rdm_uncond.pth", DATA / "ckpt_dit_tiny.pth"):
+        said = complaint(tool("convert", "diffae", foreign, tmp_path / "run"))
+        assert f"{foreign} is not a checkpoint of a diffusion autoencoder" in said
+    torch.save(content, tmp_path / "whole.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:-5000])
+    assert "truncated" in complaint(tool("convert", "diffae", tmp_path / "cut.ckpt", tmp_path / "run"))
+    assert "is not an ADM checkpoint" in complaint(tool("convert", "adm", tmp_path / "whole.ckpt", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_such_parts_is_left_alone(run, tmp_path, content):
+    shutil.copytree(run, tmp_path / "run")
+    torch.save(content, tmp_path / "last.ckpt")
+    before = snapshot(tmp_path)
+    for part in ("encoder", "rdm"):
+        said = complaint(tool("convert", "diffae", tmp_path / "last.ckpt", tmp_path / "run"))
+        assert f"{tmp_path / 'run' / part} is there already: choose another folder" in said
+        assert snapshot(tmp_path) == before
+        shutil.rmtree(tmp_path / "run" / part)
+        before = snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("adm", {"process": {"name": "gaussian", "predict": "v", "variance": "fixed_large"}}, "has process.predict v"),
+        ("adm", {"heads": None}, "chooses its attention heads by their width"),
+        ("adm", {"condition_path": "time", "destandardize": False}, "has condition_path time"),
+        ("encoder", {"heads": 2}, "has heads 2"),
+    ],
+)
+def test_parts_that_the_original_code_would_take_for_others_do_not_go_back(stage, changes, said, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run").stage_folder(stage)
+    part = folder.part()
+    checkpoint.save(folder.checkpoint, replace(part, config=part.config | changes))
+    assert said in complaint(tool("convert", "diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back"))
+    assert not (tmp_path / "back.ckpt").exists()
+
+
+def test_networks_that_the_original_code_does_not_know_do_not_go_back(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    for stage, name in ((folder.rdm, "rep_mlp"), (folder.encoder, "moco_v3")):
+        checkpoint.save(stage.checkpoint, make_part(stage.name, name))
+        said = complaint(tool("convert", "diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back"))
+        assert f"has name {name}, which the original code cannot load" in said
+
+
+def test_an_autoencoder_without_a_latent_network_reconstructs_and_says_what_sampling_needs(image, tmp_path):
+    content = original.checkpoint(SIZES, latent=False)
+    torch.save(content, tmp_path / "last.ckpt")
+    convert("diffae", tmp_path / "last.ckpt", tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    code = pipeline.encode(image, steps=4)
+    expected = original.encode(network(content), SIZES, image * 2 - 1)
+    torch.testing.assert_close(code.z, expected, rtol=1e-5, atol=1e-5)
+    assert pipeline.decode(code, steps=4).shape == image.shape
+    assert "run tools/train_rdm.py" in complaint(tool("sample", tmp_path / "run", "--num", 1))
