@@ -69,7 +69,7 @@ class Semantic(Encoder):
     """
 
     Config = SemanticConfig
-    config: SemanticConfig
+    joint = True
 
     def __init__(self, config: SemanticConfig, image_size: int, load: bool = True) -> None:
         super().__init__(config, image_size, load)

@@ -31,7 +31,7 @@ from rcg.distributed.launch import resolve_precision
 from rcg.encoding.autoencoder import autoencoder_part, check_space, open_autoencoder, restore_autoencoder
 from rcg.encoding.encoder import restore_encoder
 from rcg.encoding.labels import Assignment, LabelSet
-from rcg.encoding.representation import Representation
+from rcg.encoding.representation import Representation, standardizes
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.transform import Transform, restore_transform
 from rcg.encoding.workspace import representation_parts
@@ -212,7 +212,7 @@ class Pipeline:
         Raises:
             UserError: there is no encoder here, or not that of the representations in which the models work.
         """
-        parts = self._all_parts()
+        parts = self._all_parts(self.space)
         where = "the pipeline" if self.run is None else str(self.run.path)
         if "encoder" not in parts:
             raise UserError(f"{where} holds no encoder")
@@ -352,7 +352,7 @@ class Pipeline:
         folder = Path(os.path.expanduser(folder))
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file, but a folder is needed for the parts and the card")
-        parts = self._all_parts()
+        parts = self._all_parts(self.space)
         encoder_license = _license(parts.get("encoder"))
         if license is not None and "-nc" in encoder_license and "-nc" not in license:
             raise UserError(
@@ -395,17 +395,17 @@ class Pipeline:
             UserError: no license is stated, or one that the encoder's forbids; or the repository cannot be written.
         """
         if license is None:
-            own = _license(self._all_parts().get("encoder"))
+            own = _license(self._all_parts(self.space).get("encoder"))
             warning = f"; the encoder's weights, which are uploaded too, are under {own}" if own else ""
             raise UserError(f"say under which license the weights are, license='mit' for example{warning}")
         with TemporaryDirectory() as folder:
             return upload(self.save_pretrained(folder, license), repository, private, token)
 
-    def _all_parts(self) -> dict[str, Part]:
-        """Return the parts, and those of the run that turn images into representations."""
+    def _all_parts(self, z: Space | None) -> dict[str, Part]:
+        """Return the parts, and those of the run that turn images into representations in the space of z."""
         if self.run is None or self._is_complete():
             return self.parts
-        self.parts = self.parts | representation_parts(self.run, self.config.folder_name, self.space)
+        self.parts = self.parts | representation_parts(self.run, self.config.folder_name, z)
         return self.parts
 
     def _is_complete(self) -> bool:
@@ -711,11 +711,34 @@ class Pipeline:
         needed = self.generator.cond
         assert needed is not None
         self._check_images()
-        if self.rdm is not None and self.rdm.data != needed:
+        if self.rdm is None:
+            return
+        if standardizes(self.rdm.data, needed):
+            self.generator = self.generator.standardized(self.rdm.data, *self._statistics(self.rdm.data))
+        elif self.rdm.data != needed:
             raise UserError(
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "
                 f"{self.rdm.data}: train one of them again on the other's encoder"
             )
+
+    def _statistics(self, z: Space) -> tuple[Tensor, Tensor]:
+        """Return mean and std `(d,)` of representations that were normalized over the data set to z.
+
+        Raises:
+            UserError: they are not here.
+        """
+        parts = self._all_parts(z)
+        if "transform" not in parts:
+            raise UserError(
+                f"the generator is conditioned on representations as they leave the encoder, and the RDM generates "
+                f"{z}: the transform that leads from one to the other is missing"
+            )
+        transform = restore_transform(parts["transform"], z.shape[0])
+        if transform.id != z.id.partition("/")[2]:
+            raise UserError(
+                f"the transform is {transform.id}, but the RDM generates {z}: give the one that it learned from"
+            )
+        return transform.mean, transform.std
 
     def _check_images(self) -> None:
         """Refuse parts that were trained on different images; those of other programs do not say on which."""

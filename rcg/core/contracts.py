@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
@@ -145,6 +146,7 @@ class Encoder(nn.Module):
     Attributes:
         Config: the schema of its section in YAML, an `EncoderConfig`.
         trainable: whether tools/train_encoder.py can pre-train it; then it implements `project`.
+        joint: whether tools/train_pixel.py trains it together with the generator that is conditioned on it.
         config: its section.
         width: D of the representation.
         side: side of the square that the network sees, in pixels; None: that of the images.
@@ -154,6 +156,7 @@ class Encoder(nn.Module):
 
     Config: ClassVar[Any]
     trainable: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
     config: Any
     width: int
     side: int | None = None
@@ -410,6 +413,13 @@ class Task(ABC):
     @abstractmethod
     def export(self, models: Mapping[str, nn.Module]) -> Any:
         """Return the `rcg.core.checkpoint.Part` that other stages load."""
+
+    def other_parts(self, models: Mapping[str, nn.Module]) -> Iterator[tuple[Path, Any]]:
+        """Yield the parts that lie elsewhere in the run, with their files; by default there are none.
+
+        They are written before that of `export`, which may name them.
+        """
+        yield from ()
 
     def after_step(self, step: int) -> None:  # noqa: B027 - most tasks have nothing to update
         """Update what follows the weights without gradients (a momentum encoder, say); by default nothing."""

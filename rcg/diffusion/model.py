@@ -20,6 +20,27 @@ from rcg.diffusion.inversion import invert, noising
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
+class Standardized(Denoiser):
+    """A network conditioned on z that learned from representations as they were: z = (representation - mean) / std."""
+
+    def __init__(self, network: Denoiser, mean: Tensor, std: Tensor) -> None:
+        """Wrap `network`; mean and std are `(D,)`."""
+        nn.Module.__init__(self)
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Denoise as the network does, given z `(B, D)`."""
+        output: Tensor = self.network(x, t, None if cond is None else cond * self.std + self.mean)
+        return output
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """That of the network."""
+        return self.network.bottleneck
+
+
 class GenerativeModel(nn.Module):
     """A network and its process, with the learned null condition; calling it returns the training losses.
 
@@ -126,6 +147,19 @@ class GenerativeModel(nn.Module):
                     f"a weaker model to guide away from needs {what} of {own or 'no space'}, but this one has "
                     f"{other or 'none'}: train it with the same encoder and condition"
                 )
+
+    def standardized(self, z: Space, mean: Tensor, std: Tensor) -> GenerativeModel:
+        """Return this model, which is conditioned on representations as they were, as one of z.
+
+        Args:
+            z: the space of the representations' z = (representation - mean) / std.
+            mean: of the representations, `(D,)`.
+            std: of the representations, `(D,)`.
+        """
+        model = GenerativeModel(self.config, Standardized(self.network, mean, std), self.process, self.data, z)
+        assert self.null is not None
+        model.null = nn.Parameter((self.null.detach() - mean) / std, requires_grad=False)
+        return model.eval()
 
     def _with_estimate(self, process: Any) -> Any:
         """Return a process for one training step or one run of a sampler, self-conditioned if so configured."""

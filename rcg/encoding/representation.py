@@ -28,8 +28,7 @@ class Representation(nn.Module):
     @property
     def space(self) -> Space:
         """The space of z, `(d,)`; a transform that has to be fitted must have been."""
-        width = self.transform.width(self.encoder.width)
-        return Space((width,), id=f"{self.encoder.config.name}:{self.encoder_id}/{self.transform.id}")
+        return space_of(self.encoder, self.encoder_id, self.transform)
 
     def train(self, mode: bool = True) -> Representation:
         """Stay in evaluation mode, whatever the modules around do."""
@@ -45,3 +44,14 @@ class Representation(nn.Module):
         """Map images `(B, 3, H, W)` in [0, 1] to z `(B, d)`."""
         z: Tensor = self.transform(self.encode(image))
         return z
+
+
+def space_of(encoder: Encoder, encoder_id: str, transform: Transform) -> Space:
+    """Return the space of z, `(d,)`, of an encoder with its digest and a transform."""
+    return Space((transform.width(encoder.width),), id=f"{encoder.config.name}:{encoder_id}/{transform.id}")
+
+
+def standardizes(z: Space, rep: Space) -> bool:
+    """Whether z is the representation `rep` as it leaves an encoder, normalized over the data set."""
+    encoder, _, transform = z.id.partition("/")
+    return z.shape == rep.shape and rep.id == f"{encoder}/none" and transform.startswith("per_dataset-")

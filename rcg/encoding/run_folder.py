@@ -72,6 +72,12 @@ class StageFolder:
         files = [path for path in self.states.glob("step-*.safetensors") if _STATE.fullmatch(path.name)]
         return sorted(files, key=self.step_of, reverse=True)
 
+    @property
+    def step(self) -> int:
+        """The step of the newest state; 0 where there is none."""
+        states = self.state_files()
+        return self.step_of(states[0]) if states else 0
+
     @staticmethod
     def step_of(state: Path) -> int:
         """Return the step of a state by the name of its file."""

@@ -16,6 +16,7 @@ from rcg.core.checkpoint import Facts, Part
 from rcg.core.console import say
 from rcg.core.contracts import Autoencoder, Encoder, Space
 from rcg.core.errors import UserError
+from rcg.core.registry import ENCODERS
 from rcg.core.rng import fold_seed
 from rcg.data.images import Images, Split, load_images
 from rcg.data.store import read_if_whole
@@ -106,8 +107,8 @@ class Workspace:
         stage = self.run.encoder
         if not stage.is_trained:
             raise UserError(
-                f"{stage.path} holds no trained encoder and encoder.weights names none: "
-                f"run tools/train_encoder.py with the same configuration first, or set encoder.weights"
+                f"{stage.path} holds no trained encoder and encoder.weights names none: run {self.encoder_tool} with "
+                f"the same configuration first, or set encoder.weights"
             )
         encoder = load_encoder(stage.checkpoint)
         changed = list(differences(identity(encoder.config), identity(config), "encoder"))
@@ -117,6 +118,33 @@ class Workspace:
                 f"repeat them, or give {stage.config} instead of the file; or train it again, or choose another run="
             )
         return encoder
+
+    @property
+    def encoder_tool(self) -> str:
+        """The command that trains the encoder."""
+        if ENCODERS.get(self.experiment.encoder.name).joint:
+            return "tools/train_pixel.py"
+        return "tools/train_encoder.py"
+
+    @property
+    def joint_transform(self) -> Transform:
+        """What an encoder that is trained together with a generator gives to it: z, or what z is fitted to later."""
+        needs_fit = Transform(self.experiment.normalize, self.experiment.projection).needs_fit
+        return Transform("none" if needs_fit else self.experiment.normalize)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the experiment's generator is trained together with the encoder.
+
+        Another generator of the same run is trained on that encoder as it then is.
+        """
+        config, generator = self.experiment.encoder, self.experiment.require_generator()
+        if not ENCODERS.get(config.name).joint or config.weights is not None or generator.condition != "representation":
+            return False
+        saved = self.run.encoder.experiment()
+        if saved is None or saved.generator is None:
+            return not self.run.encoder.is_trained
+        return (saved.encoder.name, saved.generator.folder_name) == (config.name, generator.folder_name)
 
     @cached_property
     def raw_representation(self) -> Representation:
@@ -327,6 +355,8 @@ def representation_parts(run: RunFolder, generator: str, space: Space | None) ->
     else:
         return {}
     transform = Transform(experiment.normalize, experiment.projection)
+    if space is not None and space.id.endswith("/none"):
+        transform = Transform("none")  # of a generator that learned from what z is fitted to, without an RDM
     if transform.needs_fit:
         if space is None:
             return {}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rcg.config import RDMConfig
+from rcg.config import RDMConfig, TrainConfig
 from rcg.core.console import warn
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
@@ -122,24 +122,25 @@ def check_rdm(work: Workspace, fitted: Space | None = None) -> None:
             f"run="
         )
     if fitted is None:
-        _check_part(work, stage, "the RDM", "tools/train_rdm.py")
+        _check_part(work, stage, "the RDM", "tools/train_rdm.py", work.experiment.rdm.train)
 
 
 def check_representation(work: Workspace) -> None:
     """Refuse an encoder that was trained in the run but on other images, and a projection that is too wide."""
     stage, raw = work.run.encoder, work.raw_representation
     if work.experiment.encoder.weights is None:
-        _check_part(work, stage, "the encoder", "tools/train_encoder.py")
+        generator = work.experiment.generator
+        train = generator.train if raw.encoder.joint and generator is not None else work.experiment.encoder.train
+        _check_part(work, stage, "the encoder", work.encoder_tool, train)
     raw.transform.check(len(work.images.train), raw.encoder.width)
 
 
-def _check_part(work: Workspace, stage: StageFolder, part: str, tool: str) -> None:
+def _check_part(work: Workspace, stage: StageFolder, part: str, tool: str, train: TrainConfig) -> None:
     """Refuse a part of the run that was trained on other images; warn of one whose training is not finished."""
     saved = stage.part(weights=False)
     trained, now = saved.facts.fingerprint, work.images.train.fingerprint
     # With early stopping the model of the best step is the finished one.
-    may_end_early = saved.config.get("train", {}).get("patience") is not None
-    if saved.facts.step < saved.facts.steps and not may_end_early:
+    if saved.facts.step < saved.facts.steps and train.patience is None:
         warn(
             f"{stage.checkpoint} is at step {saved.facts.step} of {saved.facts.steps}: what is trained with it will "
             f"not fit {part} once that is finished ({tool} --resume)"

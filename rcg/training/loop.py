@@ -211,10 +211,10 @@ def _save(training: Training) -> None:
 def _export(training: Training) -> None:
     models, progress = training.models(), training.progress
     if training.is_main:
-        part = training.task.export(models)
         trained = {"step": progress.step, "steps": training.config.steps, "seconds": round(progress.seconds, 1)}
-        facts = part.facts.model_copy(update=trained)
-        checkpoint.save(training.folder.checkpoint, replace(part, facts=facts))
+        own = (training.folder.checkpoint, training.task.export(models))
+        for path, part in (*training.task.other_parts(models), own):
+            checkpoint.save(path, replace(part, facts=part.facts.model_copy(update=trained)))
     training.exported_step = progress.step
     training.accelerator.wait_for_everyone()
 

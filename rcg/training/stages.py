@@ -19,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import ENCODERS, GENERATORS, NETWORKS
 from rcg.data.loading import StepKeys
 from rcg.diffusion.alignment import AlignedModel, AlignmentHead
+from rcg.diffusion.joint import JointModel
 from rcg.diffusion.model import GenerativeModel, build
 from rcg.distributed.batch_norm import synchronized
 from rcg.encoding.autoencoder import build_autoencoder
@@ -32,7 +33,7 @@ from rcg.training.loop import learning_rate, train
 from rcg.training.record import Start, program, record, trained_facts
 from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons, trained_modules
 from rcg.training.tasks.encoder import EncoderTask
-from rcg.training.tasks.generator import ConditionedImages, GeneratorTask
+from rcg.training.tasks.generator import ConditionedImages, GeneratorTask, JointTask
 from rcg.training.tasks.rdm import RDMTask
 
 
@@ -41,13 +42,11 @@ class Stage(ABC):
 
     Attributes:
         name: its key in `STAGES`, and for people.
-        next_tool: the command that comes after it.
         shardable: whether its module can be sharded over processes (FSDP).
         encodes: whether it learns from what frozen networks make of the images, which takes long the first time.
     """
 
     name: ClassVar[str]
-    next_tool: ClassVar[str]
     shardable: ClassVar[bool] = False
     encodes: ClassVar[bool] = False
 
@@ -64,6 +63,10 @@ class Stage(ABC):
         """Return what of an experiment a resumed training has to find unchanged, as nested settings."""
 
     @abstractmethod
+    def next_tool(self, work: Workspace) -> str:
+        """Return the command that comes after it."""
+
+    @abstractmethod
     def check(self, work: Workspace, mode: Mode) -> None:
         """Raise `UserError` for everything that can be refused before the stage's folder is touched."""
 
@@ -74,6 +77,10 @@ class Stage(ABC):
     @abstractmethod
     def task(self, work: Workspace) -> Task:
         """Build the task, its initial weights seeded."""
+
+    def claimed(self, work: Workspace) -> list[StageFolder]:
+        """Return the folders that the training writes into; by default its own."""
+        return [self.folder(work.experiment)]
 
     def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
         """Yield in what the neighbors of a half-trained part, other than images, differ from today's; by default none.
@@ -129,19 +136,20 @@ def _run_stage(stage: Stage, work: Workspace, mode: Mode, dry_run: bool) -> None
         _refuse(folder, list(_other_spaces(trained, facts)))
     task.facts = facts
     task.modules = {name: synchronized(module, work.accelerator.device) for name, module in task.modules.items()}
-    folder.claim(experiment, mode, work.accelerator)
+    for claimed in stage.claimed(work):
+        claimed.claim(experiment, mode, work.accelerator)
     log_to(work.run.log)
     if work.accelerator.is_main_process:
         record(folder, start, facts)
     progress = train(task, config, folder, work.accelerator, experiment.seed, experiment.data.num_workers)
     if progress.step >= config.steps:
-        say(f"{folder.checkpoint}: step {progress.step}, {progress.seconds:.0f} s. Next: {stage.next_tool}")
+        say(f"{folder.checkpoint}: step {progress.step}, {progress.seconds:.0f} s. Next: {stage.next_tool(work)}")
 
 
 class EncoderStage(Stage):
     """Contrastive pre-training of the experiment's encoder on its unlabeled images."""
 
-    name, next_tool = "encoder", "tools/train_rdm.py"
+    name = "encoder"
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -154,11 +162,20 @@ class EncoderStage(Stage):
             raise UserError(
                 f"encoder.weights is {config.weights!r}, so there is nothing to train: go on with tools/train_rdm.py"
             )
+        if ENCODERS.get(config.name).joint:
+            raise UserError(
+                f"encoder.name is {config.name!r}, which is trained together with the generator: go on with "
+                f"tools/train_pixel.py, then tools/train_rdm.py"
+            )
         return config.train
 
     def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Return what decides the encoder."""
         return _identity(experiment, "data", "encoder")
+
+    def next_tool(self, work: Workspace) -> str:
+        """Return the command that trains the RDM."""
+        return "tools/train_rdm.py"
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse an encoder that cannot be trained."""
@@ -205,7 +222,7 @@ class EncoderStage(Stage):
 class AutoencoderStage(Stage):
     """Training of the generator's autoencoder on the experiment's images."""
 
-    name, next_tool = "autoencoder", "tools/train_pixel.py"
+    name = "autoencoder"
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -220,6 +237,10 @@ class AutoencoderStage(Stage):
         config = self._config(experiment)
         sections = ("data", "encoder") if config.train.perceptual == "encoder" else ("data",)
         return _identity(experiment, *sections) | {"generator": {"autoencoder": training_identity(config)}}
+
+    def next_tool(self, work: Workspace) -> str:
+        """Return the command that trains the generator."""
+        return "tools/train_pixel.py"
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse a perceptual loss without an encoder, and to start from weights that are about to be deleted."""
@@ -293,7 +314,7 @@ class AutoencoderStage(Stage):
 class RDMStage(Stage):
     """Training of the representation diffusion model (RDM) on representations that are computed once."""
 
-    name, next_tool, shardable, encodes = "rdm", "tools/train_pixel.py", True, True
+    name, shardable, encodes = "rdm", True, True
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -306,6 +327,10 @@ class RDMStage(Stage):
     def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Return what decides the RDM."""
         return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm")
+
+    def next_tool(self, work: Workspace) -> str:
+        """Return the command that trains a generator, or samples from one that is there."""
+        return "tools/sample.py" if work.run.generators() else "tools/train_pixel.py"
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse an encoder or a condition that is not there, or does not fit."""
@@ -353,7 +378,7 @@ class RDMStage(Stage):
 class GeneratorStage(Stage):
     """Training of the pixel generator, conditioned on representations, labels, clusters or nothing."""
 
-    name, next_tool, shardable, encodes = "generator", "tools/sample.py", True, True
+    name, shardable, encodes = "generator", True, True
 
     def folder(self, experiment: Experiment) -> StageFolder:
         """Return the stage's folder in the run."""
@@ -375,19 +400,66 @@ class GeneratorStage(Stage):
             sections.append("clusters")
         return _identity(experiment, *sections)
 
+    def next_tool(self, work: Workspace) -> str:
+        """Return the command that samples, or trains the RDM on the representations of a new encoder."""
+        return "tools/train_rdm.py" if work.is_joint else "tools/sample.py"
+
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse neighbors that are missing or do not fit."""
         config = work.experiment.require_generator()
-        if config.condition in conditioning.FROM_REPRESENTATIONS:
+        if work.is_joint:
+            self._check_joint(work, mode)
+        elif config.condition in conditioning.FROM_REPRESENTATIONS:
             conditioning.check_representation(work)
             conditioning.check_rdm(work)
         _patch_space(work)
         _check_estimates(work, config)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
 
+    def _check_joint(self, work: Workspace, mode: Mode) -> None:
+        """Refuse what does not go with an encoder in training."""
+        experiment, config, encoder = work.experiment, work.experiment.require_generator(), work.run.encoder
+        name = experiment.encoder.name
+        if experiment.projection is not None:
+            raise UserError(
+                f"projection needs an encoder that is there, but {name} is trained together with the generator: leave "
+                f"it out"
+            )
+        if config.align is not None:
+            raise UserError(
+                f"generator.align needs a frozen encoder with patch tokens, and {name} is trained: leave it out"
+            )
+        if config.condition_noise and experiment.normalize != "per_sample":
+            raise UserError(
+                f"generator.condition_noise is {config.condition_noise:g}, which {name} would drown by ever larger "
+                f"representations: set it to 0, or normalize to per_sample"
+            )
+        if mode == Mode.START:
+            encoder.check(self.identity, experiment, mode)
+        elif mode == Mode.RESUME and encoder.is_trained and not self.folder(experiment).state_files():
+            raise UserError(
+                f"{encoder.checkpoint} is there, but {self.folder(experiment).states} holds no state to go on from: "
+                f"start again with --overwrite, or choose another run="
+            )
+        is_over = mode == Mode.RESUME and self.folder(experiment).step >= config.train.steps
+        if work.run.rdm.is_trained and not is_over:
+            warn(
+                f"{work.run.rdm.path} generates representations of the encoder as it was: once this training is over, "
+                f"train it again (tools/train_rdm.py --overwrite)"
+            )
+
+    def claimed(self, work: Workspace) -> list[StageFolder]:
+        """Return the folders that the training writes into."""
+        return [self.folder(work.experiment), *([work.run.encoder] if work.is_joint else [])]
+
     def outline(self, work: Workspace) -> dict[str, nn.Module]:
-        """Build the model without memory, and the head that aligns it if there is one."""
+        """Build the model without memory, and the head that aligns it or the encoder that learns with it."""
         config = work.experiment.require_generator()
+        if work.is_joint:
+            with torch.device("meta"):
+                joint = self._build_joint(work)
+            config.sampler.check(joint.model.process)
+            return {"generator": joint}
         cond: Space | None = None
         if config.condition == "class":
             cond = conditioning.label_space(work.images.train)
@@ -407,6 +479,8 @@ class GeneratorStage(Stage):
         """Yield another autoencoder, and another encoder or other classes where they are the condition."""
         config = work.experiment.require_generator()
         yield from _other("it generates latents of", trained.data, work.autoencoder.space)
+        if work.is_joint:
+            return
         if config.condition == "representation":
             yield from _other_z(work, "its condition is", trained.cond)
         elif config.condition == "class":
@@ -415,6 +489,8 @@ class GeneratorStage(Stage):
     def task(self, work: Workspace) -> GeneratorTask:
         """Build the task of generating images."""
         images, validation = work.images
+        if work.is_joint:
+            return self._joint_task(work)
         condition = conditioning.generator_conditioning(work)
         # Alignment needs the images themselves, for the encoder's patch tokens.
         is_aligned = work.experiment.require_generator().align is not None
@@ -430,6 +506,27 @@ class GeneratorStage(Stage):
         facts = _facts(work, image_size=work.image_size, cluster_counts=condition.cluster_counts)
         autoencoder = work.autoencoder.to(work.accelerator.device)
         return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder)
+
+    def _joint_task(self, work: Workspace) -> JointTask:
+        views = work.experiment.data.cached_views
+        train_set, validation_set = (
+            ConditionedImages(images, number, None) for images, number in zip(work.images, (views, 1), strict=True)
+        )
+        joint = self._build_joint(work)
+        autoencoder = work.autoencoder.to(work.accelerator.device)
+        facts = _facts(work, image_size=work.image_size)
+        return JointTask(joint, autoencoder, train_set, validation_set, facts, work.run.encoder.checkpoint)
+
+    def _build_joint(self, work: Workspace) -> JointModel:
+        """Build the generator and the encoder that is trained with it, their initial weights seeded."""
+        experiment, transform = work.experiment, work.joint_transform
+        work.seed_weights("encoder")
+        encoder = build_encoder(experiment.encoder, work.image_size)
+        cond = Space((transform.width(encoder.width),), id=f"{experiment.encoder.name} in training")
+        work.seed_weights("generator")
+        model = self._build(work, work.autoencoder.space, cond)
+        self._load(work, model)
+        return JointModel(model, encoder, transform)
 
     def _initial(self, work: Workspace) -> Initial:
         return _initial(work, "generator", "generator", work.experiment.require_generator().train)
@@ -500,13 +597,13 @@ def _other_z(work: Workspace, what: str, trained: Space | None) -> Iterator[str]
 def _other_spaces(trained: Facts, facts: Facts) -> Iterator[str]:
     """Yield the spaces that are known only now that images are encoded, where they are others."""
     yield from _other("it generates", trained.data, facts.data)
-    yield from _other("its condition is", trained.cond, facts.cond)
+    if facts.cond is not None:  # None: nothing, or representations of an encoder that is in training itself
+        yield from _other("its condition is", trained.cond, facts.cond)
 
 
 def _warn_of_jump(config: TrainConfig, folder: StageFolder, trained: Facts) -> None:
     """Warn where a training that is made longer goes on at another learning rate than it had."""
-    states = folder.state_files()
-    step = folder.step_of(states[0]) if states else 0  # with early stopping the model is of an earlier one
+    step = folder.step  # with early stopping the model is of an earlier one
     if not 0 < step < config.steps or trained.steps in (0, config.steps):
         return
     before = learning_rate(config.model_copy(update={"steps": trained.steps}), step - 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,10 @@ from rcg.data.images import Images
 from rcg.data.loading import Key
 from rcg.data.views import ShardedViews
 from rcg.diffusion.alignment import AlignedModel, AlignmentHead
+from rcg.diffusion.joint import JointModel
 from rcg.diffusion.model import GenerativeModel, model_part
+from rcg.encoding.encoder import encoder_id, encoder_part
+from rcg.encoding.representation import space_of
 from rcg.visual.grids import gallery
 
 MAX_EVALUATED = 256
@@ -97,20 +102,27 @@ class GeneratorTask(Task):
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch, and the alignment loss if there is one."""
-        inputs: list[Tensor | None] = []
-        with torch.no_grad():
-            if "latent" in batch:
-                inputs.append(self.autoencoder.draw(batch["latent"]))
-            else:
-                inputs.append(self.autoencoder.encode(batch["image"]))
-            inputs.append(self._cond(batch))
-            if self.encoder is not None:
+        inputs = [self.latents(batch), self.condition(batch, self.modules["generator"])]
+        if self.encoder is not None:
+            with torch.no_grad():
                 inputs.append(self.encoder.patch_features(batch["image"]))
         yield "generator", self.modules["generator"](*inputs)
 
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the latents `(B, *S)` of a batch."""
+        if "latent" in batch:
+            return self.autoencoder.draw(batch["latent"])
+        return self.autoencoder.encode(batch["image"])
+
+    def condition(self, batch: Mapping[str, Tensor], module: nn.Module) -> Tensor | None:
+        """Return the condition of a batch for what is trained, or its average."""
+        return None if self.key is None else batch[self.key]
+
     def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
         """Return the loss on validation images, and validation images beside samples from their conditions."""
-        model = _without_head(models["generator"])
+        module = models["generator"]
+        model = model_in(module)
         device = next(model.parameters()).device
 
         # The loss, with the same noise at every evaluation; the next training step seeds again.
@@ -118,14 +130,15 @@ class GeneratorTask(Task):
         items = [self.validation[(i, 0)] for i in range(count)]
         batch = {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
         torch.manual_seed(0)
-        losses = model(self.autoencoder.encode(batch["image"]), self._cond(batch))
+        cond = self.condition(batch, module)
+        losses = model(self.autoencoder.encode(batch["image"]), cond)
         score = float(torch.stack(list(losses.values())).sum())
         metrics = {f"validation_{name}": float(value) for name, value in losses.items()}
 
         # Samples from the conditions of the first images.
         first = {name: value[:SHOWN] for name, value in batch.items()}
         noise = SampleNoise(0, range(len(first["image"])), "generator", device)
-        latent = model.sample(self._cond(first), noise)
+        latent = model.sample(None if cond is None else cond[:SHOWN], noise)
         images = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
         title, captions = f"step {step}: samples without a condition", [""] * len(images)
         if self.key is not None:
@@ -136,17 +149,67 @@ class GeneratorTask(Task):
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the averaged model, without what only training needs."""
-        return model_part("generator", _without_head(models["generator"]), self.facts)
+        return model_part("generator", model_in(models["generator"]), self.facts)
 
     def compiled(self, name: str) -> nn.Module:
         """Return the network, which is what `train.compile` compiles."""
-        return _without_head(self.modules[name]).network
-
-    def _cond(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        return None if self.key is None else batch[self.key]
+        return model_in(self.modules[name]).network
 
 
-def _without_head(module: nn.Module) -> GenerativeModel:
-    model = module.model if isinstance(module, AlignedModel) else module
+class JointTask(GeneratorTask):
+    """Trains a generative model together with the encoder of its condition, by the model's loss alone.
+
+    Args:
+        joint: both of them.
+        autoencoder: latents <-> images.
+        train: images to learn from.
+        validation: images for the loss and the sample grid of evaluations.
+        facts: what the checkpoint says about its neighbors.
+        encoder_path: where the trained encoder is kept.
+    """
+
+    def __init__(
+        self,
+        joint: JointModel,
+        autoencoder: Autoencoder,
+        train: ConditionedImages,
+        validation: ConditionedImages,
+        facts: Facts,
+        encoder_path: Path,
+    ) -> None:
+        super().__init__(joint.model, autoencoder, train, validation, facts)
+        self.modules = {"generator": joint}
+        # The space of the condition has a name only when the encoder is written.
+        self.facts = self.facts.model_copy(update={"cond": None})
+        self.encoder_path = encoder_path
+
+    def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the denoising loss of a batch, given what the encoder makes of its images."""
+        yield "generator", self.modules["generator"](self.latents(batch), batch["image"])
+
+    def condition(self, batch: Mapping[str, Tensor], module: nn.Module) -> Tensor:
+        """Return what the encoder makes of a batch."""
+        assert isinstance(module, JointModel)
+        return module.represent(batch["image"])
+
+    def other_parts(self, models: Mapping[str, nn.Module]) -> Iterator[tuple[Path, Part]]:
+        """Yield the averaged encoder."""
+        joint: Any = models["generator"]
+        yield (
+            self.encoder_path,
+            encoder_part(joint.encoder, self.facts.model_copy(update={"data": None, "classes": ()})),
+        )
+
+    def export(self, models: Mapping[str, nn.Module]) -> Part:
+        """Export the averaged model, conditioned on what the averaged encoder makes of images."""
+        joint: Any = models["generator"]
+        part = super().export(models)
+        cond = space_of(joint.encoder, encoder_id(joint.encoder), joint.transform)
+        return replace(part, facts=part.facts.model_copy(update={"cond": cond}))
+
+
+def model_in(module: nn.Module) -> GenerativeModel:
+    """Return the generative model in what is trained."""
+    model = module.model if isinstance(module, AlignedModel | JointModel) else module
     assert isinstance(model, GenerativeModel)
     return model
