@@ -118,6 +118,18 @@ class PictureFiles(DataSource):
         return self.paths[index]
 
 
+def folder_labels(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the labels `(N,)` int64 of pictures by the folders of the first level that they lie in, and these.
+
+    None, and no folders, where there are fewer than two, or a picture lies in none.
+    """
+    folders = [path.partition("/")[0] for path in paths if "/" in path]
+    classes, labels = np.unique(folders, return_inverse=True)
+    if len(folders) < len(paths) or len(classes) < 2:
+        return None, ()
+    return torch.from_numpy(labels), tuple(classes.tolist())
+
+
 def class_labels(files: Sequence[File], root: Path, classes: Sequence[str], train: Path) -> Tensor:
     """Return the labels `(N,)` int64 of files below `root`, whose sub-folders are those of `train`.
 

@@ -23,7 +23,7 @@ from rcg.core import checkpoint
 from rcg.core.console import say
 from rcg.core.errors import UserError
 from rcg.core.rng import SampleNoise, fold_seed
-from rcg.editing.attributes import represent
+from rcg.editing.encoded import represent
 from rcg.editing.images import read_images
 from rcg.metrics.probe import LinearProbe
 from rcg.pipeline import Pipeline, SamplingOptions

@@ -25,6 +25,30 @@ class SquareImage(NamedTuple):
     pixels: Tensor
 
 
+class ImageFile(NamedTuple):
+    """A picture, not yet read.
+
+    Attributes:
+        name: of its file, below the folder that was given.
+        path: where it is.
+    """
+
+    name: str
+    path: Path
+
+    def read(self, size: int) -> SquareImage:
+        """Read it as a square of `size` pixels, cropped as a data set is; raises `UserError` if it cannot be read."""
+        return SquareImage(self.name, square(read_picture(self.path), size))
+
+
+def find_images(folder: Path) -> list[ImageFile]:
+    """Return all pictures below a folder; raises `UserError` if there are none."""
+    found = [ImageFile(file.path, folder / file.path) for file in find_pictures(folder, set()).pictures]
+    if not found:
+        raise UserError(f"folder {folder} holds no pictures such as .png or .jpg files")
+    return found
+
+
 def read_images(paths: Sequence[Path], size: int, most: int | None = None) -> list[SquareImage]:
     """Read pictures, and all pictures below folders, as squares of `size` pixels, cropped as a data set is.
 
@@ -36,13 +60,7 @@ def read_images(paths: Sequence[Path], size: int, most: int | None = None) -> li
     Raises:
         UserError: a picture cannot be read, or a folder holds none.
     """
-    files: list[tuple[str, Path]] = []
+    files: list[ImageFile] = []
     for path in paths:
-        if path.is_dir():
-            found = [(file.path, path / file.path) for file in find_pictures(path, set()).pictures]
-            if not found:
-                raise UserError(f"folder {path} holds no pictures such as .png or .jpg files")
-            files += found
-        else:
-            files.append((path.name, path))
-    return [SquareImage(name, square(read_picture(path), size)) for name, path in files[:most]]
+        files += find_images(path) if path.is_dir() else [ImageFile(path.name, path)]
+    return [file.read(size) for file in files[:most]]

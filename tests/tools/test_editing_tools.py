@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
+from rcg.editing import sparse_autoencoder
 from rcg.editing.directions import Direction
 from rcg.pipeline import Pipeline
 from tests.toy import MAGE, complaint, tool, train, write
@@ -81,6 +83,46 @@ def test_attributes_are_found_in_two_folders_and_in_variance(toy_run, pictures, 
     assert names == {"one.safetensors", "component 1.safetensors", "component 2.safetensors"}
 
 
+def test_classes_of_folders_and_of_the_run_give_a_direction_each(toy_run, pictures, tmp_path):
+    for row in csv.DictReader((pictures / "table.csv").open()):
+        folder = tmp_path / "classes" / ("ones" if row["one"] == "1" else "others")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / row["name"], folder)
+    done = tool("attributes", toy_run / "run", "--images", tmp_path / "classes", "--out", tmp_path / "folders")
+    assert done.returncode == 0, done.stderr
+    ones, others = (
+        Direction.load(tmp_path / "folders" / f"{name}.safetensors", space(toy_run)) for name in ("ones", "others")
+    )
+    assert torch.allclose(ones.vector, -others.vector, atol=1e-3)
+    done = tool("attributes", toy_run / "run", "--attributes", 1, 7, "--out", tmp_path / "own")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["1.safetensors", "7.safetensors"]
+
+
+def test_the_table_of_a_data_set_names_images_by_their_keys(toy_run, tmp_path):
+    table = tmp_path / "table.json"
+    ink = load_digits().images.mean((1, 2))
+    table.write_text(json.dumps({index: {"ink": value} for index, value in enumerate(ink.tolist())}))
+    done = tool("attributes", toy_run / "run", "--table", table, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "ink.safetensors").is_file()
+
+
+def test_features_are_found_without_labels(toy_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sparse_autoencoder, "STEPS", 20)
+    features = ["--features", 8, "--active", 2, "--out", tmp_path / "out"]
+    done = tool("attributes", toy_run / "run", *features)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"features.png: explained variance \S+, \S+ features per image, \d dead features", done.stdout)
+    assert (tmp_path / "out" / "feature 1.safetensors").is_file()
+    with Image.open(tmp_path / "out" / "features.png") as picture:
+        assert picture.width > 10 * 64
+
+
+def space(toy_run):
+    return Pipeline.from_pretrained(toy_run / "run").representation.space
+
+
 def test_an_edit_moves_along_its_direction(toy_run, pictures, directions, tmp_path):
     files = sorted(pictures.glob("*.png"))[:2]
     attribute = ["--attribute", directions / "one.safetensors", "--keep", directions / "ink.safetensors"]
@@ -132,7 +174,13 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
         ("edit", [*ONE_IN_H, "--block", "9"], "no block 9 in this dit: choose one from 1 to 2"),
         ("edit", [*ONE_IN_H, "--t-edit", "0.2", "--t-boost", "0.4"], "t_boost is 0.4, but editing ends at t_edit 0.2"),
         ("edit", [*ONE_IN_H, "--t-edit", "nan"], "expected a number from 0 to 1"),
-        ("attributes", ["--images", "{pictures}"], "give --images with --table or --components"),
+        ("attributes", ["--images", "{pictures}"], "have no classes, which are two or more folders"),
+        ("attributes", ["--images", "{single}"], "have no classes, which are two or more folders"),
+        ("attributes", ["--attributes", "11"], "has no class '11'"),
+        ("attributes", ["--with", "{pictures}"], "give both"),
+        ("attributes", ["--components", "2", "--features", "8"], "give one of them, or none"),
+        ("attributes", ["--components", "2", "--attributes", "1"], "leave it out"),
+        ("attributes", ["--features", "3"], "at most all 3 features"),
         (
             "attributes",
             ["--images", "{pictures}", "--table", "{table}", "--attributes", "two"],
@@ -164,8 +212,10 @@ def test_mistakes_are_named_and_nothing_is_written(name, arguments, words, toy_r
         "gap": tmp_path / "gap.json",
         "bare": tmp_path / "bare.csv",
         "twice": tmp_path / "twice.csv",
+        "single": tmp_path / "single",
     }
     first, second = files[0].name, files[1].name
+    shutil.copytree(pictures, places["single"] / "cats")
     places["short"].write_text(f"name,one,ink\n{first},1\n")
     places["gap"].write_text(json.dumps({first: {"one": 1}, second: {"ink": 1}}))
     places["bare"].write_text(f"name\n{first}\n")

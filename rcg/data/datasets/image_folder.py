@@ -12,9 +12,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import PIL
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +28,7 @@ from rcg.data.pictures import (
     class_labels,
     existing_folder,
     find_pictures,
+    folder_labels,
     is_picture,
     is_service,
     reason,
@@ -77,7 +76,7 @@ class ImageFolder(PictureFiles):
             root, self._validation = _official(root)
         self._seen: set[tuple[int, int]] = set()
         files = _readable(root, self._seen, whole)
-        super().__init__(root, files, *_labels([file.path for file in files]))
+        super().__init__(root, files, *folder_labels([file.path for file in files]))
         if not whole:
             _warn_of_folders(root, self.paths, self.classes)
 
@@ -131,14 +130,6 @@ def _readable(root: Path, seen: set[tuple[int, int]], whole: bool) -> list[File]
             f"that they are dark: if less than 65535 is white in them, multiply their values"
         )
     return files
-
-
-def _labels(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
-    folders = [path.partition("/")[0] for path in paths if "/" in path]
-    classes, labels = np.unique(folders, return_inverse=True)
-    if len(folders) < len(paths) or len(classes) < 2:
-        return None, ()
-    return torch.from_numpy(labels), tuple(classes.tolist())
 
 
 def _warn_of_folders(root: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
