@@ -22,6 +22,10 @@ def main() -> None:
     parser.add_argument("--strength", type=cli.number(-100, 100), nargs="+", default=[-0.3, 0.0, 0.3], help=text)
     text = "files of properties that stay as they are: the part of the direction that changes them is left out"
     parser.add_argument("--keep", type=cli.path, nargs="+", default=[], metavar="FILE", help=text)
+    text = "files of properties whose change is measured too, as that of those that are kept"
+    parser.add_argument("--watch", type=cli.path, nargs="+", default=[], metavar="FILE", help=text)
+    text = "own: the noise that leads to the image, which holds what its representation does not; or random [own]"
+    parser.add_argument("--noise", choices=("own", "random"), default="own", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     text = "z: the representation is moved; h: what comes out of the middle of the generator's network is [z]"
     parser.add_argument("--in", dest="space", choices=("z", "h"), default="z", help=text)
@@ -41,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     given = [name for name in ("block", "t_edit", "t_boost") if getattr(arguments, name) is not None]
     if given and arguments.space == "z":
         raise UserError(f"--{given[0].replace('_', '-')} is about edits in h: add --in h, or leave it out")
+    if arguments.noise == "random" and arguments.space == "h":
+        raise UserError("an edit in h starts from the image's own noise: leave out --noise random, or --in h")
     import torch
 
     from rcg.editing.directions import Direction
@@ -52,17 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
     out = cli.output_folder(arguments.out or cli.results_of(arguments.run).edits)
     pipeline = cli.open_pipeline(arguments)
     space = pipeline.representation.space
-    kept = [Direction.load(path, space) for path in arguments.keep]
+    kept, watched = ([Direction.load(path, space) for path in paths] for paths in (arguments.keep, arguments.watch))
     direction = Direction.load(arguments.attribute, space).without(kept)
     images = read_images(arguments.images, pipeline.image_size)
-    options = EditOptions(arguments.strength, arguments.steps, arguments.seed)
+    own_noise = arguments.noise == "own"
+    options = EditOptions(arguments.strength, arguments.steps, arguments.seed, own_noise=own_noise)
     h_space = None
     if arguments.space == "h":
         shift_of = along(pipeline, direction, arguments.block)
         originals = torch.stack([image.pixels for image in images])
         phases = choose_phases(pipeline, originals, arguments.t_edit, arguments.t_boost)
         h_space = HSpaceEditor(pipeline, shift_of, phases, arguments.block, arguments.steps, arguments.seed)
-    edit(pipeline, images, direction, kept, options, out, h_space)
+    edit(pipeline, images, direction, [*kept, *watched], options, out, h_space)
 
 
 if __name__ == "__main__":

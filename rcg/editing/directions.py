@@ -41,8 +41,8 @@ class Direction:
         return z + strength * math.sqrt(z.shape[1]) * self.vector.to(z)
 
     def score(self, z: Tensor) -> Tensor:
-        """Return how much of the property `z` `(B, D)` has: its coordinate along the direction, `(B,)`."""
-        return z @ self.vector.to(z)
+        """Return how much of the property `z` `(B, D)` has, `(B,)`: `move` by a strength raises it by that strength."""
+        return z @ self.vector.to(z) / math.sqrt(z.shape[1])
 
     def without(self, others: Sequence[Direction]) -> Direction:
         """Return the part of the direction along which the properties of `others` stay as they are.

@@ -34,14 +34,16 @@ class EditOptions:
     Attributes:
         strengths: of the edit; 0 is the reconstruction.
         steps: of the sampler.
-        seed: of the noise of generators of tokens, and of quality boosting.
+        seed: of the noise of generators of tokens, of random noise, and of quality boosting.
         batch_size: images at a time.
+        own_noise: whether images keep their own noise; if not, theirs is random, and all that z does not say changes.
     """
 
     strengths: Sequence[float] = (-0.3, 0.0, 0.3)
     steps: int = 100
     seed: int = 0
     batch_size: int = 64
+    own_noise: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ def along_z(pipeline: Pipeline, direction: Direction, options: EditOptions) -> E
 
 
 def edit_images(pipeline: Pipeline, originals: Tensor, editor: Editor, options: EditOptions) -> EditedImages:
-    """Edit images `(N, 3, S, S)` by each strength, with their own noise."""
+    """Edit images `(N, 3, S, S)` by each strength."""
+    steps = options.steps if options.own_noise and not pipeline.has_tokens else None
     batches, codes = [], []
     for places in torch.arange(len(originals)).split(options.batch_size):
-        code = pipeline.encode(originals[places], None if pipeline.has_tokens else options.steps)
+        code = pipeline.encode(originals[places], steps)
         edited = [editor(code, strength, places.tolist()) for strength in options.strengths]
         after = [pipeline.represent(images).cpu() for images in edited]
         batches.append((torch.stack([images.cpu() for images in edited], 1), torch.stack(after, 1)))
@@ -96,8 +99,10 @@ def edit(
     """Edit images, and write NAME.png and NAME.json of an attribute into `out`.
 
     The figures are means over the images, measured on edited images that the encoder sees again: by how much the
-    attribute's score (`Direction.score`) and the scores of `others` have changed, and the perceptual distance to the
-    originals. `linearity` is the share of the variance of the scores that a straight line over strengths explains.
+    attribute's score (`Direction.score`, in units of the strength) and the scores of `others` have changed, the
+    `precision` of the edit, and the perceptual distance to the originals. `linearity` is the share of the variance of
+    the scores that a straight line over strengths explains, `monotonicity` the rank correlation of an image's scores
+    and the strengths, a mean over images.
 
     Args:
         pipeline: of the run.
@@ -114,12 +119,14 @@ def edit(
     scores, rows = [], []
     for number, strength in enumerate(options.strengths):
         change = edited.after[:, number] - edited.codes.z
-        scores.append(float(direction.score(change).mean()))
+        score, other_scores = direction.score(change), {other.name: other.score(change) for other in others}
+        scores.append(float(score.mean()))
         rows.append(
             {
                 "strength": strength,
                 "score": scores[-1],
-                "others": {other.name: float(other.score(change).mean()) for other in others},
+                "others": {name: float(values.mean()) for name, values in other_scores.items()},
+                "precision": precision(score, list(other_scores.values())),
                 "distance": float(distance(edited.images[:, number], originals).mean()),
             }
         )
@@ -129,7 +136,9 @@ def edit(
         "images": [image.name for image in images],
         "distance": distance.name,
         "steps": options.steps,
+        "noise": "own" if options.own_noise and not pipeline.has_tokens else "random",
         "linearity": linearity(options.strengths, scores),
+        "monotonicity": monotonicity(options.strengths, direction.score(edited.after)),
     }
     if h_space is not None:
         facts |= {"block": h_space.block, "phases": asdict(h_space.phases)}
@@ -149,6 +158,34 @@ def linearity(strengths: Sequence[float], scores: Sequence[float]) -> float | No
     if len(set(strengths)) < 3 or np.ptp(scores) == 0:
         return None
     return float(np.corrcoef(strengths, scores)[0, 1] ** 2)
+
+
+def monotonicity(strengths: Sequence[float], values: Tensor) -> float | None:
+    """Return the mean over images of Spearman's correlation of the strengths and `values` `(N, strengths)`.
+
+    None for fewer than three different strengths; images whose values are all equal count as 0.
+    """
+    if len(set(strengths)) < 3:
+        return None
+    from scipy.stats import spearmanr
+
+    varying = [row for row in values.numpy() if np.ptp(row) > 0]
+    return float(sum(spearmanr(strengths, row).statistic for row in varying) / len(values))
+
+
+def precision(score: Tensor, others: Sequence[Tensor]) -> float | None:
+    """Return the editing precision ratio (CASL, He et al., 2026, arXiv 2601.15441); None without other attributes.
+
+    Args:
+        score: by how much the edited attribute has changed in each image, `(N,)`.
+        others: the same of the other attributes.
+
+    Returns:
+        The mean size of `score`, over that of `others`: above 1 the edit changes more of what it should.
+    """
+    if not others or not (size := torch.stack(list(others)).abs().mean()):
+        return None
+    return float(score.abs().mean() / size)
 
 
 def _homogeneity(

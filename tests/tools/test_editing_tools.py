@@ -125,14 +125,32 @@ def space(toy_run):
 
 def test_an_edit_moves_along_its_direction(toy_run, pictures, directions, tmp_path):
     files = sorted(pictures.glob("*.png"))[:2]
-    attribute = ["--attribute", directions / "one.safetensors", "--keep", directions / "ink.safetensors"]
+    ink = directions / "ink.safetensors"
+    attribute = ["--attribute", directions / "one.safetensors", "--keep", ink]
     options = ["--strength", -1, 0, 1, "--steps", 3, "--out", tmp_path]
     done = tool("edit", toy_run / "run", "--images", *files, *attribute, *options)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "one.json").read_text())
     assert [row["strength"] for row in facts["rows"]] == [-1, 0, 1]
     assert set(facts["rows"][0]["others"]) == {"ink"}
+    assert facts["rows"][0]["precision"] > 0
+    assert -1 <= facts["monotonicity"] <= 1
     assert (tmp_path / "one.png").is_file()
+
+
+def test_an_edit_from_random_noise_is_another_one_and_watches_other_properties(toy_run, pictures, directions, tmp_path):
+    picture = sorted(pictures.glob("*.png"))[0]
+    attribute = ["--attribute", directions / "one.safetensors", "--watch", directions / "ink.safetensors"]
+    distances = {}
+    for noise in ("own", "random"):
+        options = ["--strength", 0, "--steps", 8, "--noise", noise, "--out", tmp_path / noise]
+        done = tool("edit", toy_run / "run", "--images", picture, *attribute, *options)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads((tmp_path / noise / "one.json").read_text())
+        assert facts["noise"] == noise
+        assert set(facts["rows"][0]["others"]) == {"ink"}
+        distances[noise] = facts["rows"][0]["distance"]
+    assert distances["own"] < distances["random"]
 
 
 def test_an_edit_in_h_space_tells_its_phases_and_how_alike_its_shifts_are(toy_run, pictures, directions, tmp_path):
@@ -173,6 +191,7 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
         ("edit", ["--images", "{picture}", "--attribute", "{one}", "--block", "1"], "--block is about edits in h"),
         ("edit", [*ONE_IN_H, "--block", "9"], "no block 9 in this dit: choose one from 1 to 2"),
         ("edit", [*ONE_IN_H, "--t-edit", "0.2", "--t-boost", "0.4"], "t_boost is 0.4, but editing ends at t_edit 0.2"),
+        ("edit", [*ONE_IN_H, "--noise", "random"], "starts from the image's own noise"),
         ("edit", [*ONE_IN_H, "--t-edit", "nan"], "expected a number from 0 to 1"),
         ("attributes", ["--images", "{pictures}"], "have no classes, which are two or more folders"),
         ("attributes", ["--images", "{single}"], "have no classes, which are two or more folders"),
