@@ -25,7 +25,7 @@ from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.encoding.transform import Transform, transform_part
 from rcg.encoding.workspace import representation_parts
-from rcg.generators.published import _adm, _files, _unet
+from rcg.generators.published import _adm, _attributes, _files, _unet
 from rcg.generators.published._converter import Converter
 from rcg.generators.published._files import Tensors
 
@@ -117,6 +117,8 @@ class DiffAEConverter(Converter):
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's encoder, adm and, if it holds a latent network, RDM.
 
+        A classifier of attributes becomes directions of the z of a run that is there.
+
         Returns:
             The files written.
 
@@ -124,7 +126,12 @@ class DiffAEConverter(Converter):
             UserError: the file is another, or was trained in a way that ours cannot be, or its tensors do not fit; or
                 the run holds such parts.
         """
-        original = _read(path)
+        content = pretrained.read(path)
+        tensors = pretrained.state_dict(content, path)
+        pretrained.check_finite(tensors, path)
+        if _attributes.WEIGHT in tensors:
+            return _attributes.save(tensors, _settings(content), run, path)
+        original = _original(path, content, tensors)
         for stage in (run.encoder, run.rdm, run.stage_folder("adm")):
             if stage.path.exists():
                 raise UserError(f"{stage.path} is there already: choose another folder")
@@ -188,11 +195,14 @@ class DiffAEConverter(Converter):
         _files.write(path, {STEP: part.facts.details.get(STEP, 0), "epoch": 0, **content})
 
 
-def _read(path: Path) -> Original:
-    """Read an original file; raises `UserError` if it is another, or was trained in a way that ours cannot be."""
-    content = pretrained.read(path)
-    tensors = pretrained.state_dict(content, path)
-    pretrained.check_finite(tensors, path)
+def _settings(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the training; empty where the file does not hold them."""
+    settings = content.get("hyper_parameters")
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def _original(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Original:
+    """Sort what a file holds; raises `UserError` if it is another, or was trained in a way that ours cannot be."""
     average, live = _files.select(tensors, AVERAGE), _files.select(tensors, LIVE)
     needed = ("encoder.out.3.weight", "time_embed.time_embed.0.weight", "input_blocks.0.0.weight")
     missing = next((key for key in needed if key not in average), None)
@@ -201,8 +211,7 @@ def _read(path: Path) -> Original:
     complaints = pretrained.misfits(average, live, exact=True) if live else ""
     if complaints:
         raise UserError(f"{path}: its live network is another than its average: {complaints}")
-    settings = content.get("hyper_parameters")
-    settings = settings if isinstance(settings, Mapping) else {}
+    settings = _settings(content)
     has_latent = any(key.startswith(LATENT) for key in average)
     for key, value in (EXPECTED | EXPECTED_LATENT if has_latent else EXPECTED).items():
         if settings.get(key, value) != value:

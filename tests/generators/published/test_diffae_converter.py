@@ -9,10 +9,12 @@ import torch
 
 from rcg.core import checkpoint, pretrained
 from rcg.core.contracts import Space
+from rcg.editing.directions import Direction
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.transform import Transform
 from rcg.generators.published import diffae
 from rcg.pipeline import Pipeline
+from rcg.visual.grids import to_pil
 from tests.generators import diffae as original
 from tests.generators.diffae import Sizes, network
 from tests.generators.originals import convert, shapes
@@ -297,3 +299,61 @@ def test_an_autoencoder_without_a_latent_network_reconstructs_and_says_what_samp
     torch.testing.assert_close(code.z, expected, rtol=1e-5, atol=1e-5)
     assert pipeline.decode(code, steps=4).shape == image.shape
     assert "run tools/train_rdm.py" in complaint(tool("sample", tmp_path / "run", "--num", 1))
+
+
+def classifier(content, classes=40, seed=0, **settings):
+    """Return the file of a classifier of z; as its authors save it, without the networks."""
+    statistics = {key: content["state_dict"][key] for key in ("conds_mean", "conds_std")}
+    weight = torch.randn(classes, SIZES.z, generator=torch.Generator().manual_seed(seed))
+    found = {
+        f"{name}.{key}": value
+        for name in ("classifier", "ema_classifier")
+        for key, value in {"weight": weight, "bias": weight[:, 0]}.items()
+    }
+    return {"state_dict": statistics | found, "hyper_parameters": settings, "global_step": 5}
+
+
+def test_a_classifier_becomes_directions_that_edit_as_its_authors_do(content, run, image, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = classifier(content)
+    torch.save(file, tmp_path / "cls.ckpt")
+    convert("diffae", tmp_path / "cls.ckpt", tmp_path / "run")
+    found = RunFolder(tmp_path / "run").attributes
+    assert len(list(found.iterdir())) == 40
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    smile = Direction.load(found / "Smiling.safetensors", pipeline.representation.space)
+    z = pipeline.represent(image)
+    direction = torch.nn.functional.normalize(file["state_dict"]["classifier.weight"][31], dim=0)
+    torch.testing.assert_close(smile.move(z, 0.3), z + 0.3 * 12**0.5 * direction)
+    assert "is there already" in complaint(tool("convert", "diffae", tmp_path / "cls.ckpt", tmp_path / "run"))
+    picture = tmp_path / "face.png"
+    to_pil(image[0]).save(picture)
+    edited = tool(
+        "edit",
+        tmp_path / "run",
+        "--images",
+        picture,
+        "--attribute",
+        found / "Smiling.safetensors",
+        "--steps",
+        2,
+        "--strength",
+        0,
+        1,
+    )
+    assert edited.returncode == 0, edited.stderr
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "changes", "said"),
+    [
+        (3, {}, {}, "has a classifier of 3 classes"),
+        (1, {}, {}, "has a classifier of 1 classes"),
+        (40, {}, {"conds_mean": torch.zeros(1, 12)}, "was trained on other z than"),
+        (40, {}, {"classifier__weight": torch.ones(40, 11)}, "was trained on other z than"),
+    ],
+)
+def test_a_classifier_of_something_else_is_refused(classes, settings, changes, said, content, run, tmp_path):
+    torch.save(with_tensors(classifier(content, classes, **settings), **changes), tmp_path / "cls.ckpt")
+    assert said in complaint(tool("convert", "diffae", tmp_path / "cls.ckpt", run))
+    assert not RunFolder(run).attributes.exists()

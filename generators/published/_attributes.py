@@ -1,0 +1,67 @@
+"""The classifiers of face attributes that come with diffusion autoencoders, as directions of z."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.editing.directions import Direction
+from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.workspace import representation_parts
+from rcg.generators.published._files import Tensors
+
+WEIGHT = "classifier.weight"
+NAMES = (
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
+    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses",
+    "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes",
+    "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling",
+    "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace",
+    "Wearing_Necktie", "Young",
+)  # fmt: skip
+"""The attributes of CelebA, in the order of its table."""
+
+
+def save(tensors: Tensors, settings: Mapping[str, Any], run: RunFolder, path: Path) -> list[Path]:
+    """Write each row of a linear classifier of z as a direction into the run, and return the files written.
+
+    Args:
+        tensors: of the classifier's checkpoint.
+        settings: of its training.
+        run: with the autoencoder and the latent network on whose z it was trained.
+        path: the checkpoint.
+
+    Raises:
+        UserError: the run has other z, or such directions, or nobody knows what the classes are.
+    """
+    weight = tensors[WEIGHT]
+    names = {len(NAMES): NAMES, 1: (settings.get("manipulate_cls"),)}.get(len(weight), ())
+    if not all(isinstance(name, str) for name in names) or not names:
+        raise UserError(f"{path} has a classifier of {len(weight)} classes: {len(NAMES)}, CelebA's, have known names")
+    space = run.rdm.part(weights=False).facts.data if run.rdm.is_trained else None
+    transform = representation_parts(run, "adm", space).get("transform")
+    learned = {} if transform is None else transform.tensors
+    fits = [_is_close(tensors.get(f"conds_{key}"), learned.get(key)) for key in ("mean", "std")]
+    if space is None or weight.shape[1:] != space.shape or not all(fits):
+        raise UserError(
+            f"{path} was trained on other z than {run.path} has: convert the file with its latent network there first"
+        )
+    files = [run.attributes / f"{name}.safetensors" for name in names]
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file} is there already: move it away")
+    for name, row, file in zip(names, weight, files, strict=True):
+        Direction(name, row / row.norm(), space, f"of {path.name}").save(file)
+    return files
+
+
+def _is_close(found: Tensor | None, own: Tensor | None) -> bool:
+    """Whether there are two equal tensors `(1, D)` and `(D,)`, but for what another order of adding changes."""
+    if found is None or own is None or found.shape != (1, *own.shape):
+        return False
+    return torch.allclose(found[0], own, rtol=1e-3, atol=1e-3)
