@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,30 +45,6 @@ class ADMConfig(unet.UNetConfig):
     condition_path: Literal["time", "style"] = "time"
     """Where the condition enters: added to the time embedding (RCG, ADM), or as a scale of its own in every residual
     block (Diffusion Autoencoders), which can be read and edited as a style."""
-    destandardize: bool = False
-    """Whether a style is z times a std plus a mean, which are kept beside the weights: the published networks took
-    representations as they are, and their RDM generates standardized ones."""
-
-
-class Destandardize(nn.Module):
-    """Undoes a standardization; new, it changes nothing.
-
-    Attributes:
-        mean: of each feature, `(D,)`.
-        std: likewise.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map `(B, D)`."""
-        return z * self.std + self.mean
 
 
 @GENERATORS.register
@@ -85,10 +60,10 @@ class ADM(unet.UNetDenoiser):
     def __init__(self, config: ADMConfig, interface: Interface) -> None:
         super().__init__(config, interface)
         self.time_width = config.time_width or config.width
-        self.is_styled = config.condition_path == "style"
+        self.styled = config.condition_path == "style"
         embedding = config.embedding_width or 4 * self.time_width
         self.time = unet.time_embedding(self.time_width, embedding)
-        self.cond, style = _embed_condition(interface.cond, embedding, config)
+        self.cond, style = _embed_condition(interface.cond, embedding, self.styled)
         side = interface.data.shape[1]
         multipliers = config.multipliers or next(m for smallest, m in PUBLISHED.items() if side >= smallest)
         self.unet = unet.UNet(config, multipliers, interface, _layers(config, embedding, style))
@@ -99,18 +74,17 @@ class ADM(unet.UNetDenoiser):
         if self.cond is None or cond is None:
             return self.unet(x, unet.LayerCondition(F.silu(time)))
         embedded = self.cond(cond)
-        if self.is_styled:
+        if self.styled:
             return self.unet(x, unet.LayerCondition(F.silu(time), F.silu(embedded)))
         return self.unet(x, unet.LayerCondition(F.silu(time + embedded)))
 
 
-def _embed_condition(cond: Space | None, embedding: int, config: ADMConfig) -> tuple[nn.Module | None, int | None]:
+def _embed_condition(cond: Space | None, embedding: int, styled: bool) -> tuple[nn.Module | None, int | None]:
     """Build the embedding of a condition; return it with its width where it is a style."""
     if cond is None:
         return None, None
-    styled = config.condition_path == "style"
-    if styled and cond.vocab is None:  # a vector is a style without an embedding, as in Diffusion Autoencoders
-        return Destandardize(cond.shape[0]) if config.destandardize else nn.Identity(), cond.shape[0]
+    if styled and cond.vocab is None:  # a vector is a style as it is, as in Diffusion Autoencoders
+        return nn.Identity(), cond.shape[0]
     embed = ConditionEmbedding(cond, embedding)
     if cond.vocab is None:
         unet.zero(embed.embed)  # as in RCG, a new network ignores the representation

@@ -20,8 +20,8 @@ from rcg.core.contracts import Encoder, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS, ENCODERS, GENERATORS, NETWORKS
 from rcg.diffusion.model import GenerativeModel, build
-from rcg.encoding.encoder import build_encoder, encoder_part
-from rcg.encoding.representation import Representation
+from rcg.encoding.encoder import build_encoder, encoder_id, encoder_part
+from rcg.encoding.representation import Representation, standardizes
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.encoding.transform import Transform, transform_part
 from rcg.encoding.workspace import representation_parts
@@ -32,8 +32,9 @@ from rcg.generators.published._files import Tensors
 LIVE, AVERAGE = "model.", "ema_model."
 ENCODER, LATENT = "encoder.", "latent_net."
 """Prefixes of original names: of the live network and its average, and in both of their parts; the U-Net has none."""
-NOISE, MEAN, STD = "x_T", "conds_mean", "conds_std"
-STATISTICS = {MEAN: "mean", STD: "std"}
+NOISE = "x_T"
+STATISTICS = {"conds_mean": "mean", "conds_std": "std"}
+"""The original names of what z was standardized by, and ours."""
 STEP, HEADS = "global_step", "net_beatgans_attn_head"
 HEAD = {"out.0": "norm", "out.3": "output"}
 """The original names of the encoder's last layers, and ours."""
@@ -67,8 +68,6 @@ FOREIGN = {
 }
 FOREIGN_LATENT = {"condition": "none", "process.schedule": tuple(SCHEDULES.values())}
 """What the original code has fixed; see `_files.check_settings`."""
-KNOWN = [{"normalize": normalizer, "projection": None} for normalizer in ("none", "per_dataset")]
-"""The transforms that the original code has."""
 
 
 class Original(NamedTuple):
@@ -78,9 +77,8 @@ class Original(NamedTuple):
     average: dict[str, Tensor]
     live: dict[str, Tensor]
     """Empty where the file has one set of weights."""
-    statistics: dict[str, Tensor]
-    """Mean and std of the representations; empty where there is no latent network."""
     rest: dict[str, Tensor]
+    """What belongs to no network."""
     settings: Mapping[str, Any]
     side: int
     """Of the images, in pixels."""
@@ -138,24 +136,25 @@ class DiffAEConverter(Converter):
         with _refusing(path):
             heads = _heads(original, self.heads)
             encoder = _encoder(original, heads)
-            transform = _transform(original, encoder.width)
-            representation = Representation(encoder, transform)
-            generator = _generator(original, heads, representation.space, transform)
-            rdm = _rdm(original, representation.space) if original.weights(LATENT) else None
+            # The U-Net takes representations as they leave the encoder, the latent network generates standardized ones.
+            generator = _generator(original, heads, Representation(encoder, Transform("none")).space)
+            transform, rdm = None, None
+            if original.weights(LATENT):
+                transform = _transform(original, encoder.width)
+                rdm = _rdm(original, Representation(encoder, transform).space)
         # All of it fits.
         written = [run.encoder.checkpoint, run.encoder.original]
         checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, Facts(image_size=original.side)))
         checkpoint.save_tensors(run.encoder.original, original.extra(ENCODER), {})
-        if transform.needs_fit:
-            config = transform_part(transform).config
-            written.append(run.fitted("transform", {"encoder": representation.encoder_id, **config}))
-            checkpoint.save_tensors(written[-1], transform.state_dict(), config)
-        if rdm is not None:
+        if transform is not None and rdm is not None:
+            facts = {"encoder": encoder_id(encoder), **transform_part(transform).config}
+            written.append(run.fitted("transform", facts))
+            checkpoint.save_tensors(written[-1], transform.state_dict(), facts)
             weights, extra = rdm.state_dict(), original.extra(LATENT)
             written += _files.save_model(run.rdm, "rdm", rdm, weights, extra, path)
         weights, extra = generator.state_dict(), original.extra("") | original.rest
-        facts = {"image_size": original.side, "details": {STEP: original.step}}
-        return written + _files.save_generator(run, generator, weights, extra, path, **facts)
+        known = {"image_size": original.side, "details": {STEP: original.step}}
+        return written + _files.save_generator(run, generator, weights, extra, path, **known)
 
     def write(self, run: RunFolder, path: Path) -> None:
         """Turn the run's encoder, adm and, if there is one, RDM into an original checkpoint.
@@ -171,7 +170,6 @@ class DiffAEConverter(Converter):
             raise UserError(f"{part.source} chooses its attention heads by their width, and the original code cannot")
         shared = {"name": "semantic", "groups": _unet.GROUPS, "heads": config["heads"]}
         _files.check_settings(encoder, ENCODERS, shared)
-        statistics = _statistics(run, part)
         settings = {
             "img_size": part.facts.image_size,
             HEADS: config["heads"],
@@ -191,8 +189,9 @@ class DiffAEConverter(Converter):
             live |= _with_twins(_live(run.rdm))
         tensors = {LIVE + key: live.get(key, value) for key, value in average.items()}
         tensors |= {AVERAGE + key: value for key, value in average.items()}
-        content = {"state_dict": tensors | rest | statistics, "hyper_parameters": settings}
-        _files.write(path, {STEP: part.facts.details.get(STEP, 0), "epoch": 0, **content})
+        tensors |= rest | _statistics(run, part)
+        step = part.facts.details.get(STEP, 0)
+        _files.write(path, {STEP: step, "epoch": 0, "state_dict": tensors, "hyper_parameters": settings})
 
 
 def _settings(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -216,14 +215,9 @@ def _original(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Origi
     for key, value in (EXPECTED | EXPECTED_LATENT if has_latent else EXPECTED).items():
         if settings.get(key, value) != value:
             raise UserError(f"{path}: its setting {key} is {settings[key]!r}, and only {value!r} can be converted")
-    has_statistics = {MEAN, STD} <= tensors.keys()
-    if has_latent and not has_statistics:
-        raise UserError(f"{path} has a latent network, but not {MEAN} and {STD}, which its output is multiplied with")
-    statistics = {key: tensors[key] for key in STATISTICS} if has_statistics else {}
     rest = {key: value.clone() for key, value in tensors.items() if not key.startswith((AVERAGE, LIVE))}
-    rest = {key: value for key, value in rest.items() if key not in statistics}
     step = int(_files.number_of(content, STEP, 0, path))
-    return Original(path, average, live, statistics, rest, settings, _side(tensors.get(NOISE), settings, path), step)
+    return Original(path, average, live, rest, settings, _side(tensors.get(NOISE), settings, path), step)
 
 
 def _side(noise: Tensor | None, settings: Mapping[str, Any], path: Path) -> int:
@@ -257,19 +251,20 @@ def _live(stage: StageFolder) -> dict[str, Tensor]:
 
 
 def _statistics(run: RunFolder, generator: Part) -> dict[str, Tensor]:
-    """Return the mean and the std by which z is standardized, under their original names; none if z is not.
+    """Return the mean and the std by which z is standardized, under their original names; none without an RDM.
 
     Raises:
-        UserError: the original code has no such z.
+        UserError: the generator takes, or the RDM generates, something else than in the original code.
     """
-    transform = representation_parts(run, "adm", generator.facts.cond).get("transform")
-    if transform is None or transform.config not in KNOWN:
+    rep = generator.facts.cond
+    z = run.rdm.part(weights=False).facts.data if run.rdm.is_trained else rep
+    if rep is None or z is None or not rep.id.endswith("/none") or not (z == rep or standardizes(z, rep)):
         raise UserError(
-            f"{run.path} has z that the original code cannot make: it has representations as they are, or standardized "
-            f"over the data set"
+            f"{run.path} has a generator of {rep} and representations {z}: the original code takes them as they leave "
+            f"the encoder, and standardizes them over the data set for the latent network"
         )
-    _files.check_settings(generator, GENERATORS, {"destandardize": bool(transform.tensors)})
-    return {key: transform.tensors[ours][None] for key, ours in STATISTICS.items() if ours in transform.tensors}
+    learned = representation_parts(run, "adm", z)["transform"].tensors
+    return {key: learned[ours][None] for key, ours in STATISTICS.items() if ours in learned}
 
 
 def _part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -308,19 +303,23 @@ def _encoder(original: Original, heads: int) -> Encoder:
 
 
 def _transform(original: Original, width: int) -> Transform:
-    """Return the map from representations of `width` to z: standardized if the file says how, or as they are."""
-    if not original.statistics:
-        return Transform("none")
+    """Return the map from representations of `width` to z, standardized over the data set."""
+    missing = [key for key in STATISTICS if key not in original.rest]
+    if missing:
+        raise UserError(
+            f"{original.path} has a latent network, but no {missing[0]}: what it generates is standardized by "
+            f"{' and '.join(STATISTICS)}"
+        )
     transform = Transform("per_dataset")
-    learned = {STATISTICS[key]: value.flatten() for key, value in original.statistics.items()}
+    learned = {ours: original.rest[key].flatten() for key, ours in STATISTICS.items()}
     transform.load(learned, width, str(original.path))
     if not (transform.std > 0).all():
-        raise UserError(f"{original.path}: {STD} holds values that are not positive")
+        raise UserError(f"{original.path}: conds_std holds values that are not positive")
     return transform
 
 
-def _generator(original: Original, heads: int, cond: Space, transform: Transform) -> GenerativeModel:
-    """Build the U-Net with its weights, for z in the space `cond`, to which `transform` leads."""
+def _generator(original: Original, heads: int, cond: Space) -> GenerativeModel:
+    """Build the U-Net with its weights, for representations in the space `cond`."""
     tensors = original.weights("")
     embedding, width = tensors["time_embed.time_embed.0.weight"].shape
     config = GENERATORS.get("adm").Config(
@@ -332,7 +331,6 @@ def _generator(original: Original, heads: int, cond: Space, transform: Transform
         condition="representation",
         condition_dropout=0.0,
         condition_path="style",
-        destandardize=transform.needs_fit,
         process={
             "name": "gaussian",
             "schedule": original.schedule("beta_scheduler", "linear"),
@@ -342,7 +340,6 @@ def _generator(original: Original, heads: int, cond: Space, transform: Transform
     )
     model = build(config, GENERATORS.get("adm"), Space((3, original.side, original.side), id="pixels"), cond)
     weights = {f"network.{key}": value for key, value in unet_to_ours(tensors, heads).items()}
-    weights |= {f"network.cond.{key}": value for key, value in transform.state_dict().items()}
     pretrained.fit(model, {"null": torch.zeros_like(model.null), **weights}, original.path)
     return model
 
@@ -379,8 +376,7 @@ def unet_to_ours(tensors: Tensors, heads: int) -> dict[str, Tensor]:
 
 def unet_to_original(tensors: Tensors, heads: int) -> dict[str, Tensor]:
     """Return tensors of our ADM, `network. ...`, under the original names."""
-    layers = {key: value for key, value in tensors.items() if not key.startswith("network.cond.")}
-    as_adm = _adm.to_original(layers, "representation", _adm.Layout(0, heads=heads))
+    as_adm = _adm.to_original(tensors, "representation", _adm.Layout(0, heads=heads))
     return {key.replace(TIME_OF_ADM, TIME): value for key, value in as_adm.items()}
 
 

@@ -11,7 +11,6 @@ from rcg.core import checkpoint, pretrained
 from rcg.core.contracts import Space
 from rcg.editing.directions import Direction
 from rcg.encoding.run_folder import RunFolder
-from rcg.encoding.transform import Transform
 from rcg.generators.published import diffae
 from rcg.pipeline import Pipeline
 from rcg.visual.grids import to_pil
@@ -158,11 +157,11 @@ def test_the_published_networks_fit_by_name_and_shape_and_go_back(side):
     tensors = {key: torch.empty(shape, device="meta") for key, shape in found.items()}
     # Twins are compared, for which they need values; these share one.
     tensors |= {key: torch.ones(()).expand(found[key]) for key in found if key.startswith("latent_net.")}
-    file = diffae.Original(Path("last.ckpt"), tensors, {}, {}, {}, {}, side, 0)
+    file = diffae.Original(Path("last.ckpt"), tensors, {}, {}, {}, side, 0)
     assert diffae._heads(file, None) == 1
     with torch.device("meta"):
         encoder = diffae._encoder(file, 1)
-        generator, rdm = diffae._generator(file, 1, Space((512,)), Transform("none")), diffae._rdm(file, Space((512,)))
+        generator, rdm = diffae._generator(file, 1, Space((512,))), diffae._rdm(file, Space((512,)))
     assert (encoder.config.attention, generator.config.attention) == ((16,), (16,))
     assert (rdm.config.width, rdm.config.depth) == (2048, sizes.layers)
     back = diffae.unet_to_original(generator.state_dict(), 1)
@@ -205,7 +204,7 @@ def test_a_file_with_wrong_tensors_is_refused(key, value, said, content, tmp_pat
     ("missing", "said"),
     [
         ("ema_model.encoder.", "is not a checkpoint of a diffusion autoencoder: it has no ema_model.encoder.out.3"),
-        ("conds_", "has a latent network, but not conds_mean and conds_std"),
+        ("conds_", "has a latent network, but no conds_mean"),
         ("middle_block.0.emb_layers.1.bias", "does not fit GenerativeModel: it lacks network.unet.bottleneck.0.time"),
         ("latent_net.layers.0.linear.", "describe no diffusion autoencoder ('layers.0.linear.weight')"),
         ("output_blocks", "describe no diffusion autoencoder"),
@@ -267,7 +266,7 @@ def test_a_run_with_such_parts_is_left_alone(run, tmp_path, content):
     [
         ("adm", {"process": {"name": "gaussian", "predict": "v", "variance": "fixed_large"}}, "has process.predict v"),
         ("adm", {"heads": None}, "chooses its attention heads by their width"),
-        ("adm", {"condition_path": "time", "destandardize": False}, "has condition_path time"),
+        ("adm", {"condition_path": "time"}, "has condition_path time"),
         ("encoder", {"heads": 2}, "has heads 2"),
     ],
 )
@@ -287,6 +286,16 @@ def test_networks_that_the_original_code_does_not_know_do_not_go_back(run, tmp_p
         checkpoint.save(stage.checkpoint, make_part(stage.name, name))
         said = complaint(tool("convert", "diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back"))
         assert f"has name {name}, which the original code cannot load" in said
+
+
+def test_a_generator_of_z_does_not_go_back(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    stage, z = folder.stage_folder("adm"), folder.rdm.part().facts.data
+    part = stage.part()
+    checkpoint.save(stage.checkpoint, replace(part, facts=part.facts.model_copy(update={"cond": z})))
+    said = complaint(tool("convert", "diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back"))
+    assert "the original code takes them as they leave the encoder" in said
 
 
 def test_an_autoencoder_without_a_latent_network_reconstructs_and_says_what_sampling_needs(image, tmp_path):
