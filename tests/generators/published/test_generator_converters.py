@@ -246,7 +246,7 @@ def test_every_class_conditional_network_of_guided_diffusion_fits_and_goes_back(
     assert not list(config.warnings())
     with torch.device("meta"):
         model = build(config, GENERATORS.get("adm"), Space((3, side, side)), Space((), vocab=1000))
-    assert model.network.bottleneck[1].attention.heads == heads
+    assert model.network.unet.bottleneck[1].attention.heads == heads
     ours = _adm.to_ours(found, layout)
     assert shapes(ours) == shapes(model.network.state_dict())
     assert shapes(_adm.to_original(ours, "class", layout)) == shapes(found)
