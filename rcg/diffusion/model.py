@@ -35,10 +35,9 @@ class Standardized(Denoiser):
         output: Tensor = self.network(x, t, None if cond is None else cond * self.std + self.mean)
         return output
 
-    @property
-    def bottleneck(self) -> nn.Module:
-        """That of the network."""
-        return self.network.bottleneck
+    def bottleneck(self, block: int | None = None) -> nn.Module:
+        """Return that of the network."""
+        return self.network.bottleneck(block)
 
 
 class GenerativeModel(nn.Module):

@@ -65,6 +65,7 @@ def test_the_u_net_predicts_the_same_noise(content, run, image):
     expected = original.denoise(network(content), SIZES, image * 2 - 1, t, z * std + mean)
     model = Pipeline.from_pretrained(run).generator
     torch.testing.assert_close(model.network(image * 2 - 1, t, z)[:, 0], expected, rtol=1e-5, atol=1e-5)
+    assert model.network.bottleneck() is model.network.network.unet.bottleneck
 
 
 def test_the_latent_network_predicts_the_same_noise(content, run):
