@@ -16,7 +16,7 @@ def main() -> None:
     parser = cli.parser_for(__doc__)
     cli.add_run(parser)
     parser.add_argument("--images", type=cli.path, nargs="+", required=True, metavar="PATH", help="pictures or folders")
-    text = "file of tools/attributes.py: the property to change"
+    text = "file of tools/attributes.py, or of tools/train_shift.py: the property to change"
     parser.add_argument("--attribute", type=cli.path, required=True, metavar="FILE", help=text)
     text = "how far: 0 is the reconstruction, 0.3 a visible edit [-0.3 0 0.3]"
     parser.add_argument("--strength", type=cli.number(-100, 100), nargs="+", default=[-0.3, 0.0, 0.3], help=text)
@@ -27,13 +27,13 @@ def main() -> None:
     text = "own: the noise that leads to the image, which holds what its representation does not; or random [own]"
     parser.add_argument("--noise", choices=("own", "random"), default="own", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
-    text = "z: the representation is moved; h: what comes out of the middle of the generator's network is [z]"
-    parser.add_argument("--in", dest="space", choices=("z", "h"), default="z", help=text)
+    text = "what is moved: the representation z, or the inner layer h of the generator [z; h by a trained shift]"
+    parser.add_argument("--in", dest="space", choices=("z", "h"), help=text)
     text = "in h: block of a dit whose output is moved, from 1 on [the middle one]"
     parser.add_argument("--block", type=cli.count, help=text)
-    text = "in h: share of the way to noise where editing ends [found from perceptual distances of the images]"
+    text = "in h: share of the way to noise where editing ends [found from the images, or as trained]"
     parser.add_argument("--t-edit", type=cli.number(0, 1), metavar="SHARE", help=text)
-    text = "in h: share of the way to noise below which fresh noise makes images sharper; 0: nowhere [found]"
+    text = "in h: share of the way below which fresh noise makes images sharper; 0: nowhere [found, or as trained]"
     parser.add_argument("--t-boost", type=cli.number(0, 1), metavar="SHARE", help=text)
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument("--out", type=cli.path, help="folder of the panel and the metrics [RUN/edits]")
@@ -42,34 +42,55 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write a panel over strengths, and metrics."""
-    given = [name for name in ("block", "t_edit", "t_boost") if getattr(arguments, name) is not None]
-    if given and arguments.space == "z":
-        raise UserError(f"--{given[0].replace('_', '-')} is about edits in h: add --in h, or leave it out")
-    if arguments.noise == "random" and arguments.space == "h":
-        raise UserError("an edit in h starts from the image's own noise: leave out --noise random, or --in h")
     import torch
 
     from rcg.editing.directions import Direction
     from rcg.editing.edit import EditOptions, edit
     from rcg.editing.images import read_images
     from rcg.editing.phases import choose_phases
-    from rcg.editing.shifts import HSpaceEditor, along
+    from rcg.editing.shifts import HSpaceEditor, ShiftOf, along
+    from rcg.editing.trained_shift import TrainedShift, is_shift
 
+    is_trained = is_shift(arguments.attribute)
+    _check(arguments, is_trained)
     out = cli.output_folder(arguments.out or cli.results_of(arguments.run).edits)
     pipeline = cli.open_pipeline(arguments)
     space = pipeline.representation.space
     kept, watched = ([Direction.load(path, space) for path in paths] for paths in (arguments.keep, arguments.watch))
-    direction = Direction.load(arguments.attribute, space).without(kept)
     images = read_images(arguments.images, pipeline.image_size)
     own_noise = arguments.noise == "own"
     options = EditOptions(arguments.strength, arguments.steps, arguments.seed, own_noise=own_noise)
+    block, t_edit, t_boost = arguments.block, arguments.t_edit, arguments.t_boost
+    shift_of: ShiftOf | None = None
+    if is_trained:
+        shift_of = shift = TrainedShift.load(arguments.attribute, pipeline)
+        direction, block = shift.direction, shift.config.block
+        t_edit = shift.phases.edit if t_edit is None else t_edit
+        t_boost = min(shift.phases.boost, t_edit) if t_boost is None else t_boost
+    else:
+        direction = Direction.load(arguments.attribute, space).without(kept)
+        if arguments.space == "h":
+            shift_of = along(pipeline, direction, block)
     h_space = None
-    if arguments.space == "h":
-        shift_of = along(pipeline, direction, arguments.block)
-        originals = torch.stack([image.pixels for image in images])
-        phases = choose_phases(pipeline, originals, arguments.t_edit, arguments.t_boost)
-        h_space = HSpaceEditor(pipeline, shift_of, phases, arguments.block, arguments.steps, arguments.seed)
+    if shift_of is not None:
+        phases = choose_phases(pipeline, torch.stack([image.pixels for image in images]), t_edit, t_boost)
+        h_space = HSpaceEditor(pipeline, shift_of, phases, block, arguments.steps, arguments.seed)
     edit(pipeline, images, direction, [*kept, *watched], options, out, h_space)
+
+
+def _check(arguments: argparse.Namespace, is_trained: bool) -> None:
+    """Refuse options that are not about the edit that is asked for."""
+    if is_trained:
+        if arguments.space == "z":
+            raise UserError(f"{arguments.attribute} is a trained shift of h: leave --in z out")
+        if arguments.block is not None or arguments.keep:
+            raise UserError(f"{arguments.attribute} moves what it was trained to move: leave --block and --keep out")
+    is_in_h = is_trained or arguments.space == "h"
+    given = [name for name in ("block", "t_edit", "t_boost") if getattr(arguments, name) is not None]
+    if given and not is_in_h:
+        raise UserError(f"--{given[0].replace('_', '-')} is about edits in h: add --in h, or leave it out")
+    if is_in_h and arguments.noise == "random":
+        raise UserError("an edit in h starts from the image's own noise: leave out --noise random, or --in h")
 
 
 if __name__ == "__main__":

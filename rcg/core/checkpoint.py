@@ -93,7 +93,7 @@ class Part:
     """A trained component.
 
     Attributes:
-        kind: `encoder`, `transform`, `autoencoder`, `rdm`, `generator` or `representations`.
+        kind: `encoder`, `transform`, `autoencoder`, `rdm`, `generator`, `representations`, `direction` or `shift`.
         config: what a person chose, as the component's dumped config (its `name` finds the class).
         facts: its neighbors and its training.
         tensors: the weights.

@@ -64,7 +64,7 @@ class GenerativeModel(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self._with_estimate(self.process).loss(self.network, x, self._drop(self._blur(cond)))
+        return self.with_estimate(self.process).loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -111,14 +111,14 @@ class GenerativeModel(nn.Module):
         process = self.process
         if guidance.scale != 1 and weak is not None:
             self.check_weak(weak)
-            process = Autoguided(process, weak._with_estimate(weak.process), weak.network, guidance, sampler.steps)
+            process = Autoguided(process, weak.with_estimate(weak.process), weak.network, guidance, sampler.steps)
         elif guidance.scale != 1 and cond is not None:
             net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon, sampler.steps)
         if sampler.temperature != 1:
             noise = ScaledNoise(noise, sampler.temperature)
         if wrap_process is not None:
             process = wrap_process(process)
-        process = self._with_estimate(process)
+        process = self.with_estimate(process)
         options = {} if known is None else {"known": known}
         return sampler(process, net, self.data, cond, noise, **options)
 
@@ -128,13 +128,13 @@ class GenerativeModel(nn.Module):
         See `rcg.diffusion.inversion.invert`. With self-conditioning the way back sees other estimates than the way
         there, and only comes close.
         """
-        return invert(self._with_estimate(self.process), self.network, x, cond, levels, iterations)
+        return invert(self.with_estimate(self.process), self.network, x, cond, levels, iterations)
 
     def noising(
         self, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4
     ) -> Iterator[tuple[Level, Tensor, Tensor]]:
         """Yield the levels of `invert`, cleanest first, x_t `(B, *S)` at each, and the estimate of clean data there."""
-        process = self._with_estimate(self.process)
+        process = self.with_estimate(self.process)
         for level, x_t in noising(process, self.network, x, cond, levels, iterations):
             yield level, x_t, process.predict(self.network, x_t, level, cond).x0
 
@@ -160,7 +160,7 @@ class GenerativeModel(nn.Module):
         model.null = nn.Parameter((self.null.detach() - mean) / std, requires_grad=False)
         return model.eval()
 
-    def _with_estimate(self, process: Any) -> Any:
+    def with_estimate(self, process: Any) -> Any:
         """Return a process for one training step or one run of a sampler, self-conditioned if so configured."""
         return SelfConditioned(process) if self.config.self_condition else process
 

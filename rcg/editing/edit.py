@@ -96,7 +96,7 @@ def edit(
     out: Path,
     h_space: HSpaceEditor | None = None,
 ) -> EditedImages:
-    """Edit images, and write NAME.png and NAME.json of an attribute into `out`.
+    """Edit images, and write NAME.png and NAME.json of an attribute, NAME-h for edits in h, into `out`.
 
     The figures are means over the images, measured on edited images that the encoder sees again: by how much the
     attribute's score (`Direction.score`, in units of the strength) and the scores of `others` have changed, the
@@ -143,11 +143,12 @@ def edit(
     if h_space is not None:
         facts |= {"block": h_space.block, "phases": asdict(h_space.phases)}
         facts["homogeneity"] = _homogeneity(pipeline, h_space, edited, direction, distance, options)
-    write_json(facts | {"rows": rows}, out / f"{direction.file_name}.json")
+    name = direction.file_name if h_space is None else f"{direction.file_name}-h"
+    write_json(facts | {"rows": rows}, out / f"{name}.json")
     panel = torch.cat([originals[:, None], edited.images], dim=1)[:SHOWN]
     labels = ["original", *(f"{direction.name} {strength:+g}" for strength in options.strengths)]
     title = f"{pipeline.config.folder_name} · {direction.name}"
-    picture = out / f"{direction.file_name}.png"
+    picture = out / f"{name}.png"
     save_gallery(panel.flatten(0, 1), labels * len(panel), title, picture, columns=len(labels))
     say(str(picture))
     return edited

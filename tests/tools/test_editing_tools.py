@@ -159,10 +159,36 @@ def test_an_edit_in_h_space_tells_its_phases_and_how_alike_its_shifts_are(toy_ru
     phases = ["--in", "h", "--block", 2, "--t-edit", 0.1, "--t-boost", 0]
     done = tool("edit", toy_run / "run", "--images", *files, *options, *phases)
     assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "one.json").read_text())
+    facts = json.loads((tmp_path / "one-h.json").read_text())
     assert (facts["space"], facts["block"], facts["phases"]["boost"]) == ("h", 2, 0)
     assert "linearity" in facts
     assert set(facts["homogeneity"]) == {"strength", "score", "score_of_mean", "distance"}
+
+
+def test_a_shift_is_trained_and_edits(toy_run, pictures, directions, tmp_path):
+    run, files = toy_run / "run", sorted(pictures.glob("*.png"))[:3]
+    options = ["--t-edit", 0.9, "--t-boost", 0.5, "--train-steps", 2, "--batch-size", 2, "--width", 8]
+    examples = ["--encoder", "{name: moco_v3, arch: resnet18, width: 4, weights: none}", "--with", files[0]]
+    place = ["--images", *files, "--attribute", directions / "one.safetensors", "--out", tmp_path / "shifts"]
+    done = tool("train_shift", run, *place, *options)
+    assert done.returncode == 0, done.stderr
+    assert "with the direction, 3 images. Next: tools/edit.py" in done.stdout
+    shift = tmp_path / "shifts" / "one.shift.safetensors"
+    assert list(shift.parent.iterdir()) == [shift]
+    place = ["--images", *files, "--attribute", shift, "--steps", 2, "--out", tmp_path / "edits"]
+    done = tool("edit", run, *place)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "edits" / "one-h.json").read_text())
+    assert facts["phases"] == {"edit": 0.9, "boost": 0.5}
+    for wrong, words in (
+        (["--in", "z"], "is a trained shift of h: leave --in z out"),
+        (["--block", 1], "moves what it was trained to move: leave --block and --keep out"),
+    ):
+        assert words in complaint(tool("edit", run, *place, *wrong))
+    refused = tool("train_shift", run, *place[:2], "--attribute", directions / "one.safetensors", *examples)
+    assert "another judge needs all of --encoder, --with and --without" in complaint(refused)
+    refused = tool("train_shift", run, *place[:2], "--attribute", directions / "one.safetensors", "--t-edit", 1)
+    assert "so that nothing is edited or learned" in complaint(refused)
 
 
 def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencoder, pictures, directions, tmp_path):
