@@ -40,8 +40,9 @@ def save(tensors: Tensors, settings: Mapping[str, Any], run: RunFolder, path: Pa
         UserError: the run has other z, or such directions, or nobody knows what the classes are.
     """
     weight = tensors[WEIGHT]
-    names = {len(NAMES): NAMES, 1: (settings.get("manipulate_cls"),)}.get(len(weight), ())
-    if not all(isinstance(name, str) for name in names) or not names:
+    single = settings.get("manipulate_cls")
+    names = {len(NAMES): NAMES, 1: (single,) if isinstance(single, str) else ()}.get(len(weight), ())
+    if not names:
         raise UserError(f"{path} has a classifier of {len(weight)} classes: {len(NAMES)}, CelebA's, have known names")
     space = run.rdm.part(weights=False).facts.data if run.rdm.is_trained else None
     transform = representation_parts(run, "adm", space).get("transform")

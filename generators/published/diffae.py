@@ -1,7 +1,8 @@
 """Diffusion Autoencoders' checkpoints (Preechakul et al., CVPR 2022): encoder, U-Net and latent network in one file.
 
 A file holds a live network and its average, the noise of its logged samples, the settings of its training, and beside a
-latent network the mean and the std of the representations that it was trained on.
+latent network the mean and the std of the representations that it was trained on. The authors' baselines are files of
+the U-Net alone, without a condition.
 """
 
 from __future__ import annotations
@@ -53,14 +54,13 @@ SCALE, TWIN = ".linear_emb.", ".cond_layers.1."
 """The two names under which the layer of the time is saved."""
 PUBLISHED = {(64, 64, (1, 2, 4, 8)), (128, 128, (1, 1, 2, 3, 4)), (256, 128, (1, 1, 2, 2, 4, 4))}
 """Side, width and multipliers of the published U-Nets, which all have one attention head."""
-EXPECTED = {"T": 1000, "net_beatgans_resnet_two_cond": True, "net_resblock_updown": True}
+EXPECTED = {"T": 1000, "net_resblock_updown": True}
 EXPECTED_LATENT = {"net_latent_condition_bias": 1, "latent_znormalize": True}
 """Settings of the training at which the original networks and processes are ours."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "const0.008": "constant"}
 """The original names of schedules, and ours."""
 FOREIGN = {
-    "condition": "representation",
-    "condition_path": "style",
+    "condition": ("representation", "none"),
     "groups": _unet.GROUPS,
     "autoencoder.name": "pixels",
     "process.schedule": tuple(SCHEDULES.values()),
@@ -83,6 +83,11 @@ class Original(NamedTuple):
     side: int
     """Of the images, in pixels."""
     step: int
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it is an autoencoder, and not a U-Net without a condition."""
+        return any(key.startswith(ENCODER) for key in self.average)
 
     def weights(self, prefix: str, average: bool = True) -> dict[str, Tensor]:
         """Return the tensors of one part of the averaged or the live network, by their names in it."""
@@ -115,7 +120,7 @@ class DiffAEConverter(Converter):
     def read(self, path: Path, run: RunFolder) -> list[Path]:
         """Turn an original checkpoint into the run's encoder, adm and, if it holds a latent network, RDM.
 
-        A classifier of attributes becomes directions of the z of a run that is there.
+        A U-Net alone becomes adm-none, a classifier of attributes directions of the z of a run that is there.
 
         Returns:
             The files written.
@@ -130,23 +135,27 @@ class DiffAEConverter(Converter):
         if _attributes.WEIGHT in tensors:
             return _attributes.save(tensors, _settings(content), run, path)
         original = _original(path, content, tensors)
-        for stage in (run.encoder, run.rdm, run.stage_folder("adm")):
+        stages = [run.encoder, run.rdm, run.stage_folder("adm")]
+        for stage in stages if original.has_encoder else [run.stage_folder("adm-none")]:
             if stage.path.exists():
                 raise UserError(f"{stage.path} is there already: choose another folder")
         with _refusing(path):
             heads = _heads(original, self.heads)
-            encoder = _encoder(original, heads)
+            encoder = _encoder(original, heads) if original.has_encoder else None
             # The U-Net takes representations as they leave the encoder, the latent network generates standardized ones.
-            generator = _generator(original, heads, Representation(encoder, Transform("none")).space)
+            cond = None if encoder is None else Representation(encoder, Transform("none")).space
+            generator = _generator(original, heads, cond)
             transform, rdm = None, None
-            if original.weights(LATENT):
+            if encoder is not None and original.weights(LATENT):
                 transform = _transform(original, encoder.width)
                 rdm = _rdm(original, Representation(encoder, transform).space)
         # All of it fits.
-        written = [run.encoder.checkpoint, run.encoder.original]
-        checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, Facts(image_size=original.side)))
-        checkpoint.save_tensors(run.encoder.original, original.extra(ENCODER), {})
-        if transform is not None and rdm is not None:
+        written = []
+        if encoder is not None:
+            written += [run.encoder.checkpoint, run.encoder.original]
+            checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, Facts(image_size=original.side)))
+            checkpoint.save_tensors(run.encoder.original, original.extra(ENCODER), {})
+        if encoder is not None and transform is not None and rdm is not None:
             facts = {"encoder": encoder_id(encoder), **transform_part(transform).config}
             written.append(run.fitted("transform", facts))
             checkpoint.save_tensors(written[-1], transform.state_dict(), facts)
@@ -165,31 +174,32 @@ class DiffAEConverter(Converter):
             UserError: parts are missing, or the original code would take them for others.
         """
         part, live, rest = _files.load_generator(run, "adm", _files.DIFFUSION | FOREIGN)
-        encoder, config = run.encoder.part(), part.config
-        if config["heads"] is None:
+        config, heads = part.config, part.config["heads"]
+        if heads is None:
             raise UserError(f"{part.source} chooses its attention heads by their width, and the original code cannot")
-        shared = {"name": "semantic", "groups": _unet.GROUPS, "heads": config["heads"]}
-        _files.check_settings(encoder, ENCODERS, shared)
-        settings = {
-            "img_size": part.facts.image_size,
-            HEADS: config["heads"],
-            "net_enc_num_res_blocks": encoder.config["blocks"],
-            "dropout": config["dropout"],
-            "beta_scheduler": _files.inverse(SCHEDULES)[config["process"]["schedule"]],
-        }
-        average = unet_to_original(part.tensors, config["heads"])
-        tensors = encoder_to_original(encoder.tensors, config["heads"])
-        average |= {ENCODER + key: value for key, value in tensors.items()}
-        live |= _live(run.encoder)
-        if run.rdm.is_trained:
+        settings = {"img_size": part.facts.image_size, HEADS: heads, "dropout": config["dropout"]}
+        settings["beta_scheduler"] = _files.inverse(SCHEDULES)[config["process"]["schedule"]]
+        has_encoder = config["condition"] == "representation"
+        average = unet_to_original(part.tensors, heads, has_encoder)
+        if has_encoder:
+            _files.check_settings(part, GENERATORS, {"condition_path": "style"})
+            encoder = run.encoder.part()
+            shared = {"name": "semantic", "groups": _unet.GROUPS, "heads": heads}
+            _files.check_settings(encoder, ENCODERS, shared)
+            settings["net_enc_num_res_blocks"] = encoder.config["blocks"]
+            tensors = encoder_to_original(encoder.tensors, heads)
+            average |= {ENCODER + key: value for key, value in tensors.items()}
+            live |= _live(run.encoder)
+        if has_encoder and run.rdm.is_trained:
             rdm = run.rdm.part()
             _files.check_settings(rdm, NETWORKS, {"name": "skip_mlp"} | _files.DIFFUSION | FOREIGN_LATENT)
             settings["latent_beta_scheduler"] = _files.inverse(SCHEDULES)[rdm.config["process"]["schedule"]]
             average |= {LATENT + key: value for key, value in latent_to_original(rdm.tensors).items()}
             live |= _with_twins(_live(run.rdm))
         tensors = {LIVE + key: live.get(key, value) for key, value in average.items()}
-        tensors |= {AVERAGE + key: value for key, value in average.items()}
-        tensors |= rest | _statistics(run, part)
+        tensors |= {AVERAGE + key: value for key, value in average.items()} | rest
+        if has_encoder:
+            tensors |= _statistics(run, part)
         step = part.facts.details.get(STEP, 0)
         _files.write(path, {STEP: step, "epoch": 0, "state_dict": tensors, "hyper_parameters": settings})
 
@@ -203,10 +213,8 @@ def _settings(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def _original(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Original:
     """Sort what a file holds; raises `UserError` if it is another, or was trained in a way that ours cannot be."""
     average, live = _files.select(tensors, AVERAGE), _files.select(tensors, LIVE)
-    needed = ("encoder.out.3.weight", "time_embed.time_embed.0.weight", "input_blocks.0.0.weight")
-    missing = next((key for key in needed if key not in average), None)
-    if missing is not None:
-        raise UserError(f"{path} is not a checkpoint of a diffusion autoencoder: it has no {AVERAGE}{missing}")
+    if "input_blocks.0.0.weight" not in average:
+        raise UserError(f"{path} is not a checkpoint of a diffusion autoencoder: it has no {AVERAGE}input_blocks.0.0")
     complaints = pretrained.misfits(average, live, exact=True) if live else ""
     if complaints:
         raise UserError(f"{path}: its live network is another than its average: {complaints}")
@@ -318,17 +326,17 @@ def _transform(original: Original, width: int) -> Transform:
     return transform
 
 
-def _generator(original: Original, heads: int, cond: Space) -> GenerativeModel:
-    """Build the U-Net with its weights, for representations in the space `cond`."""
-    tensors = original.weights("")
-    embedding, width = tensors["time_embed.time_embed.0.weight"].shape
+def _generator(original: Original, heads: int, cond: Space | None) -> GenerativeModel:
+    """Build the U-Net with its weights, for representations in the space `cond`, or without a condition."""
+    tensors = {key.replace(TIME, TIME_OF_ADM): value for key, value in original.weights("").items()}
+    embedding, width = tensors["time_embed.0.weight"].shape
     config = GENERATORS.get("adm").Config(
         **_unet.shape_of(tensors, original.side),
         heads=heads,
         time_width=width,
         embedding_width=embedding,
         dropout=original.number("dropout", 0.1),
-        condition="representation",
+        condition="none" if cond is None else "representation",
         condition_dropout=0.0,
         condition_path="style",
         process={
@@ -336,11 +344,13 @@ def _generator(original: Original, heads: int, cond: Space) -> GenerativeModel:
             "schedule": original.schedule("beta_scheduler", "linear"),
             "variance": "fixed_large",
         },
-        sampler={"name": "ddim", "steps": 20, "spacing": "leading", "clip": True},
+        sampler={"name": "ddim", "steps": 100, "spacing": "leading", "clip": True},
     )
     model = build(config, GENERATORS.get("adm"), Space((3, original.side, original.side), id="pixels"), cond)
-    weights = {f"network.{key}": value for key, value in unet_to_ours(tensors, heads).items()}
-    pretrained.fit(model, {"null": torch.zeros_like(model.null), **weights}, original.path)
+    weights = {f"network.{key}": value for key, value in _adm.to_ours(tensors, _adm.Layout(0, heads=heads)).items()}
+    if model.null is not None:
+        weights["null"] = torch.zeros_like(model.null)
+    pretrained.fit(model, weights, original.path)
     return model
 
 
@@ -361,23 +371,17 @@ def _rdm(original: Original, space: Space) -> GenerativeModel:
             "loss": "l1",
             "variance": "fixed_large",
         },
-        sampler={"name": "ddim", "steps": 200, "spacing": "leading"},
+        sampler={"name": "ddim", "steps": 100, "spacing": "leading"},
     )
     model = build(config, NETWORKS.get("skip_mlp"), space, None)
     pretrained.fit(model, latent_to_ours(tensors, original.path), original.path)
     return model
 
 
-def unet_to_ours(tensors: Tensors, heads: int) -> dict[str, Tensor]:
-    """Return original tensors of the U-Net under the names of our ADM."""
-    as_adm = {key.replace(TIME, TIME_OF_ADM): value for key, value in tensors.items()}
-    return _adm.to_ours(as_adm, _adm.Layout(0, heads=heads))
-
-
-def unet_to_original(tensors: Tensors, heads: int) -> dict[str, Tensor]:
-    """Return tensors of our ADM, `network. ...`, under the original names."""
+def unet_to_original(tensors: Tensors, heads: int, is_styled: bool = True) -> dict[str, Tensor]:
+    """Return tensors of our ADM, `network. ...`, under the original names, which differ with a style."""
     as_adm = _adm.to_original(tensors, "representation", _adm.Layout(0, heads=heads))
-    return {key.replace(TIME_OF_ADM, TIME): value for key, value in as_adm.items()}
+    return {key.replace(TIME_OF_ADM, TIME) if is_styled else key: value for key, value in as_adm.items()}
 
 
 def encoder_to_ours(tensors: Tensors, heads: int) -> dict[str, Tensor]:

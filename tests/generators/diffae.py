@@ -27,6 +27,7 @@ class Sizes(NamedTuple):
     encoder_blocks: int = 2
     embedding: int = 48
     z: int = 12
+    """Features of a representation; 0: there is no encoder, and no condition."""
     hidden: int = 20
     layers: int = 3
     heads: int = 1
@@ -80,13 +81,15 @@ def network(content, average=True):
 def network_shapes(sizes, latent=True):
     """List the tensors of an autoencoder, and of its latent network, by name and shape."""
     width, embedding = sizes.width, sizes.embedding
-    weights = {"time_embed.time_embed.0": (embedding, width), "time_embed.time_embed.2": (embedding, embedding)}
+    time = time_embedding(sizes)
+    weights = {f"{time}.0": (embedding, width), f"{time}.2": (embedding, embedding)}
 
     def residual(name, inputs, outputs, conditioned):
         weights[f"{name}.in_layers.0"], weights[f"{name}.in_layers.2"] = (inputs,), (outputs, inputs, 3, 3)
         if conditioned:
             weights[f"{name}.emb_layers.1"] = (2 * outputs, embedding)
-            weights[f"{name}.cond_emb_layers.1"] = (outputs, sizes.z)
+            if sizes.z:
+                weights[f"{name}.cond_emb_layers.1"] = (outputs, sizes.z)
             weights[f"{name}.out_layers.0"], weights[f"{name}.out_layers.3"] = (outputs,), (outputs, outputs, 3, 3)
         if inputs != outputs:
             weights[f"{name}.skip_connection"] = (outputs, inputs, 1, 1)
@@ -125,8 +128,9 @@ def network_shapes(sizes, latent=True):
                 residual(f"output_blocks.{cell}.{1 + attends}", outputs, outputs, True)
             cell, channels = cell + 1, outputs
     weights["out.0"], weights["out.2"] = (channels,), (3, channels, 3, 3)
-    channels = down_and_middle("encoder.", sizes.encoder_multipliers, sizes.encoder_blocks, conditioned=False)[-1]
-    weights["encoder.out.0"], weights["encoder.out.3"] = (channels,), (sizes.z, channels, 1, 1)
+    if sizes.z:
+        channels = down_and_middle("encoder.", sizes.encoder_multipliers, sizes.encoder_blocks, conditioned=False)[-1]
+        weights["encoder.out.0"], weights["encoder.out.3"] = (channels,), (sizes.z, channels, 1, 1)
     if latent:
         weights["latent_net.time_embed.0"] = (sizes.z, sizes.sinusoids)
         weights["latent_net.time_embed.2"] = (sizes.z, sizes.z)
@@ -141,6 +145,11 @@ def network_shapes(sizes, latent=True):
     }
 
 
+def time_embedding(sizes):
+    """Return the name of the embedding of the time."""
+    return "time_embed.time_embed" if sizes.z else "time_embed"
+
+
 def encode(tensors, sizes, image):
     """Map images `(B, 3, S, S)` in [-1, 1] to z `(B, D)`."""
     below = Layers(tensors, "encoder.", sizes.heads)
@@ -149,11 +158,10 @@ def encode(tensors, sizes, image):
     return below.conv("out.3", pooled).flatten(1)
 
 
-def denoise(tensors, sizes, x, t, z):
-    """Predict the noise in `x` `(B, 3, S, S)` at times `t` `(B,)`, given z `(B, D)`."""
-    net = Layers(tensors, "", sizes.heads)
-    time = net.linear("time_embed.time_embed.0", sinusoids(t, sizes.width))
-    net.time, net.z = net.linear("time_embed.time_embed.2", F.silu(time)), z
+def denoise(tensors, sizes, x, t, z=None):
+    """Predict the noise in `x` `(B, 3, S, S)` at times `t` `(B,)`, given z `(B, D)`, if there is an encoder."""
+    net, time = Layers(tensors, "", sizes.heads), time_embedding(sizes)
+    net.time, net.z = net.linear(f"{time}.2", F.silu(net.linear(f"{time}.0", sinusoids(t, sizes.width)))), z
     *kept, h = net.down_and_middle(x, sizes.side, sizes.multipliers, sizes.blocks)
     side, cell = sizes.side // 2 ** (len(sizes.multipliers) - 1), 0
     for level in reversed(range(len(sizes.multipliers))):
@@ -224,7 +232,8 @@ class Layers:
         if self.time is not None:
             scale, shift = self.linear(f"{name}.emb_layers.1", F.silu(self.time))[..., None, None].chunk(2, dim=1)
             h = self.norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
-            h = h * (1 + self.linear(f"{name}.cond_emb_layers.1", F.silu(self.z))[..., None, None])
+            if self.z is not None:
+                h = h * (1 + self.linear(f"{name}.cond_emb_layers.1", F.silu(self.z))[..., None, None])
             h = self.conv(f"{name}.out_layers.3", F.silu(h))
         changes = f"{self.prefix}{name}.skip_connection.weight" in self.tensors
         return h + (self.conv(f"{name}.skip_connection", resample(x)) if changes else resample(x))

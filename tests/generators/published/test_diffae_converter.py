@@ -12,7 +12,7 @@ from rcg.core.contracts import Space
 from rcg.editing.directions import Direction
 from rcg.encoding.run_folder import RunFolder
 from rcg.generators.published import diffae
-from rcg.pipeline import Pipeline
+from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.visual.grids import to_pil
 from tests.generators import diffae as original
 from tests.generators.diffae import Sizes, network
@@ -109,9 +109,9 @@ def test_images_are_sampled_along_the_same_walks(content, run):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("latent", [True, False])
-def test_there_and_back_gives_every_tensor(latent, tmp_path):
-    content = original.checkpoint(SIZES, latent)
+@pytest.mark.parametrize(("sizes", "latent"), [(SIZES, True), (SIZES, False), (SIZES._replace(z=0), False)])
+def test_there_and_back_gives_every_tensor(sizes, latent, tmp_path):
+    content = original.checkpoint(sizes, latent)
     torch.save(content, tmp_path / "last.ckpt")
     convert("diffae", tmp_path / "last.ckpt", tmp_path / "run")
     convert("diffae", tmp_path / "run", tmp_path / "back.ckpt", "--back")
@@ -131,6 +131,18 @@ def test_averaged_weights_replace_missing_live_ones(run, tmp_path):
     back = pretrained.read(tmp_path / "back.ckpt")
     for key, value in network(back).items():
         assert torch.equal(network(back, average=False)[key], value)
+
+
+def test_a_u_net_without_an_encoder_becomes_an_unconditional_generator(image, tmp_path):
+    sizes = SIZES._replace(z=0)
+    content = original.checkpoint(sizes, latent=False)
+    torch.save(content, tmp_path / "last.ckpt")
+    convert("diffae", tmp_path / "last.ckpt", tmp_path / "run")
+    pipeline, t = Pipeline.from_pretrained(tmp_path / "run"), torch.tensor([3, 900])
+    expected = original.denoise(network(content), sizes, image * 2 - 1, t)
+    found = pipeline.generator.network(image * 2 - 1, t)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert pipeline.sample(1, SamplingOptions(steps=2), output="tensor").shape == (1, *image.shape[1:])
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -204,7 +216,11 @@ def test_a_file_with_wrong_tensors_is_refused(key, value, said, content, tmp_pat
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("ema_model.encoder.", "is not a checkpoint of a diffusion autoencoder: it has no ema_model.encoder.out.3"),
+        (
+            "ema_model.input_blocks.0",
+            "is not a checkpoint of a diffusion autoencoder: it has no ema_model.input_blocks",
+        ),
+        ("encoder.", "last.ckpt does not fit GenerativeModel: it has also network.unet.down.0.0.style.weight"),
         ("conds_", "has a latent network, but no conds_mean"),
         ("middle_block.0.emb_layers.1.bias", "does not fit GenerativeModel: it lacks network.unet.bottleneck.0.time"),
         ("latent_net.layers.0.linear.", "describe no diffusion autoencoder ('layers.0.linear.weight')"),
