@@ -39,26 +39,28 @@ def save(tensors: Tensors, settings: Mapping[str, Any], run: RunFolder, path: Pa
     Raises:
         UserError: the run has other z, or such directions, or nobody knows what the classes are.
     """
-    weight = tensors[WEIGHT]
-    single = settings.get("manipulate_cls")
-    names = {len(NAMES): NAMES, 1: (single,) if isinstance(single, str) else ()}.get(len(weight), ())
+    weight, single = tensors[WEIGHT].float(), settings.get("manipulate_cls")
+    count = len(weight) if weight.ndim == 2 and weight.norm(dim=1).all() else 0
+    names = {len(NAMES): NAMES, 1: (single,) if isinstance(single, str) else ()}.get(count, ())
     if not names:
-        raise UserError(f"{path} has a classifier of {len(weight)} classes: {len(NAMES)}, CelebA's, have known names")
-    space = run.rdm.part(weights=False).facts.data if run.rdm.is_trained else None
-    transform = representation_parts(run, "adm", space).get("transform")
+        raise UserError(f"{path} has a classifier of {tuple(weight.shape)}: {len(NAMES)} classes, CelebA's, have names")
+    z = run.rdm.part(weights=False).facts.data if run.rdm.is_trained else None
+    transform = representation_parts(run, "adm", z).get("transform")
     learned = {} if transform is None else transform.tensors
     fits = [_is_close(tensors.get(f"conds_{key}"), learned.get(key)) for key in ("mean", "std")]
-    if space is None or weight.shape[1:] != space.shape or not all(fits):
+    if z is None or weight.shape[1:] != z.shape or not all(fits):
         raise UserError(
             f"{path} was trained on other z than {run.path} has: convert the file with its latent network there first"
         )
-    files = [run.attributes / f"{name}.safetensors" for name in names]
+    rows = zip(names, weight, strict=True)
+    directions = [Direction(name, row / row.norm(), z, f"of {path.name}") for name, row in rows]
+    files = {run.attributes / f"{direction.file_name}.safetensors": direction for direction in directions}
     for file in files:
         if file.exists():
             raise UserError(f"{file} is there already: move it away")
-    for name, row, file in zip(names, weight, files, strict=True):
-        Direction(name, row / row.norm(), space, f"of {path.name}").save(file)
-    return files
+    for file, direction in files.items():
+        direction.save(file)
+    return list(files)
 
 
 def _is_close(found: Tensor | None, own: Tensor | None) -> bool:

@@ -23,6 +23,9 @@ from rcg.diffusion.self_conditioning import SelfConditioned
 class Standardized(Denoiser):
     """A network conditioned on z that learned from representations as they were: z = (representation - mean) / std."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: Denoiser, mean: Tensor, std: Tensor) -> None:
         """Wrap `network`; mean and std are `(D,)`."""
         nn.Module.__init__(self)

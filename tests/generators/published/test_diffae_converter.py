@@ -373,8 +373,11 @@ def test_a_classifier_becomes_directions_that_edit_as_its_authors_do(content, ru
 @pytest.mark.parametrize(
     ("classes", "settings", "changes", "said"),
     [
-        (3, {}, {}, "has a classifier of 3 classes"),
-        (1, {}, {}, "has a classifier of 1 classes"),
+        (3, {}, {}, "has a classifier of (3, 12)"),
+        (1, {}, {}, "has a classifier of (1, 12)"),
+        (40, {}, {"classifier__weight": torch.tensor(1.0)}, "has a classifier of ()"),
+        (40, {}, {"classifier__weight": torch.zeros(40, 12)}, "has a classifier of (40, 12)"),
+        (1, {"manipulate_cls": "../Male"}, {"conds_std": torch.ones(1, 12)}, "was trained on other z than"),
         (40, {}, {"conds_mean": torch.zeros(1, 12)}, "was trained on other z than"),
         (40, {}, {"classifier__weight": torch.ones(40, 11)}, "was trained on other z than"),
     ],
