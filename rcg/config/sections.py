@@ -81,8 +81,8 @@ class EncoderConfig(ComponentConfig):
     """Which frozen encoder defines the representation."""
 
     weights: Annotated[str | None, ORIGIN, OWN] = None
-    """Where the weights come from: a file, `none` for random ones, null: trained by tools/train_encoder.py into this
-    run."""
+    """Where the weights come from: a file, `none` for random ones, null: trained into this run by
+    tools/train_encoder.py, or by tools/train_pixel.py together with the generator (semantic)."""
     feature: Annotated[Literal["backbone", "projector"], OWN] = "backbone"
     """Which output is the representation."""
     train: Annotated[ContrastiveTrain, ORIGIN] = ContrastiveTrain()

@@ -130,8 +130,8 @@ from rcg.encoding.run_folder import Mode
 from rcg.training.stages import STAGES
 
 experiment = load_experiment(sys.argv[1])
-for stage in STAGES.values():
-    train_stage(stage, experiment, Mode.START)
+for name in sys.argv[2:] or STAGES:
+    train_stage(STAGES[name], experiment, Mode.START)
 print("trained by", launch().num_processes)
 leave()
 """
@@ -182,6 +182,29 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path):
         one, two = (run.stage_folder(stage).part() for run in runs)
         assert difference(one.tensors, two.tensors) < 1e-5, stage
         assert one.facts.step > 0
+
+
+SEMANTIC = {"name": "semantic", "width": 16, "multipliers": [1, 2], "blocks": 1, "dim": 8, "train": {"precision": "no"}}
+
+
+@pytest.mark.slow
+def test_an_encoder_and_its_generator_end_on_two_processes_where_they_do_on_one(tmp_path):
+    (tmp_path / "stages.py").write_text(STAGES)
+    runs = []
+    for count, launcher in ((1, ONE), (2, TWO)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        noise = {"generator__condition_dropout": 0.3, "generator__condition_noise": 0.3}
+        path = write(folder, data__limit=100, encoder=SEMANTIC, rdm__train__tracker="none", **noise)
+        command = [*launcher, str(tmp_path / "stages.py"), str(path), "generator", "rdm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"trained by {count}" in done.stdout
+        runs.append(RunFolder(folder / "run"))
+    for stage in ("encoder", "dit"):
+        one, two = (run.stage_folder(stage).part() for run in runs)
+        assert difference(one.tensors, two.tensors) < 1e-5, stage
+        assert one.facts.step == 20
 
 
 SHARING = """
