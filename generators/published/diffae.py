@@ -21,7 +21,7 @@ from rcg.core.contracts import Encoder, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS, ENCODERS, GENERATORS, NETWORKS
 from rcg.diffusion.model import GenerativeModel, build
-from rcg.encoding.encoder import build_encoder, encoder_id, encoder_part
+from rcg.encoding.encoder import build_encoder, encoder_part
 from rcg.encoding.representation import Representation, standardizes
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.encoding.transform import Transform, transform_part
@@ -155,10 +155,11 @@ class DiffAEConverter(Converter):
             written += [run.encoder.checkpoint, run.encoder.original]
             checkpoint.save(run.encoder.checkpoint, encoder_part(encoder, Facts(image_size=original.side)))
             checkpoint.save_tensors(run.encoder.original, original.extra(ENCODER), {})
-        if encoder is not None and transform is not None and rdm is not None:
-            facts = {"encoder": encoder_id(encoder), **transform_part(transform).config}
-            written.append(run.fitted("transform", facts))
-            checkpoint.save_tensors(written[-1], transform.state_dict(), facts)
+        if transform is not None:
+            fitted = transform_part(transform)
+            written.append(run.fitted("transform", fitted.config))
+            checkpoint.save_tensors(written[-1], fitted.tensors, fitted.config)
+        if rdm is not None:
             weights, extra = rdm.state_dict(), original.extra(LATENT)
             written += _files.save_model(run.rdm, "rdm", rdm, weights, extra, path)
         weights, extra = generator.state_dict(), original.extra("") | original.rest
@@ -179,9 +180,8 @@ class DiffAEConverter(Converter):
             raise UserError(f"{part.source} chooses its attention heads by their width, and the original code cannot")
         settings = {"img_size": part.facts.image_size, HEADS: heads, "dropout": config["dropout"]}
         settings["beta_scheduler"] = _files.inverse(SCHEDULES)[config["process"]["schedule"]]
-        has_encoder = config["condition"] == "representation"
-        average = unet_to_original(part.tensors, heads, has_encoder)
-        if has_encoder:
+        average = unet_to_original(part.tensors, heads, is_styled=config["condition"] == "representation")
+        if config["condition"] == "representation":
             _files.check_settings(part, GENERATORS, {"condition_path": "style"})
             encoder = run.encoder.part()
             shared = {"name": "semantic", "groups": _unet.GROUPS, "heads": heads}
@@ -190,17 +190,17 @@ class DiffAEConverter(Converter):
             tensors = encoder_to_original(encoder.tensors, heads)
             average |= {ENCODER + key: value for key, value in tensors.items()}
             live |= _live(run.encoder)
-        if has_encoder and run.rdm.is_trained:
-            rdm = run.rdm.part()
-            _files.check_settings(rdm, NETWORKS, {"name": "skip_mlp"} | _files.DIFFUSION | FOREIGN_LATENT)
-            settings["latent_beta_scheduler"] = _files.inverse(SCHEDULES)[rdm.config["process"]["schedule"]]
-            average |= {LATENT + key: value for key, value in latent_to_original(rdm.tensors).items()}
-            live |= _with_twins(_live(run.rdm))
+            if run.rdm.is_trained:
+                rdm = run.rdm.part()
+                shared = {"name": "skip_mlp", "time_width": encoder.config["dim"]}
+                _files.check_settings(rdm, NETWORKS, shared | _files.DIFFUSION | FOREIGN_LATENT)
+                settings["latent_beta_scheduler"] = _files.inverse(SCHEDULES)[rdm.config["process"]["schedule"]]
+                average |= {LATENT + key: value for key, value in latent_to_original(rdm.tensors).items()}
+                live |= _with_twins(_live(run.rdm))
+            rest |= _statistics(run, part)
         tensors = {LIVE + key: live.get(key, value) for key, value in average.items()}
         tensors |= {AVERAGE + key: value for key, value in average.items()} | rest
-        if has_encoder:
-            tensors |= _statistics(run, part)
-        step = part.facts.details.get(STEP, 0)
+        step = part.facts.details.get(STEP, part.facts.step)
         _files.write(path, {STEP: step, "epoch": 0, "state_dict": tensors, "hyper_parameters": settings})
 
 

@@ -183,6 +183,22 @@ def test_the_published_networks_fit_by_name_and_shape_and_go_back(side):
     assert shapes(back) == found
 
 
+@pytest.mark.slow
+def test_a_full_size_file_converts_without_its_settings_and_goes_back(tmp_path):
+    sizes = PUBLISHED[256]
+    found = original.with_twins(original.network_shapes(sizes))
+    found = {f"{prefix}.{key}": shape for prefix in ("model", "ema_model") for key, shape in found.items()}
+    found |= {"x_T": (4, 3, 256, 256), "conds_mean": (1, 512), "conds_std": (1, 512)}
+    # Of each tensor the file holds one value.
+    torch.save(
+        {"state_dict": {key: torch.tensor(0.5).expand(shape) for key, shape in found.items()}}, tmp_path / "full"
+    )
+    convert("diffae", tmp_path / "full", tmp_path / "run")
+    convert("diffae", tmp_path / "run", tmp_path / "back", "--back")
+    assert shapes(pretrained.read(tmp_path / "back")["state_dict"]) == found
+    shutil.rmtree(tmp_path)  # some gigabytes
+
+
 def refused(content, folder, *options):
     """Return the sentence with which a file is refused, before anything is written."""
     torch.save(content, folder / "last.ckpt")
@@ -285,6 +301,7 @@ def test_a_run_with_such_parts_is_left_alone(run, tmp_path, content):
         ("adm", {"heads": None}, "chooses its attention heads by their width"),
         ("adm", {"condition_path": "time"}, "has condition_path time"),
         ("encoder", {"heads": 2}, "has heads 2"),
+        ("rdm", {"time_width": 16}, "has time_width 16"),
     ],
 )
 def test_parts_that_the_original_code_would_take_for_others_do_not_go_back(stage, changes, said, run, tmp_path):
