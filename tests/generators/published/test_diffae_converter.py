@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rcg.config import load_experiment
 from rcg.core import checkpoint, pretrained
 from rcg.core.contracts import Space
+from rcg.core.registry import GENERATORS, NETWORKS
+from rcg.diffusion.model import build
 from rcg.editing.directions import Direction
+from rcg.encoding.encoder import build_encoder
 from rcg.encoding.run_folder import RunFolder
 from rcg.generators.published import diffae
 from rcg.pipeline import Pipeline, SamplingOptions
@@ -19,7 +23,7 @@ from tests.generators.diffae import Sizes, network
 from tests.generators.originals import convert, shapes
 from tests.parity import DATA
 from tests.small import make_part
-from tests.toy import complaint, snapshot, tool
+from tests.toy import ROOT, complaint, snapshot, tool
 
 SIZES = Sizes()
 PUBLISHED = {
@@ -163,24 +167,47 @@ def test_heads_are_those_of_the_settings_or_asked_for(heads, image, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", PUBLISHED)
-def test_the_published_networks_fit_by_name_and_shape_and_go_back(side):
-    sizes = PUBLISHED[side]
+def published(sizes):
+    """Return the encoder, the U-Net and the latent network of a file with its sizes alone, without memory."""
     found = original.with_twins(original.network_shapes(sizes))
     tensors = {key: torch.empty(shape, device="meta") for key, shape in found.items()}
     # Twins are compared, for which they need values; these share one.
     tensors |= {key: torch.ones(()).expand(found[key]) for key in found if key.startswith("latent_net.")}
-    file = diffae.Original(Path("last.ckpt"), tensors, {}, {}, {}, side, 0)
-    assert diffae._heads(file, None) == 1
+    file = diffae.Original(Path("last.ckpt"), tensors, {}, {}, {}, sizes.side, 0)
+    heads, z = diffae._heads(file, None), Space((sizes.z,))
     with torch.device("meta"):
-        encoder = diffae._encoder(file, 1)
-        generator, rdm = diffae._generator(file, 1, Space((512,))), diffae._rdm(file, Space((512,)))
+        return diffae._encoder(file, heads), diffae._generator(file, heads, z), diffae._rdm(file, z)
+
+
+@pytest.mark.parametrize("side", PUBLISHED)
+def test_the_published_networks_fit_by_name_and_shape_and_go_back(side):
+    sizes = PUBLISHED[side]
+    encoder, generator, rdm = published(sizes)
     assert (encoder.config.attention, generator.config.attention) == ((16,), (16,))
     assert (rdm.config.width, rdm.config.depth) == (2048, sizes.layers)
     back = diffae.unet_to_original(generator.state_dict(), 1)
     back |= {f"encoder.{key}": value for key, value in diffae.encoder_to_original(encoder.state_dict(), 1).items()}
     back |= {f"latent_net.{key}": value for key, value in diffae.latent_to_original(rdm.state_dict()).items()}
-    assert shapes(back) == found
+    assert shapes(back) == original.with_twins(original.network_shapes(sizes))
+
+
+def test_the_recipe_trains_what_was_published():
+    encoder, generator, rdm = published(PUBLISHED[128]._replace(layers=10))
+    recipe = load_experiment(ROOT / "configs" / "diffae.yaml")
+    with torch.device("meta"):
+        ours = {
+            build_encoder(recipe.encoder, 128, load=False): encoder,
+            build(recipe.generator, GENERATORS.get("adm"), Space((3, 128, 128)), Space((512,))): generator,
+            build(recipe.rdm, NETWORKS.get("skip_mlp"), Space((512,)), None): rdm,
+        }
+    for one, other in ours.items():
+        assert shapes(one.state_dict()) == shapes(other.state_dict())
+    assert recipe.encoder.heads == recipe.generator.heads == encoder.config.heads == generator.config.heads == 1
+    for section, model in ((recipe.generator, generator), (recipe.rdm, rdm)):
+        learns, converted = section.process, model.config.process
+        assert (learns.schedule, learns.predict, learns.loss) == (converted.schedule, converted.predict, converted.loss)
+        assert section.sampler == model.config.sampler
+    assert (recipe.normalize, recipe.generator.dropout) == ("per_dataset", generator.config.dropout)
 
 
 @pytest.mark.slow
