@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -522,6 +523,8 @@ class GeneratorStage(Stage):
         experiment, transform = work.experiment, work.joint_transform
         work.seed_weights("encoder")
         encoder = build_encoder(experiment.encoder, work.image_size)
+        section, facts = experiment.encoder.model_dump(mode="json"), _facts(work, image_size=work.image_size)
+        self._initial_encoder(work).load(encoder, section, facts)
         cond = Space((transform.width(encoder.width),), id=f"{experiment.encoder.name} in training")
         work.seed_weights("generator")
         model = self._build(work, work.autoencoder.space, cond)
@@ -530,6 +533,16 @@ class GeneratorStage(Stage):
 
     def _initial(self, work: Workspace) -> Initial:
         return _initial(work, "generator", "generator", work.experiment.require_generator().train)
+
+    def _initial_encoder(self, work: Workspace) -> Initial:
+        """Return where the encoder of joint training starts: at that of the run which the generator starts from."""
+        text = self._initial(work).text
+        if text is not None:
+            stage = RunFolder(os.path.expanduser(text)).encoder
+            name = work.experiment.encoder.name
+            if not stage.is_trained or stage.part(weights=False).config.get("name") != name:
+                text = None
+        return Initial("encoder", "generator", text)
 
     def _build(self, work: Workspace, data: Space, cond: Space | None) -> GenerativeModel:
         config = work.experiment.require_generator()
