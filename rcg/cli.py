@@ -349,9 +349,9 @@ def sampling_plan(arguments: argparse.Namespace) -> SamplingPlan:
     return create(SamplingPlan, arguments, options=create(SamplingOptions, arguments))
 
 
-def add_run(parser: argparse.ArgumentParser, but: str = "") -> None:
-    """Let `parser` take the run, as `run`, of which a pipeline is loaded; `but` says which ones will do."""
-    text = f"folder of a run, or of save_pretrained; or owner/name on the hub{but}"
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` take the run, as `run`, of which a pipeline is loaded."""
+    text = "folder of a run, or of save_pretrained; or owner/name on the hub"
     parser.add_argument("run", type=run_folder, help=text)
 
 

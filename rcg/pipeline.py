@@ -23,10 +23,11 @@ from rcg.core.contracts import Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.hub import HubOptions, locate, upload
 from rcg.core.registry import GENERATORS, NETWORKS, SAMPLERS
-from rcg.core.rng import SampleNoise
+from rcg.core.rng import FixedFirstDraw, SampleNoise
 from rcg.diffusion.inpainting import inpaint
 from rcg.diffusion.model import GenerativeModel, restore
-from rcg.diffusion.sdedit import FixedFirstDraw, sdedit
+from rcg.diffusion.repaint import Resampling
+from rcg.diffusion.sdedit import sdedit
 from rcg.distributed.launch import resolve_precision
 from rcg.encoding.autoencoder import autoencoder_part, check_space, open_autoencoder, restore_autoencoder
 from rcg.encoding.encoder import restore_encoder
@@ -262,7 +263,7 @@ class Pipeline:
         sampler = self._deterministic(steps)
         with self._autocast():
             x = self.autoencoder.mean(self.autoencoder.posterior(image.to(self.device))).float()
-            levels = self.generator.process.levels(sampler.steps, sampler.spacing)
+            levels = sampler.levels(self.generator.process)
             noise = self.generator.invert(x, z, levels, iterations)
         check_finite(noise, "the noise of the images")
         return Code(z, noise)
@@ -585,21 +586,43 @@ class Pipeline:
 
     @torch.inference_mode()
     def inpaint(
-        self, image: Tensor, hole: Tensor, options: SamplingOptions | None = None, *, z: Tensor | None = None
+        self,
+        image: Tensor,
+        hole: Tensor,
+        options: SamplingOptions | None = None,
+        *,
+        z: Tensor | None = None,
+        resampling: Resampling | None = None,
     ) -> Samples:
-        """Fill the holes of images with a generator of tokens; row i depends on (seed, i) and its image alone.
+        """Fill the holes of images; row i depends on (seed, i) and its image alone.
 
         Args:
             image: `(B, 3, H, W)` in [0, 1].
             hole: booleans `(B, H, W)`, true where to generate.
             options: how.
             z: the images' own representations `(B, D)`, or others, to condition on instead of generated ones.
+            resampling: how generated parts are fitted to known ones.
 
         Raises:
-            UserError: the generator is not one of tokens, or the options do not fit; see `check`.
+            UserError: the options do not fit, see `check`; or resampling is asked of a generator of tokens.
         """
-        generate = partial(inpaint, self.generator, self.autoencoder, image.to(self.device), hole.to(self.device))
-        return self._samples(list(range(len(image))), options or SamplingOptions(), z, generate)
+        self.check_resampling(resampling)
+        options = options or SamplingOptions()
+        image, hole = image.to(self.device), hole.to(self.device)
+
+        def fill(cond: Tensor | None, noise: Noise, guidance: GuidanceConfig, sampler: SamplerConfig) -> Tensor:
+            draws = partial(SampleNoise, options.seed, use="generator", device=self.device)
+            return inpaint(self.generator, self.autoencoder, image, hole, cond, draws, guidance, sampler, resampling)
+
+        return self._samples(list(range(len(image))), options, z, fill)
+
+    def check_resampling(self, resampling: Resampling | None) -> None:
+        """Raise `UserError` if resampling is asked of a generator of tokens."""
+        if resampling is not None and self.has_tokens:
+            raise UserError(
+                f"{self.config.folder_name} generates tokens, which fit known ones without resampling: leave "
+                f"--resamplings and --jump-length out"
+            )
 
     def batches(
         self,

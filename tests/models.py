@@ -7,7 +7,7 @@ from rcg.diffusion.model import build
 from rcg.generators.dit import DiT, DiTConfig
 from rcg.generators.mage import MAGE, MAGEConfig
 
-TOKENS = Space((4, 4), vocab=12, id="tokens")
+PIXELS, TOKENS = Space((3, 8, 8)), Space((4, 4), vocab=12, id="tokens")
 
 
 def condition_of(cond):
@@ -17,11 +17,11 @@ def condition_of(cond):
     return "representation" if cond.vocab is None else "class"
 
 
-def dit(cond=None, **config):
-    """Build a DiT of 8 px whose zero-initialized layers are not zero."""
+def dit(cond=None, data=PIXELS, **config):
+    """Build a DiT whose zero-initialized layers are not zero."""
     torch.manual_seed(0)
     settings = {"width": 16, "depth": 1, "heads": 2, "patch": 4, "condition": condition_of(cond)}
-    model = build(DiTConfig(**settings | config), DiT, Space((3, 8, 8)), cond)
+    model = build(DiTConfig(**settings | config), DiT, data, cond)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     return model

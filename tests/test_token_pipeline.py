@@ -111,6 +111,13 @@ def test_without_a_configuration_the_encoder_beside_the_generator_is_used(run, p
     assert np.array_equal(one[:, : other.shape[1]], other[:, : one.shape[1]])
 
 
+@pytest.mark.parametrize(("edge", "cut"), [(0.25, False), (0.3, True)])
+def test_a_sentence_says_that_cells_are_generated_whole(run, picture, tmp_path, edge, cut):
+    where = ["--box", edge, edge, 1, 1, "--out", tmp_path / "panel.png"]
+    done = tool("inpaint", run, "--generator", "mage-none", "--image", picture, "--num", 1, *where)
+    assert ("the hole cuts cells of mage-none, which are generated whole" in done.stdout) == cut
+
+
 @pytest.mark.parametrize("described", [True, False])
 def test_an_encoder_that_changed_since_is_refused(run, picture, tmp_path, described):
     shutil.copytree(run, tmp_path / "run")
@@ -226,6 +233,8 @@ BOX = ["--box", 0.25, 0.25, 0.75, 0.75]
         ([*BOX, "--image", "bomb.png"], "picture bomb.png cannot be read: it claims more pixels"),
         ([*BOX, "--image", "strip.png"], "strip.png is 1000 x 1, of which the middle square shows next to nothing"),
         ([*BOX, "--generator", "maga"], "no generator 'maga'; did you mean 'mage'"),
+        ([*BOX, "--resamplings", 3], "mage generates tokens, which fit known ones without resampling"),
+        ([*BOX, "--jump-length", 3], "leave --resamplings and --jump-length out"),
         ([*BOX, "--class", 3], "neither the generator nor the RDM was trained on classes"),
         ([*BOX, "--generator", "mage-class", "--representation", "visible"], "mage-class is not conditioned on repres"),
         ([*BOX, "--generator", "mage-none", "--guidance", 2], "mage-none has no condition to guide toward"),

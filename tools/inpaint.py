@@ -1,4 +1,4 @@
-"""Let a generator of tokens (mage) complete images: inpaint, outpaint, uncrop, or generate them anew.
+"""Let a generator complete images: inpaint, outpaint, uncrop, or generate them anew.
 
 python tools/inpaint.py RUN --image cat.png dog.png --box 0.25 0.25 0.75 0.75      generate inside of a box
 python tools/inpaint.py RUN --image cat.png --outside 0.25 0.25 0.75 0.75          generate all but a box
@@ -15,7 +15,7 @@ from rcg import cli
 def main() -> None:
     """Parse the command line and complete images."""
     parser = cli.parser_for(__doc__)
-    cli.add_run(parser, ", with a generator of tokens")
+    cli.add_run(parser)
     parser.add_argument("--image", type=cli.path, nargs="+", required=True, metavar="FILE", help="images to complete")
     hole = parser.add_mutually_exclusive_group()
     edges = ("LEFT", "TOP", "RIGHT", "BOTTOM")
@@ -32,6 +32,22 @@ def main() -> None:
         "knows what is hidden [visible]"
     )
     parser.add_argument("--representation", choices=("visible", "generated", "original"), help=text)
+    parser.add_argument(
+        "--resamplings",
+        dest="times",
+        metavar="NUM",
+        type=cli.whole(1, 1000),
+        default=argparse.SUPPRESS,
+        help="how often each stretch of steps is taken, for what is generated to fit what is known; 1: once; the time "
+        "it takes is multiplied by this; not for tokens [5]",
+    )
+    parser.add_argument(
+        "--jump-length",
+        metavar="NUM",
+        type=cli.count,
+        default=argparse.SUPPRESS,
+        help="steps of such a stretch [a 25th of all]",
+    )
     cli.add_number(parser, 4, "number of results for each image", most=1000)
     parser.add_argument("--out", type=cli.path, help="file of the panel: original, masked, results [RUN/inpaint.png]")
     cli.add(
@@ -43,13 +59,16 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the panel: a row for each image."""
     from rcg.core.hub import locate
+    from rcg.diffusion.repaint import Resampling
     from rcg.distributed.launch import launch
     from rcg.encoding.run_folder import RunFolder
     from rcg.evaluation.inpainting_panel import Hole, write_panel
 
+    resampling = cli.create(Resampling, arguments) if {"times", "jump_length"} & vars(arguments).keys() else None
     folder, hole, plan = RunFolder(locate(arguments.run)), cli.create(Hole, arguments), cli.sampling_plan(arguments)
     out = cli.output_file(arguments.out or cli.results_of(arguments.run).inpainting)
-    write_panel(folder, arguments.generator, arguments.image, hole, plan, arguments.representation, out, launch())
+    images, representation = arguments.image, arguments.representation
+    write_panel(folder, arguments.generator, images, hole, plan, resampling, representation, out, launch())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from rcg.core.registry import AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETW
 if TYPE_CHECKING:  # torch is not needed to read a configuration, and takes seconds to load
     from torch import Tensor
 
-    from rcg.core.contracts import Net, Noise, Space
+    from rcg.core.contracts import Level, Net, Noise, Space
 
 MAX_AMPLIFICATION = 2.0**9
 """Above this, a bfloat16 rounding error (2^-9) of the predicted noise is as large as the data. DDPM's linear schedule
@@ -140,6 +140,11 @@ class SamplerConfig(ComponentConfig):
 
     def check(self, process: Any) -> None:
         """Raise `UserError` if the sampler cannot visit the levels of `process`."""
+        self.levels(process)
+
+    def levels(self, process: Any) -> list[Level]:
+        """Return the levels that the sampler visits, noisiest first, and the one at which it ends."""
+        raise NotImplementedError
 
     @property
     def clips(self) -> bool:

@@ -328,6 +328,13 @@ class Level(NamedTuple):
             return math.inf
         return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
 
+    def variance_since(self, end: Level) -> float:
+        """Return sigma^2_{t|s} = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: the noise that entered since `end`, s.
+
+        Source: Kingma et al., Variational Diffusion Models, 2021, Section 3.1.
+        """
+        return max(self.sigma**2 - (self.alpha / end.alpha) ** 2 * end.sigma**2, 0.0)
+
 
 class Process(Protocol[Estimate]):
     """How data is corrupted in training, and what the network predicts.

@@ -171,3 +171,19 @@ class ScaledNoise:
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Return `(B, *shape)` uniform draws from [0, 1), unchanged."""
         return self.noise.uniform(shape)
+
+
+class FixedFirstDraw:
+    """A noise source whose first draw is given: samplers start there."""
+
+    def __init__(self, noise: Noise, first: Tensor) -> None:
+        """Give `first` `(B, *S)`, then the draws of `noise`."""
+        self.noise, self.first = noise, [first]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Return the given draw, once, then `(B, *shape)` standard normal draws."""
+        return self.first.pop() if self.first else self.noise.normal(shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Return `(B, *shape)` uniform draws from [0, 1)."""
+        return self.noise.uniform(shape)

@@ -1,8 +1,9 @@
-"""Images completed by a generator of tokens: inpainting, outpainting, uncropping, reconstruction (as MAGE does)."""
+"""Images completed by a generator: inpainting, outpainting, uncropping; of tokens, reconstruction (as MAGE does)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from rcg.config import GuidanceConfig, SamplerConfig
 from rcg.core.contracts import MASK, Autoencoder, Noise
 from rcg.core.errors import UserError
 from rcg.diffusion.model import GenerativeModel
+from rcg.diffusion.repaint import Resampling
 
 
 def inpaint(
@@ -20,42 +22,61 @@ def inpaint(
     image: Tensor,
     hole: Tensor,
     cond: Tensor | None,
-    noise: Noise,
+    noise: Callable[[list[int]], Noise],
     guidance: GuidanceConfig | None = None,
     sampler: SamplerConfig | None = None,
+    resampling: Resampling | None = None,
 ) -> Tensor:
     """Fill the hole of each image, and return images `(B, 3, H, W)` whose other pixels are as they were.
 
+    Generation happens in the generator's space, where the hole takes all the tokens, or cells of latents, that it
+    touches. Images of which no cell is known are generated as by `GenerativeModel.sample`.
+
     Args:
-        model: a generator of tokens.
-        autoencoder: its tokenizer.
+        model: the generator.
+        autoencoder: the map between its space and images.
         image: `(B, 3, H, W)` in [0, 1].
         hole: booleans `(B, H, W)`, true where to generate; what is there has no influence.
         cond: the model's condition: `(B, D)` vectors, `(B,)` labels, or None.
-        noise: the source of random draws.
+        noise: the source of random draws for some rows of the batch.
         guidance: replaces the configured guidance.
         sampler: replaces the configured sampler.
-
-    Raises:
-        UserError: the model does not generate tokens.
+        resampling: how generated parts are fitted to known ones, where the generator is not one of tokens.
     """
-    check_tokens(model)
-    known = known_tokens(autoencoder, image, hole)
-    tokens = model.sample(cond, noise, guidance=guidance, sampler=sampler, known=known)
-    return torch.where(hole[:, None], autoencoder.decode(tokens).to(image.dtype), image)
+    known = known_data(autoencoder, image, hole)
+    unknown = known.isnan() if known.is_floating_point() else known == MASK
+    whole = unknown.flatten(1).all(1)
+    result = image.clone()
+    for rows in (whole.nonzero()[:, 0], (~whole).nonzero()[:, 0]):
+        if len(rows):
+            generated = model.sample(
+                None if cond is None else cond[rows],
+                noise(rows.tolist()),
+                guidance=guidance,
+                sampler=sampler,
+                known=None if whole[rows[0]] else known[rows],
+                resampling=resampling,
+            )
+            decoded = autoencoder.decode(generated).to(image.dtype)
+            result[rows] = torch.where(hole[rows, None], decoded, image[rows])
+    return result
 
 
-def check_tokens(model: GenerativeModel) -> None:
-    """Raise `UserError` if a model does not generate tokens, of which some can be kept."""
-    if model.data.vocab is None:
-        raise UserError(f"{model.config.name} cannot generate parts of an image: use a generator of tokens, mage")
+def known_data(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tensor:
+    """Return what a generator keeps of images `(B, 3, H, W)`: their tokens `(B, h, w)` or latents `(B, C, h, w)`.
+
+    Where a cell touches the hole `(B, H, W)`, tokens are `MASK` and latents NaN. Random latents are their means.
+    """
+    data = autoencoder.mean(autoencoder.posterior(hide(image, hole)))
+    touched = touching(hole, data.shape[-2:])
+    if data.is_floating_point():
+        return data.masked_fill(touched[:, None], torch.nan)
+    return data.masked_fill(touched, MASK)
 
 
-def known_tokens(autoencoder: Autoencoder, image: Tensor, hole: Tensor) -> Tensor:
-    """Return the tokens `(B, h, w)` of images `(B, 3, H, W)`, `MASK` where their square meets the hole `(B, H, W)`."""
-    tokens = autoencoder.encode(hide(image, hole))
-    touched = F.adaptive_max_pool2d(hole[:, None].float(), autoencoder.space.shape)[:, 0] > 0
-    return torch.where(touched, MASK, tokens)
+def touching(hole: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return booleans `(B, h, w)`, `shape` is `(h, w)`: true for cells of which any part is in the hole `(B, H, W)`."""
+    return F.adaptive_max_pool2d(hole[:, None].float(), tuple(shape))[:, 0] > 0
 
 
 def hide(image: Tensor, hole: Tensor) -> Tensor:

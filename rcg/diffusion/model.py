@@ -17,6 +17,7 @@ from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
 from rcg.diffusion.guidance import Autoguided, Guided
 from rcg.diffusion.inversion import invert, noising
+from rcg.diffusion.repaint import Resampling, repaint
 from rcg.diffusion.self_conditioning import SelfConditioned
 
 
@@ -91,6 +92,7 @@ class GenerativeModel(nn.Module):
         weak: GenerativeModel | None = None,
         wrap_process: Callable[[Process], Process] | None = None,
         known: Tensor | None = None,
+        resampling: Resampling | None = None,
     ) -> Tensor:
         """Generate `(B, *S)` samples given `cond`.
 
@@ -102,14 +104,14 @@ class GenerativeModel(nn.Module):
             weak: a worse model of the same data and condition to guide away from, instead of from the null condition;
                 network, process and self-conditioning may differ.
             wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
-            known: tokens `(B, *S)` to keep, `rcg.core.contracts.MASK` where they are to be generated.
+            known: data `(B, *S)` to keep; where it is to be generated, tokens are `rcg.core.contracts.MASK` and real
+                numbers NaN.
+            resampling: how generated real numbers are fitted to known ones; None: as `Resampling` does by default.
 
         Raises:
-            UserError: tokens are given to a model that does not generate tokens, or `weak` models something else.
+            UserError: `weak` models something else, or `known` is no data of this model.
         """
         sampler, guidance = sampler or self.config.sampler, guidance or self.config.guidance
-        if known is not None and not sampler.discrete:
-            raise UserError(f"{self.config.name} cannot keep parts of an image: use a generator of tokens, mage")
         net: Net = self.network
         process = self.process
         if guidance.scale != 1 and weak is not None:
@@ -122,6 +124,10 @@ class GenerativeModel(nn.Module):
         if wrap_process is not None:
             process = wrap_process(process)
         process = self.with_estimate(process)
+        if known is not None and known.is_floating_point() == sampler.discrete:
+            raise UserError(f"{self.config.name} generates {self.data}: it cannot keep {known.dtype}")
+        if known is not None and not sampler.discrete:
+            return repaint(sampler, process, net, self.data, cond, noise, known, resampling or Resampling())
         options = {} if known is None else {"known": known}
         return sampler(process, net, self.data, cond, noise, **options)
 

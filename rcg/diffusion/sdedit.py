@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from rcg.config import GuidanceConfig, SamplerConfig
 from rcg.core.contracts import MASK, Level, Noise, Process
-from rcg.core.rng import ScaledNoise
+from rcg.core.rng import FixedFirstDraw, ScaledNoise
 from rcg.diffusion.model import GenerativeModel
 from rcg.diffusion.wrappers import ProcessWrapper
 
@@ -87,19 +85,3 @@ class TruncatedProcess(ProcessWrapper):
         least = self.start.half_log_snr + MIN_RISE
         cleaner = (level for level in super().levels(steps, *spacing) if level.half_log_snr > least)
         return [self.start, *cleaner]
-
-
-class FixedFirstDraw:
-    """A noise source whose first draw is given: samplers start there."""
-
-    def __init__(self, noise: Noise, first: Tensor) -> None:
-        """Give `first` `(B, *S)`, then the draws of `noise`."""
-        self.noise, self.first = noise, [first]
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Return the given draw, once, then `(B, *shape)` standard normal draws."""
-        return self.first.pop() if self.first else self.noise.normal(shape)
-
-    def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Return `(B, *shape)` uniform draws from [0, 1)."""
-        return self.noise.uniform(shape)

@@ -16,7 +16,8 @@ from rcg.core.console import say
 from rcg.core.errors import UserError
 from rcg.data.images import LONGEST, square
 from rcg.data.pictures import read_picture
-from rcg.diffusion.inpainting import box, check_tokens, hide, shrink
+from rcg.diffusion.inpainting import box, hide, shrink, touching
+from rcg.diffusion.repaint import Resampling
 from rcg.encoding.run_folder import RunFolder
 from rcg.evaluation.samples import SamplingPlan
 from rcg.pipeline import Pipeline
@@ -92,6 +93,7 @@ def write_panel(
     paths: Sequence[Path],
     hole: Hole,
     plan: SamplingPlan,
+    resampling: Resampling | None,
     representation: RepresentationOf | None,
     out: Path,
     accelerator: Accelerator,
@@ -99,23 +101,24 @@ def write_panel(
     """Write the panel: a row for each image.
 
     Args:
-        run: a run with a generator of tokens.
+        run: a run with a generator.
         generator: name of the generator's folder in a run that has several.
         paths: the images to complete.
         hole: where.
         plan: how each image's results are generated.
+        resampling: how generated parts are fitted to known ones, where the generator is not one of tokens.
         representation: what they are conditioned on; None: the visible part, where the generator's condition is a
             representation.
         out: the picture to write.
         accelerator: the processes.
 
     Raises:
-        UserError: a picture cannot be read, the generator is not one of tokens, or its encoder is missing; or nothing
-            is visible, or to be generated.
+        UserError: a picture cannot be read, the encoder is missing, or the options do not fit the generator; or
+            nothing is visible, or to be generated.
     """
     pipeline = Pipeline.from_pretrained(run.path, generator).to(accelerator.device, plan.precision)
     name, size = generator or pipeline.config.folder_name, pipeline.image_size
-    check_tokens(pipeline.generator)
+    pipeline.check_resampling(resampling)
     if pipeline.config.condition == "representation":
         representation = representation or "visible"
     elif representation is not None:
@@ -138,6 +141,12 @@ def write_panel(
         height, width = picture.shape[1:]
         if (height, width) != (size, size):
             say(f"{path} is {width} x {height}: its middle square is resized to {size} x {size}")
+    generated = touching(holes, pipeline.generator.data.shape[-2:])
+    if not torch.equal(F.interpolate(generated[:, None].float(), (size, size))[:, 0] > 0, holes):
+        say(
+            f"the hole cuts cells of {pipeline.config.folder_name}, which are generated whole; pixels outside of the "
+            f"hole stay as they are"
+        )
 
     results = []
     for position in range(len(image)):
@@ -147,6 +156,7 @@ def write_panel(
             holes[row].expand(count, -1, -1),
             plan.options,
             z=None if z is None else z[row].expand(count, -1),
+            resampling=resampling,
         )
         results.append(completed.images.cpu())
     panel = torch.cat([original[:, None], hide(image, holes)[:, None], torch.stack(results)], dim=1)

@@ -127,8 +127,8 @@ def test_temperature_scales_all_noise():
     torch.testing.assert_close(started[1], 0.5 * started[0])
 
 
-def test_tokens_to_keep_are_refused_where_there_are_no_tokens():
-    with pytest.raises(UserError, match="dit cannot keep parts of an image: use a generator of tokens"):
+def test_tokens_are_not_kept_by_a_generator_of_real_numbers():
+    with pytest.raises(UserError, match=r"dit generates .* cannot keep torch.int64"):
         dit().sample(None, SampleNoise(0, range(1), "t"), known=torch.zeros(1, 2, 2, dtype=torch.long))
 
 

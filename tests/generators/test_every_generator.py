@@ -10,7 +10,10 @@ from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.core.rng import SampleNoise, batch_draws
 from rcg.diffusion.h_space import Asymmetric, ConditionShift, scaled
+from rcg.diffusion.inpainting import box, inpaint
 from rcg.diffusion.model import build
+from rcg.diffusion.repaint import Resampling
+from rcg.generators.autoencoders.pixels import Pixels, PixelsConfig
 from rcg.pipeline import Pipeline, SamplingOptions
 from tests.ideal import CONTINUOUS
 from tests.small import GENERATOR, PIXELS, TOKENS
@@ -82,6 +85,28 @@ def test_every_sampler_samples_from_it(name, process, sampler):
         samples = m.sample(torch.randn(2, 6), SampleNoise(0, range(2), "t"))
     assert samples.shape == (2, 3, 16, 16)
     assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)
+def test_it_completes_images(name, condition):
+    m = with_random_weights(model(name, condition, sampler={"name": "ddim", "steps": 2})).eval()
+    pixels, image = Pixels(PixelsConfig(), 16), torch.rand(3, 3, 16, 16)
+    hole = torch.stack([box(16, 0, 0.25, 0.5, 1), box(16, 0, 0, 1, 1), torch.zeros(16, 16, dtype=torch.bool)])
+    cond = draw_cond(condition)
+
+    def noise(rows):
+        return SampleNoise(0, rows, "t")
+
+    with torch.no_grad():
+        filled = inpaint(m, pixels, image, hole, cond, noise, resampling=Resampling(2))
+        first = None if cond is None else cond[1:2]
+        sample = pixels.decode(m.sample(first, noise([1])))
+    known = ~hole[:, None].expand_as(image)
+    assert torch.equal(filled[known], image[known])
+    assert torch.equal(filled[1:2], sample)
+    assert 0 <= filled.min() <= filled.max() <= 1
+    assert (filled != image).flatten(1).any(1).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

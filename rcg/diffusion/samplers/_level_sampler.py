@@ -1,4 +1,4 @@
-"""The base of samplers of real-valued data: which noise levels they visit, and the variance between two levels."""
+"""The base of samplers of real-valued data: which noise levels they visit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LevelSampler(SamplerConfig):
     clip: bool = False
     """Keep every estimate of clean data in [-1, 1]; for pixels, never for representations."""
 
-    def check(self, process: Process) -> None:
-        """Raise `UserError` if the sampler cannot visit the levels of `process`."""
-        process.levels(self.steps, self.spacing)
+    def levels(self, process: Process) -> list[Level]:
+        """Return the levels that the sampler visits, noisiest first, and the one at which it ends."""
+        return process.levels(self.steps, self.spacing)
 
     @property
     def clips(self) -> bool:
@@ -36,8 +36,3 @@ class LevelSampler(SamplerConfig):
             return prediction
         x0 = prediction.x0.clamp(-1, 1)
         return prediction._replace(x0=x0, eps=(x - level.alpha * x0) / level.sigma)
-
-
-def transition_variance(start: Level, end: Level) -> float:
-    """Return sigma^2_{t|s} = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: the noise that entered between two levels."""
-    return start.sigma**2 - (start.alpha / end.alpha) ** 2 * end.sigma**2

@@ -15,7 +15,7 @@ from torch import Tensor
 from rcg.config import Fraction
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
-from rcg.diffusion.samplers._level_sampler import LevelSampler, transition_variance
+from rcg.diffusion.samplers._level_sampler import LevelSampler
 
 
 @SAMPLERS.register
@@ -35,10 +35,10 @@ class DDIM(LevelSampler):
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+        for level, target in pairwise(self.levels(process)):
             x0, eps, _ = self.predict(process, net, x, level, cond)
             eta = 1.0 if level.t / process.horizon < self.boost else self.eta
-            std = eta * target.sigma / level.sigma * math.sqrt(max(transition_variance(level, target), 0.0))
+            std = eta * target.sigma / level.sigma * math.sqrt(level.variance_since(target))
             x = target.alpha * x0 + math.sqrt(max(target.sigma**2 - std**2, 0.0)) * eps
             if std > 0:
                 x = x + std * noise.normal(space.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rcg.core.contracts import Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
-from rcg.diffusion.samplers._level_sampler import LevelSampler, transition_variance
+from rcg.diffusion.samplers._level_sampler import LevelSampler
 
 
 @SAMPLERS.register
@@ -23,9 +23,9 @@ class DDPM(LevelSampler):
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+        for level, target in pairwise(self.levels(process)):
             x0, _, share = self.predict(process, net, x, level, cond)
-            beta = transition_variance(level, target)
+            beta = level.variance_since(target)
             ratio = (target.sigma / level.sigma) ** 2
             x = level.alpha / target.alpha * ratio * x + target.alpha * beta / level.sigma**2 * x0
             if target.sigma > 0:

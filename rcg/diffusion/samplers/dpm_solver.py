@@ -26,7 +26,7 @@ class DPMSolver(LevelSampler):
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         before, h_before = x, 0.0
-        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+        for level, target in pairwise(self.levels(process)):
             x0 = self.predict(process, net, x, level, cond).x0
             h = target.half_log_snr - level.half_log_snr
             first = h_before == 0 or target.sigma == 0  # the last step, to clean data, is the estimate itself

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from rcg.core.contracts import Net, Noise, Process, Space
+from rcg.core.contracts import Level, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 from rcg.diffusion.samplers._level_sampler import LevelSampler
 
@@ -24,14 +24,14 @@ class Heun(LevelSampler):
 
     name: str = "heun"
 
-    def check(self, process: Process) -> None:
-        """Raise `UserError` if the sampler cannot visit the levels of `process`."""
-        process.levels((self.steps + 1) // 2, self.spacing)
+    def levels(self, process: Process) -> list[Level]:
+        """Return the levels that the sampler visits; each but the last is evaluated twice."""
+        return process.levels((self.steps + 1) // 2, self.spacing)
 
     def __call__(self, process: Process, net: Net, space: Space, cond: Tensor | None, noise: Noise) -> Tensor:
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
-        for level, target in pairwise(process.levels((self.steps + 1) // 2, self.spacing)):
+        for level, target in pairwise(self.levels(process)):
             x0, eps, _ = self.predict(process, net, x, level, cond)
             euler = target.alpha * x0 + target.sigma * eps
             # An average over sigma / alpha means nothing where that ratio falls to a fraction, as it does on the way

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from rcg.config import SamplerConfig, Steps
-from rcg.core.contracts import MASK, Net, Noise, Process, Space
+from rcg.core.contracts import MASK, Level, Net, Noise, Process, Space
 from rcg.core.registry import SAMPLERS
 
 
@@ -30,6 +30,10 @@ class MaskGIT(SamplerConfig):
 
     discrete: ClassVar[bool] = True
 
+    def levels(self, process: Process[Tensor]) -> list[Level]:
+        """Return the levels that the sampler visits, noisiest first, and the one at which it ends."""
+        return process.levels(self.steps)
+
     def __call__(
         self,
         process: Process[Tensor],
@@ -43,7 +47,7 @@ class MaskGIT(SamplerConfig):
         uniform = noise.uniform((self.steps, 2, *space.shape))  # all draws at once: no step has to wait for them
         x = torch.full_like(uniform[:, 0, 0], MASK, dtype=torch.long) if known is None else known
         filled, count = x, (x == MASK).flatten(1).sum(1)
-        for step, (level, target) in enumerate(pairwise(process.levels(self.steps))):
+        for step, (level, target) in enumerate(pairwise(self.levels(process))):
             logits = process.predict(net, x, level, cond).movedim(1, -1) / self.temperature  # (B, *S, K)
             log_p = logits.log_softmax(-1)
             filled = torch.where(x == MASK, draw(log_p, uniform[:, step, 0]), x)

@@ -29,7 +29,7 @@ class UniPC(LevelSampler):
         x = noise.normal(space.shape)
         history: list[tuple[Level, Tensor]] = []  # the last two levels with their estimates of clean data
         start = x  # where the last step began
-        for level, target in pairwise(process.levels(self.steps, self.spacing)):
+        for level, target in pairwise(self.levels(process)):
             x0 = self.predict(process, net, x, level, cond).x0
             if history:
                 x = _step(start, history, level, x0)
