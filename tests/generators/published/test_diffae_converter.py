@@ -23,7 +23,7 @@ from tests.generators.diffae import Sizes, network
 from tests.generators.originals import convert, shapes
 from tests.parity import DATA
 from tests.small import make_part
-from tests.toy import ROOT, complaint, snapshot, tool
+from tests.toy import ROOT, complaint, snapshot, tool, train, write
 
 SIZES = Sizes()
 PUBLISHED = {
@@ -125,6 +125,38 @@ def test_there_and_back_gives_every_tensor(sizes, latent, tmp_path):
     for key, value in content["state_dict"].items():
         assert back["state_dict"][key].dtype == value.dtype
         assert torch.equal(back["state_dict"][key], value), key
+
+
+def test_a_run_that_was_trained_here_computes_the_same_in_the_original_format(tmp_path):
+    sizes = Sizes(side=16, encoder_multipliers=(1, 2), encoder_blocks=1)
+    unet = {"width": 32, "multipliers": [1, 2], "blocks": 1, "groups": 32, "attention": [16], "heads": 1}
+    train_section = {"steps": 2, "batch_size": 8, "lr": 1e-3, "ema_decay": 0.5, "precision": "no", "tracker": "none"}
+    brief = {"train": train_section, "sampler": {"name": "ddim", "steps": 2, "spacing": "leading"}}
+    process = {"name": "gaussian", "variance": "fixed_large"}
+    style = {"condition_path": "style", "embedding_width": 48, "condition_dropout": 0, "process": process}
+    latent = {"width": 20, "depth": 3, "time_width": 12, "process": {"schedule": "constant", "predict": "eps"}}
+    experiment = write(
+        tmp_path,
+        data__limit=40,
+        normalize="per_dataset",
+        encoder={"name": "semantic", "dim": 12, **unet},
+        generator={"name": "adm", **brief, **unet, **style},
+        rdm={"name": "skip_mlp", **brief, **latent},
+    )
+    for stage in ("generator", "rdm"):
+        train(stage, experiment)
+    convert("diffae", tmp_path / "run", tmp_path / "ours.ckpt", "--back")
+    content = pretrained.read(tmp_path / "ours.ckpt")
+    assert shapes(network(content)) == original.with_twins(original.network_shapes(sizes))
+    pipeline, image = Pipeline.from_pretrained(tmp_path / "run"), torch.rand(2, 3, 16, 16)
+    (mean, std), t = statistics(content), torch.tensor([3, 900])
+    rep = original.encode(network(content), sizes, image * 2 - 1)
+    z = pipeline.represent(image)
+    torch.testing.assert_close(z, (rep - mean) / std, rtol=1e-5, atol=1e-5)
+    expected = original.denoise(network(content), sizes, image, t, rep)
+    torch.testing.assert_close(pipeline.generator.network(image, t, z)[:, 0], expected, rtol=1e-5, atol=1e-5)
+    expected = original.denoise_latent(network(content), sizes, z, t)
+    torch.testing.assert_close(pipeline.rdm.network(z, t)[:, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_averaged_weights_replace_missing_live_ones(run, tmp_path):
