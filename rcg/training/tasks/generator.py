@@ -195,10 +195,8 @@ class JointTask(GeneratorTask):
     def other_parts(self, models: Mapping[str, nn.Module]) -> Iterator[tuple[Path, Part]]:
         """Yield the averaged encoder."""
         joint: Any = models["generator"]
-        yield (
-            self.encoder_path,
-            encoder_part(joint.encoder, self.facts.model_copy(update={"data": None, "classes": ()})),
-        )
+        facts = self.facts.model_copy(update={"data": None, "classes": ()})  # it learns nothing of classes
+        yield self.encoder_path, encoder_part(joint.encoder, facts)
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the averaged model, conditioned on what the averaged encoder makes of images."""
