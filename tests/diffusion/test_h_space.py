@@ -74,6 +74,25 @@ def test_symmetric_shifts_cancel_and_asymmetric_ones_do_not(process, noise):
     assert kept == pytest.approx(second.alpha * first.sigma / first.alpha * shift, rel=1e-4)
 
 
+def test_every_step_adds_an_asymmetric_shift_again(process, noise):
+    """So its effect grows with the number of steps, and stays where the shift is divided by it; a symmetric one's is
+    small however many there are."""
+    net, effects = Toy(process), []
+    for steps in (40, 160):
+        plain = sample(process, net, noise, steps)
+        whole, divided = (
+            Asymmetric(process, net, lambda seen, size=size: torch.full_like(seen.h, size), end=0.4)
+            for size in (-0.01, -0.01 * 40 / steps)
+        )
+        changed = (whole, divided, Symmetric(process, -0.01))
+        effects.append([float((sample(each, net, noise, steps) - plain).mean()) for each in changed])
+    (whole, divided, symmetric), (whole_4, divided_4, symmetric_4) = effects
+    assert whole_4 / whole == pytest.approx(4, rel=0.1)
+    assert divided_4 / divided == pytest.approx(1, rel=0.1)
+    assert symmetric_4 / symmetric == pytest.approx(1, rel=0.01)
+    assert symmetric_4 < whole_4 / 10
+
+
 def test_no_shift_changes_nothing(process, noise):
     net = Toy(process)
     edited = Asymmetric(process, net, lambda seen: 0 * seen.h, end=0)
