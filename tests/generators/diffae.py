@@ -43,8 +43,8 @@ def checkpoint(sizes, latent=True, statistics=True, seed=0, **hyper_parameters):
     def draw(shape, name=""):
         fan_in = math.prod(shape[1:]) if len(shape) > 1 else 16
         values = torch.randn(shape, generator=generator) / math.sqrt(fan_in)
-        if name.startswith("out.2"):  # with large predictions, rounding errors grow along a walk
-            values = 0.2 * values
+        if name.startswith(("out.2", f"latent_net.layers.{sizes.layers - 1}.")):
+            values = 0.1 * values  # with large predictions, rounding errors grow along a walk
         return 1 + values if name.endswith(("norm.weight", "layers.0.weight", "out.0.weight")) else values
 
     found = {}
