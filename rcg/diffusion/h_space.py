@@ -100,7 +100,7 @@ class MeanShift:
         def record(evaluation: Evaluation) -> Tensor:
             change = shift(evaluation).expand_as(evaluation.h)
             total, count = self._sums.get(float(evaluation.t[0]), (0, 0))
-            self._sums[float(evaluation.t[0])] = (total + change.sum(0, keepdim=True), count + len(change))
+            self._sums[float(evaluation.t[0])] = (total + change.float().sum(0, keepdim=True), count + len(change))
             return change
 
         return record

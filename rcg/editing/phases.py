@@ -82,17 +82,21 @@ def choose_phases(
 
 
 @torch.inference_mode()
-def measure_curves(pipeline: Pipeline, images: Tensor, distance: ImageDistance, steps: int = STEPS) -> Curves:
+def measure_curves(
+    pipeline: Pipeline, images: Tensor, distance: ImageDistance, steps: int = STEPS, batch_size: int = 64
+) -> Curves:
     """Measure the curves of images `(N, 3, S, S)` in [0, 1], at most `MOST_IMAGES` of them."""
-    images = images[:MOST_IMAGES].to(pipeline.device)
     decode, model = pipeline.autoencoder.decode, pipeline.generator
-    x = pipeline.autoencoder.mean(pipeline.autoencoder.posterior(images)).float()
     levels = model.process.levels(steps, "trailing")
-    times, predicted, noisy = [], [], []
-    for level, x_t, x0 in model.noising(x, pipeline.represent(images), levels, iterations=1):
-        times.append(level.t / model.process.horizon)
-        predicted.append(float(distance.network(decode(x0), images)))
-        noisy.append(float(distance.network(decode(x_t), images)))
+    sums, images = torch.zeros(steps, 2, dtype=torch.float64), images[:MOST_IMAGES]
+    for batch in images.split(batch_size):
+        image = batch.to(pipeline.device)
+        x = pipeline.autoencoder.mean(pipeline.autoencoder.posterior(image)).float()
+        way = model.noising(x, pipeline.represent(image), levels, iterations=1)
+        for row, (_, x_t, x0) in zip(sums, way, strict=True):
+            row += len(batch) * torch.stack([distance.network(decode(each), image) for each in (x0, x_t)]).cpu()
+    predicted, noisy = (sums / len(images)).T.tolist()
+    times = [level.t / model.process.horizon for level in reversed(levels[:-1])]
     return Curves(times, predicted, noisy)
 
 

@@ -39,6 +39,8 @@ def test_curves_lead_from_images_to_noise(pipeline, images):
     assert curves.times == sorted(curves.times)
     assert len(curves.times) == len(curves.predicted) == len(curves.noisy) == 5
     assert curves.noisy[0] < curves.noisy[-1]
+    in_parts = measure_curves(pipeline, images, open_distance(pipeline), steps=5, batch_size=2)
+    assert in_parts.predicted == pytest.approx(curves.predicted, rel=1e-3)
 
 
 def test_given_phases_are_used_and_nothing_is_measured(pipeline, images, monkeypatch):
