@@ -456,9 +456,11 @@ class GeneratorStage(Stage):
     def outline(self, work: Workspace) -> dict[str, nn.Module]:
         """Build the model without memory, and the head that aligns it or the encoder that learns with it."""
         config = work.experiment.require_generator()
+        data = work.autoencoder.space
         if work.is_joint:
             with torch.device("meta"):
-                joint = self._build_joint(work)
+                joint = self._build_joint(work, data)
+            self._load_joint(work, joint)
             config.sampler.check(joint.model.process)
             return {"generator": joint}
         cond: Space | None = None
@@ -468,7 +470,6 @@ class GeneratorStage(Stage):
             cond = Space((), vocab=work.cluster_count, id="clusters")
         elif config.condition == "representation":
             cond = work.raw_representation.space
-        data = work.autoencoder.space
         with torch.device("meta"):
             model = self._build(work, data, cond)
         self._load(work, model)
@@ -513,23 +514,25 @@ class GeneratorStage(Stage):
         train_set, validation_set = (
             ConditionedImages(images, number, None) for images, number in zip(work.images, (views, 1), strict=True)
         )
-        joint = self._build_joint(work)
+        joint = self._build_joint(work, work.autoencoder.space)
+        self._load_joint(work, joint)
         autoencoder = work.autoencoder.to(work.accelerator.device)
         facts = _facts(work, image_size=work.image_size)
         return JointTask(joint, autoencoder, train_set, validation_set, facts, work.run.encoder.checkpoint)
 
-    def _build_joint(self, work: Workspace) -> JointModel:
+    def _build_joint(self, work: Workspace, data: Space) -> JointModel:
         """Build the generator and the encoder that is trained with it, their initial weights seeded."""
         experiment, transform = work.experiment, work.joint_transform
         work.seed_weights("encoder")
         encoder = build_encoder(experiment.encoder, work.image_size)
-        section, facts = experiment.encoder.model_dump(mode="json"), _facts(work, image_size=work.image_size)
-        self._initial_encoder(work).load(encoder, section, facts)
         cond = Space((transform.width(encoder.width),), id=f"{experiment.encoder.name} in training")
         work.seed_weights("generator")
-        model = self._build(work, work.autoencoder.space, cond)
-        self._load(work, model)
-        return JointModel(model, encoder, transform)
+        return JointModel(self._build(work, data, cond), encoder, transform)
+
+    def _load_joint(self, work: Workspace, joint: JointModel) -> None:
+        self._load(work, joint.model)
+        section, facts = work.experiment.encoder.model_dump(mode="json"), _facts(work, image_size=work.image_size)
+        self._initial_encoder(work).load(joint.encoder, section, facts)
 
     def _initial(self, work: Workspace) -> Initial:
         return _initial(work, "generator", "generator", work.experiment.require_generator().train)

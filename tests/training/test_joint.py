@@ -14,7 +14,7 @@ from rcg.encoding.representation import standardizes
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.pipeline import Pipeline
 from tests.small import GENERATOR
-from tests.toy import snapshot, train, write
+from tests.toy import TOKENIZER, snapshot, train, write
 
 QUIET = {"precision": "no", "tracker": "none"}
 SEMANTIC = {"name": "semantic", "width": 16, "multipliers": [1, 2], "blocks": 1, "dim": 8, "train": QUIET}
@@ -139,6 +139,15 @@ def test_a_resumed_training_ends_with_the_same_weights(normalize, tmp_path):
         assert one.part().facts.cond == other.part().facts.cond
         assert one.part().facts.step == other.part().facts.step == 8
         assert all(torch.equal(other.part().tensors[key], value) for key, value in one.part().tensors.items())
+
+
+def test_the_generator_may_work_in_latents(tmp_path):
+    latents = TOKENIZER | {"name": "kl", "train": TOKENIZER["train"] | {"perceptual": "none", "steps": 1}}
+    del latents["quantizer"]
+    path = configure(tmp_path, generator__autoencoder=latents, generator__patch=2, generator__train__steps=1)
+    train("autoencoder", path)
+    train("generator", path)
+    assert Pipeline.from_pretrained(tmp_path / "run").represent(torch.rand(2, 3, 16, 16)).shape == (2, 8)
 
 
 def test_both_start_where_another_run_ended(trained, tmp_path):
