@@ -303,6 +303,12 @@ def add_number(
     parser.add_argument("--num", dest="count", metavar="NUM", type=whole(least, most), default=default, help=text)
 
 
+def add_guidance_of_codes(parser: argparse.ArgumentParser, default: str = "1") -> None:
+    """Let `parser` take --guidance for images that are decoded from their codes; not given, there is no `guidance`."""
+    text = f"scale of guidance; other than 1 it leads away from images whose noise was found [{default}]"
+    parser.add_argument("--guidance", type=guidance_scale, default=argparse.SUPPRESS, help=text)
+
+
 def add_sampling(parser: argparse.ArgumentParser, num: int, most: int = MAX_SAMPLES) -> None:
     """Let `parser` take the options of a `SamplingPlan` but --guidance; by default there are `num` samples."""
     add_number(parser, num, most=most)

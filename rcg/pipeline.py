@@ -287,7 +287,8 @@ class Pipeline:
             steps: of the sampler: as many as those of `encode`, so that images come back.
             seed: of the noise, where the code has none.
             indices: of the samples, of which each depends on (seed, index) alone; None: from 0 on.
-            guidance: scale; other than 1 it leads away from the images that were encoded.
+            guidance: scale; other than 1 it leads away from the images that were encoded, and is warned of: the digits
+                of configs/digits.yaml come back with a mean squared error of 6e-5 at 1, and of 3e-3 at 1.5.
             boost: share of the times, at the end, in which fresh noise enters, see `rcg.diffusion.samplers.ddim`; of
                 generators of tokens it says nothing.
             wrap_process: see `rcg.diffusion.model.GenerativeModel.sample`.
@@ -306,6 +307,11 @@ class Pipeline:
         if not self.has_tokens:
             sampler = self._deterministic(steps).model_copy(update={"boost": boost})
         if code.noise is not None:
+            if guidance != 1:
+                console.warn(
+                    f"guidance of {guidance:g} leads away from the images that were encoded, because noise is found "
+                    f"without guidance: they come back at a scale of 1"
+                )
             if self.has_tokens or code.noise.shape != shape:
                 raise UserError(f"the noise of a code must be {shape}, and of tokens there is none")
             noise = FixedFirstDraw(noise, code.noise.to(self.device))
@@ -615,6 +621,38 @@ class Pipeline:
             return inpaint(self.generator, self.autoencoder, image, hole, cond, draws, guidance, sampler, resampling)
 
         return self._samples(list(range(len(image))), options, z, fill)
+
+    @torch.inference_mode()
+    def redraw(
+        self,
+        image: Tensor,
+        strength: float,
+        options: SamplingOptions | None = None,
+        *,
+        z: Tensor | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Samples:
+        """Return images that share with `image` what noise leaves of it; see `rcg.diffusion.sdedit`.
+
+        Args:
+            image: `(B, 3, S, S)` in [0, 1].
+            strength: share of the way to noise, from 0 (the image, through the autoencoder) to 1 (a new sample).
+            options: how.
+            z: the images' own representations `(B, D)`, or others, to condition on instead of generated ones.
+            indices: of the samples, of which each depends on (seed, index) alone; None: from 0 on.
+
+        Raises:
+            UserError: the strength is out of range, or the options do not fit; see `check`.
+        """
+        if not 0 <= strength <= 1:
+            raise UserError(f"a strength of redrawing lies between 0 and 1, not at {strength:g}")
+
+        def draw(cond: Tensor | None, noise: Noise, guidance: GuidanceConfig, sampler: SamplerConfig) -> Tensor:
+            x = self.autoencoder.mean(self.autoencoder.posterior(image.to(self.device)))
+            return self.autoencoder.decode(sdedit(self.generator, x, strength, cond, noise, guidance, sampler))
+
+        own = list(range(len(image)) if indices is None else indices)
+        return self._samples(own, options or SamplingOptions(), z, draw)
 
     def check_resampling(self, resampling: Resampling | None) -> None:
         """Raise `UserError` if resampling is asked of a generator of tokens."""

@@ -12,7 +12,7 @@ from rcg.core.registry import SAMPLERS
 from rcg.core.rng import SampleNoise
 from rcg.diffusion.inversion import invert
 from rcg.encoding.run_folder import RunFolder
-from rcg.pipeline import Code, Pipeline
+from rcg.pipeline import Code, Pipeline, SamplingOptions
 from tests.toy import train, write
 
 SIZE = 16
@@ -92,6 +92,27 @@ def test_guidance_from_a_null_condition_that_was_never_trained_is_refused(toy_ru
     assert pipeline.decode(code, steps=2).shape == image.shape
     with pytest.raises(UserError, match="which was never trained"):
         pipeline.decode(code, steps=2, guidance=2.0)
+
+
+def test_guidance_is_warned_of_where_images_should_come_back(pipeline, image, capsys):
+    code = pipeline.encode(image, steps=2)
+    for made_of, warnings in ((Code(code.z), 0), (code, 1)):
+        for _ in range(2):
+            pipeline.decode(made_of, steps=2, guidance=2.0)
+        assert capsys.readouterr().err.count("warning: guidance of 2 leads away from the images") == warnings
+    pipeline.decode(code, steps=2)
+    assert "guidance" not in capsys.readouterr().err
+
+
+def test_images_are_redrawn_one_by_one(pipeline, image):
+    z = pipeline.represent(image)
+    together = pipeline.redraw(image, 0.5, SamplingOptions(seed=3), z=z).images
+    alone = pipeline.redraw(image[1:2], 0.5, SamplingOptions(seed=3), z=z[1:2], indices=[1]).images
+    torch.testing.assert_close(together[1:2], alone)
+    torch.testing.assert_close(pipeline.redraw(image, 0, z=z).images, image)
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="a strength of redrawing lies between 0 and 1"):
+            pipeline.redraw(image, strength, z=z)
 
 
 def test_a_generator_that_sees_its_last_estimate_has_codes_too(toy_run, tmp_path, image):

@@ -20,6 +20,7 @@ def main() -> None:
     text = "how representations are interpolated: on lines or great circles [lerp]"
     parser.add_argument("--curve", choices=("lerp", "slerp"), default="lerp", help=text)
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
+    cli.add_guidance_of_codes(parser)
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument(
         "--out", type=cli.path, help="folder of the strip, the animation and metrics [RUN/interpolation]"

@@ -18,6 +18,7 @@ def main() -> None:
     text = "numbers of steps to compare [10 20 50 100]"
     parser.add_argument("--steps", type=cli.count, nargs="+", default=[10, 20, 50, 100], help=text)
     parser.add_argument("--seeds", type=cli.whole(1, 64), default=8, help="random noises for each image [8]")
+    cli.add_guidance_of_codes(parser)
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument("--out", type=cli.path, help="folder of the table and the picture [RUN/reconstruction]")
     cli.main(parser, run)

@@ -37,6 +37,7 @@ class EditOptions:
         seed: of the noise of generators of tokens, of random noise, and of quality boosting.
         batch_size: images at a time.
         own_noise: whether images keep their own noise; if not, theirs is random, and all that z does not say changes.
+        guidance: scale in decoding; edits in h have none.
     """
 
     strengths: Sequence[float] = (-0.3, 0.0, 0.3)
@@ -44,6 +45,7 @@ class EditOptions:
     seed: int = 0
     batch_size: int = 64
     own_noise: bool = True
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def along_z(pipeline: Pipeline, direction: Direction, options: EditOptions) -> E
 
     def editor(code: Code, strength: float, indices: Sequence[int]) -> Tensor:
         z = pipeline.representation.transform.renormalize(direction.move(code.z, strength))
-        return pipeline.decode(code._replace(z=z), options.steps, seed=options.seed, indices=indices)
+        moved = code._replace(z=z)
+        return pipeline.decode(moved, options.steps, seed=options.seed, indices=indices, guidance=options.guidance)
 
     return editor
 
@@ -136,6 +139,7 @@ def edit(
         "images": [image.name for image in images],
         "distance": distance.name,
         "steps": options.steps,
+        "guidance": options.guidance,
         "noise": "own" if options.own_noise and not pipeline.has_tokens else "random",
         "linearity": linearity(options.strengths, scores),
         "monotonicity": monotonicity(options.strengths, direction.score(edited.after)),

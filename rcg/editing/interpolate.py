@@ -33,12 +33,14 @@ class InterpolationOptions:
         curve: of the representations, `lerp` or `slerp`.
         steps: of the sampler.
         seed: of the noise of generators of tokens, the same for all frames.
+        guidance: scale in decoding.
     """
 
     frames: int = 8
     curve: str = "lerp"
     steps: int = 100
     seed: int = 0
+    guidance: float = 1.0
 
 
 def interpolate(pipeline: Pipeline, images: Sequence[SquareImage], options: InterpolationOptions, out: Path) -> Tensor:
@@ -78,11 +80,14 @@ def decode_path(pipeline: Pipeline, code: Code, options: InterpolationOptions) -
     """
     z = pipeline.representation.transform.renormalize(along(code.z, CURVES[options.curve], options.frames))
     if code.noise is None:  # every frame from the noise of sample 0: only the meaning changes
-        frames = [pipeline.decode(Code(row), options.steps, seed=options.seed, indices=[0]) for row in z.split(1)]
+        frames = [
+            pipeline.decode(Code(row), options.steps, seed=options.seed, indices=[0], guidance=options.guidance)
+            for row in z.split(1)
+        ]
     else:
         noise = along(code.noise, slerp, options.frames)
         pairs = zip(z.split(16), noise.split(16), strict=True)
-        frames = [pipeline.decode(Code(*pair), options.steps) for pair in pairs]
+        frames = [pipeline.decode(Code(*pair), options.steps, guidance=options.guidance) for pair in pairs]
     return torch.cat(frames).cpu()
 
 

@@ -58,6 +58,7 @@ class ReconstructionOptions:
         seed: of these.
         iterations: network evaluations for each step of the inversion.
         batch_size: images at a time.
+        guidance: scale in decoding.
     """
 
     steps: Sequence[int] = (10, 20, 50, 100)
@@ -65,6 +66,7 @@ class ReconstructionOptions:
     seed: int = 0
     iterations: int = 4
     batch_size: int = 64
+    guidance: float = 1.0
 
 
 def reconstruct(
@@ -84,7 +86,8 @@ def reconstruct(
             if steps == options.steps[-1]:
                 shown[f"{noise}, {steps} steps"] = results[:8]
     variants = Code(pipeline.represent(originals[:1]).expand(options.seeds, -1))
-    shown["one representation, several noises"] = pipeline.decode(variants, options.steps[-1], seed=options.seed).cpu()
+    variety = pipeline.decode(variants, options.steps[-1], seed=options.seed, guidance=options.guidance)
+    shown["one representation, several noises"] = variety.cpu()
     facts = {"images": len(images), "distance": distance.name, **asdict(options)}
     write_json({"facts": facts, "rows": [asdict(row) for row in rows]}, out / "reconstruction.json")
     render(
@@ -102,12 +105,16 @@ def _results(
     batches = torch.arange(len(originals)).split(options.batch_size)
     if not pipeline.has_tokens:
         codes = (pipeline.encode(originals[rows], steps, options.iterations) for rows in batches)
-        yield "inverted", torch.cat([pipeline.decode(code, steps).cpu() for code in codes])
+        decoded = [pipeline.decode(code, steps, guidance=options.guidance).cpu() for code in codes]
+        yield "inverted", torch.cat(decoded)
     z = [pipeline.represent(originals[rows]) for rows in batches]
     drawn = []
     for seed in range(options.seed, options.seed + options.seeds):
         pairs = zip(z, batches, strict=True)
-        images = [pipeline.decode(Code(part), steps, seed=seed, indices=rows.tolist()) for part, rows in pairs]
+        images = [
+            pipeline.decode(Code(part), steps, seed=seed, indices=rows.tolist(), guidance=options.guidance)
+            for part, rows in pairs
+        ]
         drawn.append(torch.cat(images).cpu())
     yield "random", drawn[0]
     yield f"mean of {options.seeds} random", torch.stack(drawn).mean(0)

@@ -153,6 +153,22 @@ def test_an_edit_from_random_noise_is_another_one_and_watches_other_properties(t
     assert distances["own"] < distances["random"]
 
 
+def test_images_are_redrawn_as_they_are_and_like_another(toy_run, pictures, tmp_path):
+    files, rows = sorted(pictures.glob("*.png")), {}
+    for name, like in (("own", []), ("other", ["--like", files[9]])):
+        options = ["--redraw", 0, 0.5, 1, "--steps", 4, *like, "--out", tmp_path / name]
+        done = tool("edit", toy_run / "run", "--images", *files[:2], *options)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads((tmp_path / name / "redraw.json").read_text())
+        assert facts["like"] == (files[9].name if like else None)
+        rows[name] = facts["rows"]
+        with Image.open(tmp_path / name / "redraw.png") as panel:
+            assert panel.width > 4 * 64
+    assert [row["strength"] for row in rows["own"]] == [0, 0.5, 1]
+    assert rows["own"][0]["distance"] < 1e-5 < rows["own"][1]["distance"]
+    assert rows["own"][0]["cosine"] > 0.9999 > rows["other"][0]["cosine"]
+
+
 def test_an_edit_in_h_space_tells_its_phases_and_how_alike_its_shifts_are(toy_run, pictures, directions, tmp_path):
     files = sorted(pictures.glob("*.png"))[:2]
     options = ["--attribute", directions / "one.safetensors", "--strength", -90, 0, 90, "--steps", 3, "--out", tmp_path]
@@ -199,6 +215,11 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
     attribute = ["--attribute", directions / "one.safetensors", "--strength", 0, 1, "--steps", 2]
     done = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--out", tmp_path / "edits")
     assert done.returncode == 0, done.stderr
+    done = tool(
+        "edit", tmp_path / "run", "--images", picture, "--redraw", 0.5, "--steps", 2, "--out", tmp_path / "edits"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "edits" / "redraw.png").is_file()
     refused = tool("edit", tmp_path / "run", "--images", picture, *attribute, "--in", "h", "--out", tmp_path / "no")
     assert "MAGE has no h-space: use dit, adm or ldm" in complaint(refused)
     assert not (tmp_path / "no").exists()
@@ -219,6 +240,17 @@ def test_tokens_have_no_noise_and_are_edited_from_a_seed(toy_run, toy_autoencode
         ("edit", [*ONE_IN_H, "--t-edit", "0.2", "--t-boost", "0.4"], "t_boost is 0.4, but editing ends at t_edit 0.2"),
         ("edit", [*ONE_IN_H, "--noise", "random"], "starts from the image's own noise"),
         ("edit", [*ONE_IN_H, "--t-edit", "nan"], "expected a number from 0 to 1"),
+        ("edit", [*ONE_IN_H, "--guidance", "2"], "decoded without guidance"),
+        ("edit", ["--images", "{picture}"], "one of the arguments --attribute --redraw is required"),
+        ("edit", ["--images", "{picture}", "--redraw", "nan"], "expected a number from 0 to 1"),
+        (
+            "edit",
+            ["--images", "{picture}", "--redraw", "0.5", "--strength", "1"],
+            "--strength is about edits by an --attr",
+        ),
+        ("edit", ["--images", "{picture}", "--redraw", "0.5", "--t-edit", "0"], "--t-edit is about edits by an --attr"),
+        ("edit", ["--images", "{picture}", "--redraw", "0.5", "--like", "{missing}"], "cannot be read"),
+        ("edit", ["--images", "{picture}", "--attribute", "{one}", "--like", "{picture}"], "--like is about redrawing"),
         ("attributes", ["--images", "{pictures}"], "have no classes, which are two or more folders"),
         ("attributes", ["--images", "{single}"], "have no classes, which are two or more folders"),
         ("attributes", ["--attributes", "11"], "has no class '11'"),
@@ -277,6 +309,11 @@ def test_a_generator_without_representations_has_no_codes(toy_run, pictures, tmp
     for stage in ("encoder", "rdm"):
         shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
     train("generator", write(tmp_path, generator__condition="none"))
+    picture = sorted(pictures.glob("*.png"))[0]
+    again = ["--images", picture, "--redraw", 0.5, "--steps", 2, "--out", tmp_path / "edits"]
+    assert tool("edit", tmp_path / "run", *again).returncode == 0
+    sentence = complaint(tool("edit", tmp_path / "run", *again, "--like", picture))
+    assert "conditioned on none, not on representations: leave --like out" in sentence
     done = tool("reconstruct", tmp_path / "run", "--images", pictures, "--steps", 2, "--out", tmp_path / "out")
     assert "train one with generator.condition=representation" in complaint(done)
 
