@@ -20,6 +20,7 @@ from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Encoder, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import CONVERTERS, ENCODERS, GENERATORS, NETWORKS
+from rcg.core.rng import SampleNoise
 from rcg.diffusion.model import GenerativeModel, build
 from rcg.encoding.encoder import build_encoder, encoder_part
 from rcg.encoding.representation import Representation, standardizes
@@ -33,7 +34,8 @@ from rcg.generators.published._files import Tensors
 LIVE, AVERAGE = "model.", "ema_model."
 ENCODER, LATENT = "encoder.", "latent_net."
 """Prefixes of original names: of the live network and its average, and in both of their parts; the U-Net has none."""
-NOISE = "x_T"
+NOISE, LOGGED = "x_T", 32
+"""The original name of the noise of logged samples, and their number."""
 STATISTICS = {"conds_mean": "mean", "conds_std": "std"}
 """The original names of what z was standardized by, and ours."""
 STEP, HEADS = "global_step", "net_beatgans_attn_head"
@@ -169,7 +171,7 @@ class DiffAEConverter(Converter):
     def write(self, run: RunFolder, path: Path) -> None:
         """Turn the run's encoder, adm and, if there is one, RDM into an original checkpoint.
 
-        Without the live weights of a converted file the averaged ones replace them.
+        Without the live weights of a converted file the averaged ones replace them; its noise is drawn anew.
 
         Raises:
             UserError: parts are missing, or the original code would take them for others.
@@ -198,6 +200,9 @@ class DiffAEConverter(Converter):
                 average |= {LATENT + key: value for key, value in latent_to_original(rdm.tensors).items()}
                 live |= _with_twins(_live(run.rdm))
             rest |= _statistics(run, part)
+        if NOISE not in rest:
+            side = part.facts.image_size
+            rest[NOISE] = SampleNoise(0, range(LOGGED), NOISE).normal((3, side, side))
         tensors = {LIVE + key: live.get(key, value) for key, value in average.items()}
         tensors |= {AVERAGE + key: value for key, value in average.items()} | rest
         step = part.facts.details.get(STEP, part.facts.step)

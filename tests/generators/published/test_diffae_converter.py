@@ -149,6 +149,7 @@ def test_a_run_that_was_trained_here_computes_the_same_in_the_original_format(tm
     convert("diffae", tmp_path / "run", tmp_path / "ours.ckpt", "--back")
     content = pretrained.read(tmp_path / "ours.ckpt")
     assert shapes(network(content)) == original.with_twins(original.network_shapes(sizes))
+    assert content["state_dict"].keys() == original.checkpoint(sizes)["state_dict"].keys()
     pipeline, image = Pipeline.from_pretrained(tmp_path / "run"), torch.rand(2, 3, 16, 16)
     (mean, std), t = statistics(content), torch.tensor([3, 900])
     rep = original.encode(network(content), sizes, image * 2 - 1)
