@@ -24,6 +24,7 @@ from rcg.config.parsing import Unquoted, shortened
 from rcg.config.sections import MAX_SCALE
 from rcg.core.console import complain, first_process, say, session, warn
 from rcg.core.errors import Stopped, UserError, nearest
+from rcg.core.signals import ignore_interrupts
 
 if TYPE_CHECKING:
     from rcg.encoding.run_folder import Mode, RunFolder
@@ -169,7 +170,12 @@ def main(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: S
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with session():
-            _run(parser, run, arguments)
+            try:
+                _run(parser, run, arguments)
+            except KeyboardInterrupt:
+                ignore_interrupts()
+                complain("error: interrupted; the same command goes on, or starts again")
+                sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe has read enough, as in `| head`; Python's own flush at exit must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -182,14 +188,12 @@ def _run(parser: _Parser, run: Callable[[argparse.Namespace], Any], arguments: S
         run(parser.read(arguments))
         _leave()
     except Stopped as stop:
+        ignore_interrupts()
         say(str(stop))
         _leave()
         sys.exit(128 + stop.number)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        complain("error: interrupted; the same command goes on, or starts again")
-        sys.exit(130)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         sentence = _sentence(error)
         if sentence is None:

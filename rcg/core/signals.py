@@ -50,3 +50,8 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore_interrupts() -> None:
+    """Let a program that ends end: another Ctrl-C has nothing to stop, and would only tear its last words."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

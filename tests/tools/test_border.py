@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rcg import cli
+from rcg.core.errors import Stopped
 from tests.toy import ROOT, complaint, snapshot, tool, write
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
@@ -63,6 +64,17 @@ def test_ctrl_c_is_one_sentence(capsys):
     code, text = outcome(raising(KeyboardInterrupt()), capsys)
     assert (code, text.count("\n")) == (130, 1)
     assert "interrupted" in text
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped at step 3", signal.SIGINT), KeyboardInterrupt()], ids=str)
+def test_another_ctrl_c_changes_nothing_about_a_program_that_ends(error, capsys, monkeypatch):
+    def interrupted(text):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(cli, "say", interrupted)
+    monkeypatch.setattr(cli, "complain", interrupted)
+    assert outcome(raising(error), capsys) == (128 + signal.SIGINT, "")
 
 
 @pytest.mark.slow
