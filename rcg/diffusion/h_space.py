@@ -115,7 +115,7 @@ class MeanShift:
 class ShiftNetwork(nn.Module):
     """A change of h for one property, f_t(h), the same at every position.
 
-    That is two convolutions of 1x1 with a norm between them, conditioned on the time (Asyrp, Section 5.1).
+    That is two convolutions of 1x1 with a norm between them, conditioned on the time, as in Asyrp.
 
     Args:
         channels: of h.

@@ -1,4 +1,4 @@
-"""Training of a shift of h for one property (Asyrp, Kwon, Jeong, Uh, ICLR 2023, Sections 3.3 and 5.1)."""
+"""Training of a shift of h for one property (Asyrp, Kwon, Jeong, Uh, ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class ShiftTask(Task):
 
     Two walks without fresh noise start at the codes of images: a plain one, and one edited by the shift. At each time
     until t_edit the loss is 1 - cosine of the change of the judged estimate with the direction, plus `keep` times the
-    L1 distance of the two estimates (their eq. 6).
+    L1 distance of the two estimates.
     """
 
     def __init__(

@@ -10,8 +10,10 @@ from rcg.core import checkpoint
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.diffusion.h_space import Evaluation, ShiftNetwork
+from rcg.distributed.launch import launch
 from rcg.editing.directions import Direction
-from rcg.editing.shift_training import Judge, ShiftOptions, ShiftTask, other_judge
+from rcg.editing.phases import Phases
+from rcg.editing.shift_training import Judge, ShiftOptions, ShiftTask, other_judge, own_judge, train_shift
 from rcg.editing.trained_shift import ShiftConfig, TrainedShift, generator_id, is_shift
 from rcg.pipeline import Code, Pipeline
 from tests.models import dit
@@ -94,3 +96,16 @@ def test_a_shift_of_other_representations_is_refused(pipeline, shift, tmp_path):
     other.save(tmp_path / "x.safetensors", pipeline)
     with pytest.raises(UserError, match="is a shift of another generator"):
         TrainedShift.load(tmp_path / "x.safetensors", pipeline)
+
+
+def test_a_training_is_decided_by_its_seed(pipeline, shift):
+    images = [SimpleNamespace(pixels=pixels) for pixels in torch.rand(3, 3, 16, 16)]
+    judge, phases, trained = own_judge(pipeline, shift.direction), Phases(0.95, 0.0), []
+    for seed in (0, 0, 1):
+        options = ShiftOptions(steps=1, batch_size=2, width=4, seed=seed)
+        trained.append(train_shift(pipeline, images, shift.direction, judge, phases, options, launch()))
+    first, again, other = (each.network.last.weight for each in trained)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    with pytest.raises(UserError, match="so that nothing is edited or learned"):
+        train_shift(pipeline, images, shift.direction, judge, Phases(1.0, 0.0), options, launch())
