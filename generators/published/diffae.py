@@ -164,7 +164,9 @@ class DiffAEConverter(Converter):
         if rdm is not None:
             weights, extra = rdm.state_dict(), original.extra(LATENT)
             written += _files.save_model(run.rdm, "rdm", rdm, weights, extra, path)
-        weights, extra = generator.state_dict(), original.extra("") | original.rest
+        kept_elsewhere = () if transform is None else STATISTICS
+        rest = {key: value for key, value in original.rest.items() if key not in kept_elsewhere}
+        weights, extra = generator.state_dict(), original.extra("") | rest
         known = {"image_size": original.side, "details": {STEP: original.step}}
         return written + _files.save_generator(run, generator, weights, extra, path, **known)
 
