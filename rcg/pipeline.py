@@ -760,7 +760,7 @@ class Pipeline:
         facts = self.parts["rdm" if is_rdm else "generator"].facts
         counts, vocab = facts.cluster_counts, 0 if model.cond is None else model.cond.vocab or 0
         if counts:
-            return LabelSet(tuple(f"cluster {number}" for number in range(len(counts))), counts)
+            return LabelSet.of_clusters(counts)
         return LabelSet(facts.classes if len(facts.classes) == vocab else tuple(map(str, range(vocab))))
 
     def _autocast(self) -> AbstractContextManager[Any]:

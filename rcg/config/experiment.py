@@ -41,7 +41,7 @@ class Experiment(Config):
     normalize: Normalize = "per_sample"
     """Representation -> z: standardized over its own features (RCG), each over the data set (DiffAE), or as it is."""
     clusters: PositiveInt | None = None
-    """z -> label, for generator.condition: cluster: how many clusters k-means finds among the training images; null:
+    """z -> label, for condition: cluster: how many clusters k-means finds among the training images; null:
     ten for each class (100 without classes), but never more than one for every 50 images."""
     rdm: sections.RDMSection
     """Noise -> z."""

@@ -305,8 +305,9 @@ class RDMConfig(ModelConfig):
         "sampler": {"name": "unipc", "steps": 16},
     }
 
-    condition: Literal["none", "class", "vector"] = "none"
-    """What the RDM is conditioned on: nothing, the label, or a precomputed vector (a text embedding, say)."""
+    condition: Literal["none", "class", "cluster", "vector"] = "none"
+    """What the RDM is conditioned on: nothing, the label, the cluster of z (then guidance needs no labels: Self-Guided
+    Diffusion Models; Hu et al., CVPR 2023), or a precomputed vector (a text embedding, say)."""
     vectors: Path | None = None
     """Where condition is vector: a safetensors file with a tensor `vectors` `(N, D)`, one row per image of the data
     set, in its order."""

@@ -40,6 +40,10 @@ class Clusters(NamedTuple):
         """How many views each cluster has."""
         return self.labels.flatten().bincount(minlength=len(self.centers)).tolist()
 
+    def nearest(self, z: Tensor) -> Tensor:
+        """Return the cluster of each of `z` `(M, D)`, int64 `(M,)`."""
+        return assign(z, self.centers)
+
 
 def load(path: Path, centers: tuple[int, int], labels: tuple[int, int]) -> Clusters:
     """Read clusters of shapes `(K, D)` and `(N, V)` from their file.

@@ -23,6 +23,11 @@ class LabelSet(NamedTuple):
     names: tuple[str, ...]
     counts: tuple[int, ...] = ()
 
+    @classmethod
+    def of_clusters(cls, counts: Sequence[int]) -> LabelSet:
+        """Return the labels of clusters of so many views."""
+        return cls(tuple(f"cluster {number}" for number in range(len(counts))), tuple(counts))
+
     def assign(self, indices: Sequence[int], assignment: Assignment, seed: int) -> list[int]:
         """Return a label for each sample.
 

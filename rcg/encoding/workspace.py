@@ -210,6 +210,11 @@ class Workspace:
             raise UserError(f"clusters is {number}, but there are {len(images)} training images: choose fewer")
         return number
 
+    @property
+    def cluster_space(self) -> Space:
+        """The space of clusters, as far as it is known before they are found."""
+        return Space((), vocab=self.cluster_count, id="clusters")
+
     def clusters(self) -> Clusters:
         """Return the clusters of the training images in all cached views, fitted once and kept in the run.
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from rcg.core.registry import NETWORKS, SAMPLERS
 from rcg.diffusion.batches import sample_z
 from rcg.diffusion.guidance import ClassifierGuided
 from rcg.diffusion.model import GenerativeModel, restore
+from rcg.encoding.labels import LabelSet
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.vectors import read_vectors, save_representations
 from rcg.encoding.workspace import RealData, Workspace
@@ -65,6 +67,20 @@ class RDMSampling:
     allow_untrained_null: bool
 
 
+class Classes(NamedTuple):
+    """What real and generated representations are divided into: classes, or clusters.
+
+    Attributes:
+        labels: the names.
+        train: of the training images, `(N,)`.
+        validation: of the validation images, `(M,)`.
+    """
+
+    labels: LabelSet
+    train: Tensor
+    validation: Tensor
+
+
 def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> None:
     """Write representations.safetensors, neighbors.png and, for conditional samples of classes, classes.md into `out`.
 
@@ -81,14 +97,15 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     if weak is None:
         rdm.config.check_guidance(guidance, options.allow_untrained_null)
     real = work.real_data(rdm.data)
+    classes = _classes(work, rdm, real)
     if rdm.cond is not None and rdm.cond.vocab is None:
         labels, vectors = None, _vectors(options, rdm.cond.shape[0])
     else:
-        labels, vectors = _labels(options, rdm, real), None
+        labels, vectors = _labels(options, rdm, classes), None
     probe = None
     if labels is not None:
-        assert real.train.labels is not None  # else there is no class to ask for
-        probe = LinearProbe.fit(real.train_z[:MAX_PROBED], real.train.labels[:MAX_PROBED])
+        assert classes is not None  # else there is no class to ask for
+        probe = LinearProbe.fit(real.train_z[:MAX_PROBED], classes.train[:MAX_PROBED])
     z = _sample(rdm, labels, vectors, probe, options, sampler, guidance, weak)
     check_finite(z, f"what {work.run.rdm.checkpoint} generates")
 
@@ -97,8 +114,8 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     given = {name: values for name, values in condition.items() if values is not None}
     save_representations(file, z, rdm.data, options.seed, given)
     _draw_neighbors(z, real, str(work.run.path), out / "neighbors.png")
-    if labels is not None and probe is not None:
-        _write_classes(z, labels, real, probe, out)
+    if labels is not None and classes is not None and probe is not None:
+        _write_classes(z, labels, real, classes, probe, out)
     say(f"{file}: {tuple(z.shape)}; look at {out / 'neighbors.png'}")
 
 
@@ -146,7 +163,8 @@ def sweep_samplers(
         )
     chosen = torch.randperm(len(real.train_z), generator=torch.Generator().manual_seed(0))[:count]
     validation_z = real.validation_z[:count]
-    cond = None if real.train.labels is None or rdm.cond is None else real.train.labels[chosen]
+    classes = _classes(work, rdm, real)
+    cond = None if classes is None or rdm.cond is None else classes.train[chosen]
 
     temperature = rdm.config.sampler.temperature
 
@@ -247,26 +265,44 @@ def _vectors(options: RDMSampling, width: int) -> Tensor:
     return vectors[torch.arange(options.count) % len(vectors)]
 
 
-def _labels(options: RDMSampling, rdm: GenerativeModel, real: RealData) -> Tensor | None:
+def _classes(work: Workspace, rdm: GenerativeModel, real: RealData) -> Classes | None:
+    """Return the clusters that the RDM is conditioned on, or the classes of the images; None where they have none."""
+    if work.experiment.rdm.condition == "cluster":
+        fitted = work.clusters()
+        if fitted.space != rdm.cond:
+            raise UserError(
+                f"{work.run.rdm.path} is conditioned on other clusters than the experiment's: give the configuration "
+                f"that it was trained with"
+            )
+        names = LabelSet.of_clusters(fitted.counts)
+        return Classes(names, fitted.labels[:, 0], fitted.nearest(real.validation_z))
+    if real.train.labels is None or real.validation.labels is None:
+        return None
+    return Classes(LabelSet(real.train.classes), real.train.labels, real.validation.labels)
+
+
+def _labels(options: RDMSampling, rdm: GenerativeModel, classes: Classes | None) -> Tensor | None:
     """Return the class `(count,)` that each sample is to have, None where nobody asked for classes."""
     if options.vectors is not None:
         raise UserError("--vectors was given, but the RDM was not trained with rdm.condition=vector")
-    classes = real.train.classes
-    if options.label is not None and options.label >= len(classes):
-        choices = f"classes are 0 ({classes[0]}) to {len(classes) - 1}" if classes else "the images have no classes"
-        raise UserError(f"there is no class {options.label}: {choices}")
     if options.label is None and rdm.cond is None:
         return None
-    assert real.train.labels is not None
-    known = real.train.labels if rdm.cond is not None else real.train.labels[:MAX_PROBED]
+    if classes is None:
+        raise UserError(f"there is no class {options.label}: the images have no classes")
+    names = classes.labels.names
+    if options.label is not None and options.label >= len(names):
+        raise UserError(f"there is no class {options.label}: classes are 0 ({names[0]}) to {len(names) - 1}")
+    known = classes.train if rdm.cond is not None else classes.train[:MAX_PROBED]
     present = known.unique()
     if options.label is not None and options.label not in present:
         raise UserError(
-            f"no training image is of class {options.label} ({classes[options.label]}): choose one of "
+            f"no training image is of class {options.label} ({names[options.label]}): choose one of "
             f"{', '.join(map(str, present.tolist()))}"
         )
     if options.label is not None:
         return torch.full((options.count,), options.label)
+    if classes.labels.counts:
+        return torch.tensor(classes.labels.assign(range(options.count), "balanced", options.seed))
     return present[torch.arange(options.count) % len(present)]  # the RDM knows nothing of the others
 
 
@@ -323,12 +359,10 @@ def _draw_neighbors(z: Tensor, real: RealData, run: str, path: Path) -> None:
     save_gallery(images, captions, title, path, columns=2 * NEIGHBORS)
 
 
-def _write_classes(z: Tensor, labels: Tensor, real: RealData, probe: LinearProbe, out: Path) -> None:
+def _write_classes(z: Tensor, labels: Tensor, real: RealData, classes: Classes, probe: LinearProbe, out: Path) -> None:
     """Write and print how often a probe agrees with the class that was asked for, and rep-FD class by class."""
-    assert real.train.labels is not None
-    assert real.validation.labels is not None
-    train, validation = (real.train_z, real.train.labels), (real.validation_z, real.validation.labels)
-    rows = per_class(z, labels, *train, *validation, probe.predict, real.train.classes)
+    train, validation = (real.train_z, classes.train), (real.validation_z, classes.validation)
+    rows = per_class(z, labels, *train, *validation, probe.predict, classes.labels.names)
     document = Document(
         title="Classes of generated representations",
         head=HEAD,

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rcg.config import RDMConfig, TrainConfig
+from rcg.config import TrainConfig
 from rcg.core.console import warn
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
 from rcg.data.images import Images
 from rcg.data.views import ShardedViews
-from rcg.encoding import clusters
 from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.vectors import read_vectors
 from rcg.encoding.workspace import Workspace, first_views
@@ -46,13 +45,15 @@ class RDMConditioning(NamedTuple):
 
     Attributes:
         space: the space of the condition; None: it has none.
-        train: labels `(N,)` or vectors `(N, C)` of the training images.
-        validation_labels: labels `(M,)` of the validation images, for an RDM conditioned on classes.
+        train: labels `(N, V)` or vectors `(N, V, C)` of the training images; V is 1 where all views have the same.
+        validation_labels: labels `(M,)` of the validation images, for an RDM conditioned on classes or clusters.
+        cluster_counts: number of views of training images in each cluster.
     """
 
     space: Space | None = None
-    train: Tensor | None = None
+    train: ShardedViews | None = None
     validation_labels: Tensor | None = None
+    cluster_counts: tuple[int, ...] = ()
 
 
 def generator_conditioning(work: Workspace) -> Conditioning:
@@ -71,18 +72,23 @@ def generator_conditioning(work: Workspace) -> Conditioning:
     if condition == "representation":
         return Conditioning(work.representation.space, z, validation_z)
     fitted = work.clusters()
-    nearest = clusters.assign(first_views(validation_z), fitted.centers)[:, None]
+    nearest = fitted.nearest(first_views(validation_z))[:, None]
     return Conditioning(
         fitted.space, labels=fitted.labels, validation_labels=nearest, cluster_counts=tuple(fitted.counts)
     )
 
 
-def rdm_conditioning(config: RDMConfig, images: Images, validation: Images) -> RDMConditioning:
+def rdm_conditioning(work: Workspace, fits: bool = True) -> RDMConditioning:
     """Return what the RDM is conditioned on, for each image.
 
+    Args:
+        work: the experiment.
+        fits: whether images are encoded to find clusters; else the space of clusters is all that is known of them.
+
     Raises:
-        UserError: there are no labels, or not one vector for each image.
+        UserError: there are no labels, or not one vector for each image, or fewer images than clusters.
     """
+    config, (images, validation) = work.experiment.rdm, work.images
     if config.vectors is not None:
         vectors = read_vectors(config.vectors)
         if len(vectors) != len(images.source):
@@ -90,9 +96,18 @@ def rdm_conditioning(config: RDMConfig, images: Images, validation: Images) -> R
                 f"{config.vectors} holds {len(vectors)} vectors, but the data set has {len(images.source)} images: "
                 f"one row per image is needed, in the order of the data set"
             )
-        return RDMConditioning(Space((vectors.shape[1],), id="vectors"), vectors[images.indices])
+        space = Space((vectors.shape[1],), id="vectors")
+        return RDMConditioning(space, ShardedViews([vectors[images.indices][:, None]]))
     if config.condition == "class":
-        return RDMConditioning(label_space(images), images.labels, validation.labels)
+        space, labels = label_space(images), images.labels
+        assert labels is not None
+        return RDMConditioning(space, ShardedViews([labels[:, None]]), validation.labels)
+    if config.condition == "cluster" and not fits:
+        return RDMConditioning(work.cluster_space)
+    if config.condition == "cluster":
+        fitted = work.clusters()
+        nearest = fitted.nearest(first_views(work.z("validation")))
+        return RDMConditioning(fitted.space, ShardedViews([fitted.labels]), nearest, tuple(fitted.counts))
     return RDMConditioning()
 
 

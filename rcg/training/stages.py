@@ -327,7 +327,8 @@ class RDMStage(Stage):
 
     def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Return what decides the RDM."""
-        return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm")
+        clusters = ["clusters"] if experiment.rdm.condition == "cluster" else []
+        return _identity(experiment, "data", "encoder", "projection", "normalize", "rdm", *clusters)
 
     def next_tool(self, work: Workspace) -> str:
         """Return the command that trains a generator, or samples from one that is there."""
@@ -335,14 +336,14 @@ class RDMStage(Stage):
 
     def check(self, work: Workspace, mode: Mode) -> None:
         """Refuse an encoder or a condition that is not there, or does not fit."""
-        conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
+        conditioning.rdm_conditioning(work, fits=False)
         conditioning.check_representation(work)
         _check_estimates(work, work.experiment.rdm)
         self._initial(work).check(work.experiment.rdm.model_dump(mode="json"), _overwritten(self, work, mode))
 
     def outline(self, work: Workspace) -> dict[str, nn.Module]:
         """Build the model without memory."""
-        z, cond = work.raw_representation.space, conditioning.rdm_conditioning(work.experiment.rdm, *work.images).space
+        z, cond = work.raw_representation.space, conditioning.rdm_conditioning(work, fits=False).space
         with torch.device("meta"):
             model = self._build(work, z, cond)
         self._load(work, model)
@@ -352,17 +353,19 @@ class RDMStage(Stage):
     def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
         """Yield another encoder, and another condition."""
         yield from _other_z(work, "it generates", trained.data)
-        cond = conditioning.rdm_conditioning(work.experiment.rdm, *work.images).space
-        yield from _other("its condition is", trained.cond, cond)
+        if work.experiment.rdm.condition != "cluster":  # clusters follow from z
+            cond = conditioning.rdm_conditioning(work, fits=False).space
+            yield from _other("its condition is", trained.cond, cond)
 
     def task(self, work: Workspace) -> RDMTask:
         """Build the task of modeling z."""
         z, validation_z = work.z("train"), work.z("validation")
-        condition = conditioning.rdm_conditioning(work.experiment.rdm, *work.images)
+        condition = conditioning.rdm_conditioning(work)
         work.seed_weights("rdm")
         model = self._build(work, work.representation.space, condition.space)
         self._load(work, model)
-        return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, _facts(work))
+        facts = _facts(work, cluster_counts=condition.cluster_counts)
+        return RDMTask(model, z, validation_z, condition.train, condition.validation_labels, facts)
 
     def _initial(self, work: Workspace) -> Initial:
         return _initial(work, "rdm", "rdm", work.experiment.rdm.train)
@@ -467,7 +470,7 @@ class GeneratorStage(Stage):
         if config.condition == "class":
             cond = conditioning.label_space(work.images.train)
         elif config.condition == "cluster":
-            cond = Space((), vocab=work.cluster_count, id="clusters")
+            cond = work.cluster_space
         elif config.condition == "representation":
             cond = work.raw_representation.space
         with torch.device("meta"):

@@ -12,6 +12,7 @@ from rcg.encoding import clusters
 from rcg.encoding.clusters import GOLDEN, assign, cluster_at, default_number, fit
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.encoding.workspace import Workspace
+from rcg.evaluation.rdm_samples import RDMSampling, sample_representations, sweep_samplers
 from rcg.pipeline import Pipeline, SamplingOptions
 from rcg.training.conditioning import generator_conditioning
 from rcg.training.tasks.generator import ConditionedImages
@@ -127,6 +128,57 @@ def test_other_clusters_are_another_experiment_and_too_many_are_refused(run):
         train("generator", path, "clusters=5", mode=Mode.RESUME)
     with pytest.raises(UserError, match="clusters is 500, but there are 180 training images"):
         train("generator", path, "clusters=500", f"run={run.parent / 'other'}")
+
+
+@pytest.fixture(scope="module")
+def rdm_run(tmp_path_factory):
+    """An RDM conditioned on clusters of an untrained encoder, and a generator of its representations."""
+    folder = tmp_path_factory.mktemp("rdm-clusters")
+    changes = {"data__shift": 0.1, "data__views": 2, "encoder__weights": "none", "rdm__condition": "cluster"}
+    path = write(folder, **changes, rdm__train__steps=2, generator__train__steps=2)
+    for stage in ("rdm", "generator"):
+        train(stage, path, "clusters=4", "rdm.guidance.scale=1.5")
+    return folder / "run"
+
+
+def test_an_rdm_learns_the_clusters_of_its_representations(rdm_run):
+    work = Workspace(RunFolder(rdm_run).rdm.experiment(), launch())
+    facts, clusters = RunFolder(rdm_run).rdm.part().facts, work.clusters()
+    assert facts.cond == clusters.space
+    assert facts.cluster_counts == tuple(clusters.counts)
+    assert sum(facts.cluster_counts) == 2 * len(work.images.train)
+    last = (rdm_run / "rdm" / "log.jsonl").read_text()
+    assert "rep_agreement" in last
+
+
+def test_representations_are_of_clusters_as_often_as_training_images_are(rdm_run, tmp_path):
+    pipeline = Pipeline.from_pretrained(rdm_run)
+    samples = pipeline.generate(range(40), SamplingOptions(steps=1))
+    assert samples.labels.tolist() == pipeline.labels.assign(range(40), "balanced", 0)
+    assert pipeline.labels.counts == RunFolder(rdm_run).rdm.part().facts.cluster_counts
+    assert pipeline.generate([0], SamplingOptions(label=2, steps=1)).labels.tolist() == [2]
+    options = RDMSampling(40, 0, 40, 2, None, None, None, None, None, False)
+    work = Workspace(RunFolder(rdm_run).rdm.experiment(), launch())
+    sample_representations(work, tmp_path, options)
+    assert "cluster 3" in (tmp_path / "classes.md").read_text()
+    assert checkpoint.load(tmp_path / "representations.safetensors", "representations").tensors["label"].tolist() == (
+        samples.labels.tolist()
+    )
+    sweep_samplers(work, ["ddim"], [2], 20, 0, False)
+
+
+def test_an_rdm_goes_on_with_the_clusters_that_it_learned(rdm_run):
+    path = rdm_run.parent / "toy.yaml"
+    with pytest.raises(UserError, match="clusters: 4 -> 5"):
+        train("rdm", path, "clusters=5", "rdm.guidance.scale=1.5", mode=Mode.RESUME)
+    train("rdm", path, "clusters=4", "rdm.guidance.scale=1.5", "rdm.train.steps=3", mode=Mode.RESUME)
+    assert RunFolder(rdm_run).rdm.part().facts.step == 3
+    with pytest.raises(UserError, match="other clusters than the experiment's"):
+        sample_representations(
+            Workspace(load_experiment(path, ["clusters=5", "rdm.guidance.scale=1.5"]), launch()),
+            rdm_run / "out",
+            RDMSampling(4, 0, 4, 2, None, None, None, None, None, False),
+        )
 
 
 @pytest.mark.parametrize(

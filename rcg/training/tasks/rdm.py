@@ -33,8 +33,8 @@ class RDMTask(Task):
         model: the RDM.
         z: normalized representations `(N, V, D)` to learn.
         validation_z: representations `(M, 1, D)` of images that it never sees.
-        conditions: labels `(N,)` or vectors `(N, C)` of the training images; None: no condition.
-        validation_labels: `(M,)`, for an RDM conditioned on labels.
+        conditions: labels `(N, V)` or vectors `(N, V, C)` of the training images, V may be 1; None: no condition.
+        validation_labels: `(M,)`, for an RDM conditioned on classes or clusters.
         facts: what the checkpoint says about its neighbors.
     """
 
@@ -43,28 +43,26 @@ class RDMTask(Task):
         model: GenerativeModel,
         z: ShardedViews,
         validation_z: ShardedViews,
-        conditions: Tensor | None,
+        conditions: ShardedViews | None,
         validation_labels: Tensor | None,
         facts: Facts,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
         self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
-        self.conditions = conditions
-        columns: dict[str, Tensor | ShardedViews] = {"z": z} if conditions is None else {"z": z, "cond": conditions}
-        self.data = TensorDataset(columns)
+        self.data = TensorDataset({"z": z} if conditions is None else {"z": z, "cond": conditions})
 
         # The vectors that every evaluation compares with, and the metrics that never change.
         order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:MAX_COMPARED]
         self.count = min(MAX_GENERATED, len(validation_z), len(z))
-        self.chosen = order[: self.count]
+        self.cond = None if conditions is None else conditions.rows(order, order % conditions.views)
         self.train = z.rows(order, order % z.views)  # as many of each view as the RDM sees
         positions = torch.arange(self.count)
         self.validation = validation_z.rows(positions, torch.zeros_like(positions))
         self.reference_fd = frechet_distance(self.train[: self.count], self.validation)
         self.validation_distance = nearest_distance(self.validation, self.train).median()
         self.probe: LinearProbe | None = None
-        if conditions is not None and validation_labels is not None:
-            self.probe = LinearProbe.fit(self.train[:MAX_PROBED], conditions[order[:MAX_PROBED]])
+        if self.cond is not None and validation_labels is not None:
+            self.probe = LinearProbe.fit(self.train[:MAX_PROBED], self.cond[:MAX_PROBED])
             self.real_agreement = self.probe.accuracy(self.validation, validation_labels[: self.count])
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -78,11 +76,11 @@ class RDMTask(Task):
         reach with so few. rep_precision and rep_recall say how many are plausible and how much is covered; there are
         none of fewer than 4 images. rep_novelty
         is the median distance of generated z to the nearest training z, over that of validation z: well below 1, it
-        memorizes. With classes, rep_agreement is the share that a linear probe puts into the class asked for, beside
-        that of validation z put into their own.
+        memorizes. With classes or clusters, rep_agreement is the share that a linear probe puts into the one asked for,
+        beside that of validation z put into their own.
         """
         model: Any = models["rdm"]
-        cond = None if self.conditions is None else self.conditions[self.chosen]
+        cond = None if self.cond is None else self.cond[: self.count]
         generated = sample_z(model, cond, self.count, seed=0)
         shares = precision_recall(self.validation, generated)
         novelty = nearest_distance(generated, self.train).median() / self.validation_distance

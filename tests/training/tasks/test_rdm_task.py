@@ -13,6 +13,9 @@ from rcg.diffusion.networks.rep_mlp import RepMLP, RepMLPConfig
 from rcg.training.tasks.rdm import RDMTask
 from rcg.visual.curves import quality
 
+ORDER = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+"""In which training representations are compared."""
+
 
 def draw(count, seed):
     return torch.randn(count, 1, 5, generator=torch.Generator().manual_seed(seed)) + 2
@@ -30,6 +33,7 @@ def task(cond=None, conditions=None):
     z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
     validation_labels = conditions[:200] if cond is not None and cond.vocab else None
     validation_z = ShardedViews([draw(200, 2)])
+    conditions = None if conditions is None else ShardedViews([conditions[:, None]])
     return RDMTask(model, ShardedViews([z]), validation_z, conditions, validation_labels, Facts())
 
 
@@ -74,7 +78,7 @@ def test_a_class_conditional_rdm_is_evaluated_with_the_labels_of_the_data():
     asked = []
     t.modules["rdm"].network.register_forward_pre_hook(lambda module, args: asked.append(args[2]))
     t.evaluate(t.modules, 0)
-    assert torch.equal(asked[0], labels[t.chosen])
+    assert torch.equal(asked[0], labels[ORDER[:200]])
 
 
 def test_an_rdm_of_vectors_is_trained_and_evaluated_with_those_of_the_images():
@@ -84,8 +88,22 @@ def test_an_rdm_of_vectors_is_trained_and_evaluated_with_those_of_the_images():
     asked = []
     t.modules["rdm"].network.register_forward_pre_hook(lambda module, args: asked.append(args[2]))
     metrics = t.evaluate(t.modules, 0).metrics
-    assert torch.equal(asked[0], vectors[t.chosen])
+    assert torch.equal(asked[0], vectors[ORDER[:200]])
     assert "rep_agreement" not in metrics
+
+
+def test_each_view_has_the_cluster_of_its_own_z():
+    clusters = torch.stack([torch.arange(400) % 4, torch.arange(400) % 3], dim=1)
+    model = build(RepMLPConfig(width=16, depth=1, condition="cluster"), RepMLP, Space((5,)), Space((), vocab=4))
+    z = torch.cat([draw(400, 0), draw(400, 1)], dim=1)
+    t = RDMTask(
+        model, ShardedViews([z]), ShardedViews([draw(200, 2)]), ShardedViews([clusters]), clusters[:200, 0], Facts()
+    )
+    batch = t.data.__getitems__([(7, 0), (7, 1), (9, 3)])
+    assert batch["cond"].tolist() == [7 % 4, 7 % 3, 9 % 3]
+    assert torch.equal(batch["z"], z[[7, 7, 9], [0, 1, 1]])
+    assert torch.equal(t.cond, clusters[ORDER, ORDER % 2])
+    assert torch.equal(t.train, z[ORDER, ORDER % 2])
 
 
 def test_batches_take_one_of_the_views():
@@ -100,7 +118,8 @@ def test_agreement_says_whether_an_rdm_generates_the_class_asked_for(monkeypatch
     config = RepMLPConfig(width=16, depth=1, condition="class", sampler={"name": "ddim", "steps": 3})
     model = build(config, RepMLP, Space((5,)), Space((), vocab=4))
     z = centers[labels][:, None] + 0.3 * draw(400, 0)
-    t = RDMTask(model, ShardedViews([z]), ShardedViews([z[:200]]), labels, labels[:200], Facts())
+    conditions = ShardedViews([labels[:, None]])
+    t = RDMTask(model, ShardedViews([z]), ShardedViews([z[:200]]), conditions, labels[:200], Facts())
     for shift, expected in ((0, 1.0), (1, 0.0)):
         monkeypatch.setattr(model, "sample", lambda cond, noise, shift=shift, **_: centers[(cond + shift) % 4] + 0.6)
         metrics = t.evaluate(t.modules, 0).metrics
