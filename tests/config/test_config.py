@@ -53,10 +53,12 @@ def test_a_part_of_a_section_leaves_the_other_defaults(tmp_path):
     assert load_experiment(no_sampler, ["rdm.sampler.name=ddpm"]).rdm.sampler.steps == 50
 
 
-def test_another_component_drops_the_settings_of_the_one_before(capsys):
-    plain = load_experiment(DIGITS)
+def test_another_component_drops_the_settings_of_the_one_before(capsys, tmp_path):
+    path = tmp_path / "digits.yaml"
+    path.write_text(DIGITS.read_text().replace("\nrdm:\n", "\nrdm:\n  sampler: {name: ddim, steps: 100, eta: 1}\n"))
+    plain = load_experiment(path)
     assert plain.rdm.sampler.eta == 1
-    sampled = load_experiment(DIGITS, ["rdm.sampler.name=ddpm"])
+    sampled = load_experiment(path, ["rdm.sampler.name=ddpm"])
     assert sampled.rdm.sampler.name == "ddpm"
     assert not hasattr(sampled.rdm.sampler, "eta")
     assert sampled.rdm.sampler.steps == 100
@@ -91,7 +93,7 @@ def test_a_misspelt_name_drops_nothing(capsys):
 
 
 def test_the_name_that_is_there_already_drops_nothing(capsys):
-    assert load_experiment(DIGITS, ["rdm.sampler.name=ddim"]) == load_experiment(DIGITS)
+    assert load_experiment(DIGITS, ["generator.sampler.name=ddim"]) == load_experiment(DIGITS)
     assert load_experiment(DIGITS, ["rdm.name=rep_mlp"]) == load_experiment(DIGITS)
     assert capsys.readouterr().out == ""
 
