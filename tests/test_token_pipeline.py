@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import struct
-import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from PIL import Image
 from rcg.core import checkpoint
 from rcg.encoding.run_folder import RunFolder
 from rcg.pipeline import Pipeline, SamplingOptions
-from tests.toy import MAGE, complaint, images, tool, train, write
+from tests.toy import MAGE, complaint, images, tool, train, write, write_bomb
 
 
 @pytest.fixture(scope="module")
@@ -250,17 +247,6 @@ def test_mistakes_are_named(run, picture, tmp_path, arguments, sentence, monkeyp
     sentence_found = complaint(tool("inpaint", run, *arguments, "--out", tmp_path / "panel.png"))
     assert sentence in sentence_found
     assert not (tmp_path / "panel.png").exists()
-
-
-def write_bomb(path):
-    """Write a small PNG file whose header claims 900,000,000 pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 @pytest.mark.parametrize("out", ["picture.png/x.png", "folder"])

@@ -2,8 +2,10 @@
 
 import io
 import runpy
+import struct
 import subprocess
 import sys
+import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
@@ -51,7 +53,9 @@ TOKENIZER = {
     "quantizer": {"codes": 16},
     "train": {"steps": 4, "batch_size": 8, "adversarial": 0, "precision": "no", "tracker": "none"},
 }
-"""A section generator.autoencoder that is trained in seconds; without its quantizer it fits `kl` as well."""
+"""A section generator.autoencoder that is trained in seconds."""
+KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"} | {"name": "kl"}
+"""The same of continuous latents."""
 MAGE = {
     "name": "mage",
     "width": 16,
@@ -99,6 +103,17 @@ def snapshot(folder):
 def images(folder):
     """Return the pictures that tools/sample.py --save-images wrote into `folder`, in the order of their names."""
     return [np.asarray(Image.open(path)).astype(int) for path in sorted((folder / "images").glob("*.png"))]
+
+
+def write_bomb(path):
+    """Write a small PNG file whose header claims 900,000,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def complaint(done):

@@ -2,9 +2,7 @@
 
 import errno
 import os
-import struct
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from rcg.data import loading, pictures
 from rcg.data.images import Images
 from rcg.data.pictures import File, PictureFiles, find_pictures, read_picture
 from rcg.evaluation.inpainting_panel import read_image
+from tests.toy import write_bomb
 
 
 def palette(transparent: bool) -> Image.Image:
@@ -128,22 +127,13 @@ def test_a_camera_held_sideways_does_not_turn_the_picture(tmp_path: Path) -> Non
     assert pixels[:, -1, 5].tolist() == [0, 0, 255]
 
 
-def bomb(path: Path) -> None:
-    """Write a small file that claims 900 million pixels."""
-    path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    for name, content in ((b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)), (b"IDAT", b"")):
-        chunk = name + content
-        with path.open("ab") as file:
-            file.write(struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk)))
-
-
 def cut(path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(path)
     os.truncate(path, path.stat().st_size // 2)
 
 
 BROKEN = {
-    "bomb": (bomb, "claims more pixels than"),
+    "bomb": (write_bomb, "claims more pixels than"),
     "cut": (cut, "truncated|broken|unrecognized"),
     "text": (lambda path: path.write_text("no picture"), "it is no picture"),
     "empty": (lambda path: path.write_bytes(b""), "it is no picture"),

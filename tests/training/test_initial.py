@@ -10,10 +10,9 @@ from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.training.stages import STAGES
-from tests.toy import TOKENIZER, snapshot, train, write
+from tests.toy import KL, snapshot, train, write
 
-KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"} | {"name": "kl"}
-KL["train"] = {**KL["train"], "perceptual": "none", "steps": 0, "ema_decay": None}
+AUTOENCODER = KL | {"train": KL["train"] | {"perceptual": "none", "steps": 0, "ema_decay": None}}
 SECTIONS = {"encoder": "encoder", "autoencoder": "generator.autoencoder", "rdm": "rdm", "generator": "generator"}
 UNTRAINED = {f"{section}__train__steps": 0 for section in ("encoder", "rdm", "generator")}
 
@@ -23,7 +22,7 @@ def fresh(toy_run, tmp_path):
     """An experiment with the toy's encoder and RDM, whose trainings take no step."""
     for stage in ("encoder", "rdm"):
         shutil.copytree(toy_run / "run" / stage, tmp_path / "run" / stage)
-    return write(tmp_path, generator__autoencoder=KL, generator__patch=2, **UNTRAINED)
+    return write(tmp_path, generator__autoencoder=AUTOENCODER, generator__patch=2, **UNTRAINED)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -11,10 +11,9 @@ from rcg.core import checkpoint
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.pipeline import Pipeline
-from tests.toy import TOKENIZER, snapshot, train, write
+from tests.toy import KL, snapshot, train, write
 
-KL = {key: value for key, value in TOKENIZER.items() if key != "quantizer"} | {"name": "kl"}
-KL["train"] = {**KL["train"], "perceptual": "none", "steps": 1}
+AUTOENCODER = KL | {"train": KL["train"] | {"perceptual": "none", "steps": 1}}
 SHORT = {
     f"{section}__train__{key}": value
     for section in ("encoder", "rdm", "generator")
@@ -49,7 +48,9 @@ def trained_on_others(path):
 def folder_run(tmp_path_factory):
     """All four stages, trained on a folder of pictures."""
     folder = tmp_path_factory.mktemp("neighbors")
-    path = write(folder, data=pictures(folder / "images", 50), generator__autoencoder=KL, generator__patch=2, **SHORT)
+    path = write(
+        folder, data=pictures(folder / "images", 50), generator__autoencoder=AUTOENCODER, generator__patch=2, **SHORT
+    )
     for stage in ("encoder", "autoencoder", "rdm", "generator"):
         train(stage, path)
     return path
@@ -60,7 +61,7 @@ def own(folder_run, tmp_path):
     """A copy of that run, and its configuration, that a test may change."""
     shutil.copytree(folder_run.parent, tmp_path, dirs_exist_ok=True)
     changes = {"data": {"name": "image_folder", "root": str(tmp_path / "images"), "image_size": 16}}
-    return write(tmp_path, generator__autoencoder=KL, generator__patch=2, **changes, **SHORT)
+    return write(tmp_path, generator__autoencoder=AUTOENCODER, generator__patch=2, **changes, **SHORT)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rcg.core.errors import UserError
 from rcg.distributed.launch import launch
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.pipeline import Pipeline
-from tests.toy import ROOT, process, write
+from tests.toy import KL, ROOT, process, write
 
 PROGRAM = """
 import sys
@@ -135,12 +135,7 @@ for name in sys.argv[2:] or STAGES:
 print("trained by", launch().num_processes)
 leave()
 """
-KL = {
-    "name": "kl",
-    "width": 32,
-    "multipliers": [1, 1],
-    "blocks": 1,
-    "channels": 4,
+AUTOENCODER = KL | {
     "attention": [],
     "train": {
         "steps": 6,
@@ -168,7 +163,7 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path):
             encoder__train__lr=1e-4,
             rdm__condition="class",
             rdm__self_condition=True,
-            generator__autoencoder=KL,
+            generator__autoencoder=AUTOENCODER,
             generator__patch=2,
             generator__condition_dropout=0.3,
             generator__condition_noise=0.3,

@@ -21,7 +21,7 @@ from tests.ideal import CONTINUOUS, MEAN, SPACE, STD, BatchNoise, RecordedNoise,
 def test_gaussian_data_is_sampled_with_its_mean_and_std(predict, sampler):
     # Steps of finite size lose a little variance at eta 1 (4 % of the std at 200 steps), so all levels are used.
     process = Gaussian(GaussianConfig(schedule="linear", predict=predict))
-    x = sampler.with_steps(1000)(process, ideal(process), SPACE, None, BatchNoise(20_000))
+    x = sampler.with_steps(1000)(process, ideal(process), SPACE, None, BatchNoise(8_000))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.01)
     assert x.std().item() == pytest.approx(STD, rel=0.015)
 

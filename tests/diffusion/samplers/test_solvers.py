@@ -138,7 +138,7 @@ def test_every_sampler_samples_every_process_in_any_number_of_steps(name, proces
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_every_sampler_finishes_at_every_step_count(name):
     process, space = PROCESSES["vp"], Space((1,))
-    for steps in [*range(1, 40), *range(40, 1001, 48)]:
+    for steps in [*range(1, 40), 88, 333, 999, 1000]:
         calls = []
 
         def net(x, t, cond, calls=calls):
