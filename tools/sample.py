@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     from rcg.editing.few_shot import open_examples
 
     examples = open_examples(samples.pipeline, arguments.like, arguments.unlike, plan.options)
-    samples = replace(samples, representations=examples)
+    # What is about the RDM has been followed when the representations were generated.
+    options = replace(plan.options, rdm_steps=None, label=None)
+    samples = replace(samples, representations=examples, options=options)
     write_gallery(samples, str(arguments.run), out, accelerator, arguments.save_images)
     examples.say_rate()
 

@@ -326,7 +326,8 @@ def test_samples_like_examples_are_generated(toy_run, pictures, tmp_path):
                 shutil.copy(pictures / row["name"], tmp_path / name)
     for unlike in ([], ["--unlike", tmp_path / "unlike"]):
         out = tmp_path / f"out{len(unlike)}"
-        done = tool("sample", toy_run / "run", "--like", tmp_path / "like", *unlike, "--num", 3, "--out", out)
+        options = ["--num", 3, "--rdm-steps", 3, "--out", out]
+        done = tool("sample", toy_run / "run", "--like", tmp_path / "like", *unlike, *options)
         assert done.returncode == 0, done.stderr
         assert "accepted 3 of" in done.stdout
         assert (out / "gallery.png").is_file()
