@@ -16,6 +16,14 @@ for name, preset in PRESETS.items():
 RUN = [pytest.param(name, marks=pytest.mark.slow if PRESETS[name].millions > 100 else ()) for name in SMALLEST.values()]
 
 
+@pytest.fixture
+def no_draws(monkeypatch):
+    """Let nobody draw initial weights: on the meta device, which has no numbers, it takes most of the time."""
+    for name in ("uniform_", "normal_", "erfinv_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *arguments, **options: tensor)
+
+
+@pytest.mark.usefixtures("no_draws")
 @pytest.mark.parametrize("name", PRESETS)
 def test_width_grid_and_size_are_as_stated_and_the_license_is_known(name):
     preset = PRESETS[name]
@@ -32,6 +40,7 @@ def is_of_classifier(key):
     return key.split(".")[0] in ("head", "fc", "classifier")
 
 
+@pytest.mark.usefixtures("no_draws")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SMALLEST.values() else pytest.mark.slow) for name in PRESETS]
 )
