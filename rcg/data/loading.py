@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from rcg.config import TrainConfig
 from rcg.core.errors import UserError
 from rcg.core.rng import fold_seed
-from rcg.core.signals import STOP_SIGNALS
+from rcg.core.signals import STOP_SIGNALS, interrupts_held_back
 from rcg.data.views import ShardedViews
 from rcg.distributed.launch import cores
 
@@ -109,7 +109,8 @@ def training_batches(
         dataset, batch_sampler=keys, num_workers=count, collate_fn=merge, pin_memory=pin, worker_init_fn=_ignore_stop
     )
     others = set(multiprocessing.active_children())
-    served: Any = iter(loader)
+    with interrupts_held_back():
+        served: Any = iter(loader)
     workers = set(multiprocessing.active_children()) - others
     try:
         yield in_own_words(served)
@@ -123,7 +124,10 @@ def training_batches(
 def batches(dataset: Any, keys: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
     """Yield the samples of `keys`, in their order, in batches: the one way to go through a data set once."""
     chunks: Any = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    yield from in_own_words(DataLoader(dataset, batch_sampler=chunks, num_workers=default_workers(dataset)))
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=chunks, num_workers=default_workers(dataset))
+    with interrupts_held_back():
+        served = iter(loader)
+    yield from in_own_words(served)
 
 
 def in_own_words(batches: Iterable[Any]) -> Iterator[Any]:

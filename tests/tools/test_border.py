@@ -104,7 +104,7 @@ def test_ctrl_c_stops_a_program_and_its_workers_in_one_sentence(working, tmp_pat
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
     text = errors.read_text()
-    assert process.returncode == 130
+    assert process.returncode == 130, text
     assert [line for line in text.splitlines() if line.startswith("error: ")] == [text.splitlines()[-1]]
     assert "Traceback" not in text
 
