@@ -307,6 +307,22 @@ def add_number(
     parser.add_argument("--num", dest="count", metavar="NUM", type=whole(least, most), default=default, help=text)
 
 
+def add_h_space(parser: argparse.ArgumentParser, found: str, where: str = "") -> None:
+    """Add --block, --t-edit and --t-boost; `found` says whence the times are if they are not given.
+
+    Args:
+        parser: of a tool that edits in h-space.
+        found: default of both times, in words.
+        where: begins the help of each option.
+    """
+    text = f"{where}block of a dit whose output is moved, from 1 on [the middle one]"
+    parser.add_argument("--block", type=count, help=text)
+    text = f"{where}share of the way to noise where editing ends [{found}]"
+    parser.add_argument("--t-edit", type=number(0, 1), metavar="SHARE", help=text)
+    text = f"{where}share of the way below which fresh noise makes images sharper; 0: nowhere [{found}]"
+    parser.add_argument("--t-boost", type=number(0, 1), metavar="SHARE", help=text)
+
+
 def add_guidance_of_codes(parser: argparse.ArgumentParser, default: str = "1") -> None:
     """Let `parser` take --guidance for images that are decoded from their codes; not given, there is no `guidance`."""
     text = f"scale of guidance; other than 1 it leads away from images whose noise was found [{default}]"

@@ -36,12 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=cli.count, default=100, help="network evaluations of the generator [100]")
     text = "what is moved: the representation z, or the inner layer h of the generator [z; h by a trained shift]"
     parser.add_argument("--in", dest="space", choices=("z", "h"), help=text)
-    text = "in h: block of a dit whose output is moved, from 1 on [the middle one]"
-    parser.add_argument("--block", type=cli.count, help=text)
-    text = "in h: share of the way to noise where editing ends [found from the images, or as trained]"
-    parser.add_argument("--t-edit", type=cli.number(0, 1), metavar="SHARE", help=text)
-    text = "in h: share of the way below which fresh noise makes images sharper; 0: nowhere [found, or as trained]"
-    parser.add_argument("--t-boost", type=cli.number(0, 1), metavar="SHARE", help=text)
+    cli.add_h_space(parser, "found from the images, or as trained", "in h: ")
     cli.add_guidance_of_codes(parser, "1; of --redraw as configured")
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument("--out", type=cli.path, help="folder of the panel and the metrics [RUN/edits]")

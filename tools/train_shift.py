@@ -31,12 +31,7 @@ def main() -> None:
     text = "weight of staying like the estimates that are not edited, in L1 [3]"
     parser.add_argument("--keep", type=cli.number(0, 1000), default=3.0, help=text)
     parser.add_argument("--width", type=cli.whole(4, 65536), help="channels of the small network [those of h]")
-    text = "block of a dit whose output is moved, from 1 on [the middle one]"
-    parser.add_argument("--block", type=cli.count, help=text)
-    text = "share of the way to noise where editing ends [found from the images]"
-    parser.add_argument("--t-edit", type=cli.number(0, 1), metavar="SHARE", help=text)
-    text = "share of the way below which fresh noise makes images sharper; 0: nowhere [found]"
-    parser.add_argument("--t-boost", type=cli.number(0, 1), metavar="SHARE", help=text)
+    cli.add_h_space(parser, "found from the images")
     cli.add(parser, "--seed", "--generator", "--precision")
     parser.add_argument("--out", type=cli.path, help="folder of the file NAME.shift.safetensors [RUN/attributes]")
     cli.main(parser, run)

@@ -17,7 +17,7 @@ from rcg.pipeline import Pipeline
 
 EDIT_SHARE, BOOST_SHARE = 0.28, 0.85
 """The published thresholds, LPIPS 0.33 for t_edit and 1.2 for t_boost, as shares of the whole rise of a curve: means
-over the curves that Asyrp published of churches, bedrooms, dogs and painted faces, where they are 0.25 to 0.34 and 0.80
+over the curves that Asyrp published of churches, bedrooms, dogs and portraits, where they are 0.25 to 0.34 and 0.80
 to 0.90. A share can be taken of any distance; a threshold belongs to one."""
 MOST_IMAGES = 100
 """Images that are measured, as published."""

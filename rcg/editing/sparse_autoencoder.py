@@ -14,7 +14,7 @@ from rcg.core.rng import fold_seed
 STEPS, BATCH, RATE = 2000, 256, 2e-3
 """Of the training, which takes seconds."""
 HELD_OUT = 10
-"""One of so many images is held out of the training."""
+"""One of so many images is for validation."""
 
 
 class SparseAutoencoder(nn.Module):
