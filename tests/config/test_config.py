@@ -66,6 +66,8 @@ def test_another_component_drops_the_settings_of_the_one_before(capsys, tmp_path
     flow = load_experiment(DIGITS, ["generator.process.name=flow"])
     assert flow.generator.process.model_dump() == {
         "name": "flow",
+        "predict": "velocity",
+        "measure": None,
         "loss": "l2",
         "time": "logit_normal",
         "time_mean": 0.0,

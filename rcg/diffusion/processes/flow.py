@@ -5,28 +5,30 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, model_validator
 from torch import Tensor
 
 from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
 from rcg.core.rng import draws
-from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws
+from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity
 
 
 class FlowConfig(AffineConfig):
-    """A flow process; the network predicts the velocity eps - x_0."""
+    """A flow process; its network predicts the velocity unless told otherwise."""
 
     name: str = "flow"
-    time: Literal["logit_normal", "uniform"] = "logit_normal"
-    """Distribution of training times: logistic normal (Esser et al., 2024, Section 3.1) or uniform."""
-    time_mean: float = 0.0
-    """Location of the logistic normal; negative is cleaner."""
-    time_std: PositiveFloat = 1.0
-    """Scale of the logistic normal."""
+    predict: Quantity = "velocity"
+    time: Literal["uniform", "logit_normal", "pixels", "latents"] = "logit_normal"
     shift: PositiveFloat = 1.0
     """Moves times toward noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23)."""
+
+    @model_validator(mode="after")
+    def _refuse_eps(self) -> FlowConfig:
+        if self.predict == "eps":
+            raise ValueError("a flow needs predict velocity, x0 or v: at pure noise, the noise determines no data")
+        return self
 
 
 @PROCESSES.register
@@ -37,16 +39,16 @@ class Flow(AffineProcess):
     horizon = 1000.0
 
     def __init__(self, config: FlowConfig) -> None:
-        super().__init__("velocity", config.loss)
-        self.config = config
+        super().__init__(config)
+        self.shift = config.shift
 
-    def draw(self, x: Tensor) -> Draws:
-        """Draw a time and a standard normal noise for each sample of `x` `(B, *S)`."""
-        if self.config.time == "uniform":
-            t = draws().uniform((len(x),), x.device)
-        else:
-            t = torch.sigmoid(self.config.time_mean + self.config.time_std * draws().normal((len(x),), x.device))
-        return Draws(self.horizon * self._shift(t), draws().normal(x.shape, x.device).to(x.dtype))
+    def uniform_times(self, count: int, device: torch.device) -> Tensor:
+        """Draw times `(count,)`, uniform before they are shifted."""
+        return self.horizon * self._shift(draws().uniform((count,), device))
+
+    def times_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times `(B,)` at which ln(sigma / alpha) is `log_ratio` `(B,)`, shifted."""
+        return self.horizon * self._shift(torch.sigmoid(log_ratio))
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma `(B,)` at times `t` `(B,)` in [0, 1000]."""
@@ -69,5 +71,5 @@ class Flow(AffineProcess):
         return Level(self.horizon * t, 1 - t, t)
 
     def _shift(self, t: Tensor) -> Tensor:
-        s = self.config.shift
+        s = self.shift
         return s * t / (1 + (s - 1) * t)

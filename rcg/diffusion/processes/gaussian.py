@@ -18,7 +18,7 @@ from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
 from rcg.core.rng import draws
-from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Draws, expand_like
+from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity, expand_like
 from rcg.diffusion.processes._likelihood import discrete_log_likelihood, gaussian_kl
 
 
@@ -28,8 +28,8 @@ class GaussianConfig(AffineConfig):
     name: str = "gaussian"
     schedule: Literal["linear", "sqrt_linear", "cosine", "constant"] = "linear"
     """Growth of beta: linear (DDPM), sqrt_linear (LDM, the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
-    predict: Literal["eps", "x0", "v"] = "eps"
-    """The network's output: the noise, the clean data, or v = alpha eps - sigma x0 (Salimans and Ho, 2022)."""
+    predict: Quantity = "eps"
+    time: Literal["uniform", "logit_normal", "pixels", "latents"] = "uniform"
     steps: Annotated[Steps, Field(gt=1)] = 1000
     """Number T of noise levels."""
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
@@ -41,7 +41,9 @@ class GaussianConfig(AffineConfig):
     @model_validator(mode="after")
     def _refuse_eps_at_pure_noise(self) -> GaussianConfig:
         if self.zero_terminal_snr and self.predict == "eps":
-            raise ValueError("zero_terminal_snr needs predict x0 or v: at pure noise, the noise determines no data")
+            raise ValueError(
+                "zero_terminal_snr needs predict x0, v or velocity: at pure noise, the noise determines no data"
+            )
         return self
 
     @property
@@ -94,7 +96,7 @@ class Gaussian(AffineProcess):
     log_beta: Tensor
 
     def __init__(self, config: GaussianConfig) -> None:
-        super().__init__(config.predict, config.loss)
+        super().__init__(config)
         self.steps, self.horizon = config.steps, config.steps
         self.learned = config.variance == "learned_range"
         self.outputs = 2 if self.learned else 1
@@ -106,10 +108,14 @@ class Gaussian(AffineProcess):
         if self.learned:
             self._add_tables(**posterior(self.alpha_bar))
 
-    def draw(self, x: Tensor) -> Draws:
-        """Draw a uniform time and a standard normal noise for each sample of `x` `(B, *S)`."""
-        t = draws().integers(self.steps, (len(x),), x.device)
-        return Draws(t, draws().normal(x.shape, x.device).to(x.dtype))
+    def uniform_times(self, count: int, device: torch.device) -> Tensor:
+        """Draw levels `(count,)`, all as likely as each other."""
+        return draws().integers(self.steps, (count,), device)
+
+    def times_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the levels `(B,)` whose ln(sigma / alpha) is the nearest to `log_ratio` `(B,)`."""
+        own = torch.log(self.sigma / self.alpha)
+        return torch.bucketize(log_ratio, (own[1:] + own[:-1]) / 2)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma `(B,)` at integer times `t` `(B,)`."""
