@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from rcg.core.contracts import Reconstruction
+from rcg.core.rng import draws
 from rcg.generators.autoencoders._conv import MASKGIT, TAMING, ConvAutoencoder, ConvConfig
 from rcg.generators.autoencoders._quantizers import FSQConfig, NearestConfig, build_quantizer
 
@@ -75,7 +76,17 @@ class QuantizedAutoencoder(ConvAutoencoder):
             quantized, codes, losses = self.quantize(z.movedim(1, -1).flatten(0, -2))
         shape = (len(z), *z.shape[2:])
         latent = quantized.unflatten(0, shape).movedim(-1, 1)
-        return Reconstruction(self.synthesize(latent), losses, codes.view(shape))
+        if self.training and self.config.train.decoder_noise:
+            latent = self._disturbed(latent)
+        return Reconstruction(self.synthesize(latent), losses, codes.view(shape), z)
+
+    def _disturbed(self, latent: Tensor) -> Tensor:
+        """Replace of each image a random share of the quantized vectors `(B, C, h, w)` by random entries."""
+        shape = (len(latent), *latent.shape[2:])
+        share = draws().normal((len(latent), 1, 1), latent.device).abs() * self.config.train.decoder_noise
+        is_replaced = draws().uniform(shape, latent.device) < share
+        others = self.quantize.lookup(draws().integers(self.vocab, shape, latent.device)).movedim(-1, 1)
+        return torch.where(is_replaced[:, None], others.to(latent.dtype), latent)
 
     def codes(self, z: Tensor) -> Tensor:
         """Return the codes, int64 `(B, h, w)`, of an output `(B, C, h, w)` of `analyze`."""

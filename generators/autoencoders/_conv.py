@@ -112,7 +112,7 @@ class ConvAutoencoder(TrainableAutoencoder):
         super().__init__(config.resolve(image_size), image_size)
         self.side = image_size // 2 ** (len(self.config.multipliers) - 1)
         self.signed = lineage.signed
-        channels = self.config.channels
+        self.channels = channels = self.config.channels
         outputs = outputs or channels
         self.encoder = ConvEncoder(self.config, lineage, outputs)
         self.decoder = ConvDecoder(self.config, lineage)

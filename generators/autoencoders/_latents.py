@@ -32,6 +32,18 @@ class Standardizer(nn.Module):
         return latent * self.std + self.mean
 
 
+def noised(latent: Tensor, amount: float) -> Tensor:
+    """Add noise to latents `(B, C, h, w)`, whose std is |N(0, amount)| for each image, in units of its own latents'.
+
+    Source: RAE (Zheng et al., 2025), where latents have unit variance.
+    """
+    if amount == 0:
+        return latent
+    share = draws().normal((len(latent), 1, 1, 1), latent.device).abs() * amount
+    noise = draws().normal(latent.shape, latent.device).to(latent.dtype)
+    return latent + share * latent.detach().std((1, 2, 3), keepdim=True) * noise
+
+
 def draw_latents(posterior: Tensor) -> Tensor:
     """Draw `(B, C, h, w)` from independent normals of means and stds `(B, 2C, h, w)`."""
     mean, std = posterior.chunk(2, dim=1)

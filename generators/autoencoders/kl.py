@@ -9,7 +9,7 @@ from torch import Tensor
 from rcg.core.contracts import Reconstruction
 from rcg.core.registry import AUTOENCODERS
 from rcg.generators.autoencoders._conv import TAMING, ConvAutoencoder, ConvConfig
-from rcg.generators.autoencoders._latents import Standardizer, draw_latents, mean_latents, published_scale
+from rcg.generators.autoencoders._latents import Standardizer, draw_latents, mean_latents, noised, published_scale
 
 
 class KLConfig(ConvConfig):
@@ -40,7 +40,9 @@ class KL(ConvAutoencoder):
         divergence = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum()
         # The other losses are means over pixels, the published weight belongs to sums over them.
         losses = {"kl": self.config.kl_weight * divergence / image.numel()}
-        return Reconstruction(self.synthesize(draw_latents(moments)), losses, None)
+        latent = draw_latents(moments)
+        noise = self.config.train.decoder_noise if self.training else 0.0
+        return Reconstruction(self.synthesize(noised(latent, noise)), losses, None, latent)
 
     def moments(self, image: Tensor) -> Tensor:
         """Return means and stds `(B, 2C, h, w)` before standardization."""

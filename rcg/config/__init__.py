@@ -35,6 +35,7 @@ from rcg.config.training import (
     AugmentConfig,
     AutoencoderTrain,
     ContrastiveTrain,
+    LatentAlignConfig,
     RDMTrain,
     TrainConfig,
     resolve_epochs,

@@ -176,6 +176,18 @@ class ContrastiveTrain(TrainConfig):
         return self
 
 
+class LatentAlignConfig(Config):
+    """Alignment of an autoencoder's latents with the frozen encoder's patch features (VA-VAE; Yao et al., CVPR 2025).
+
+    Generators learn such latents faster; images come back a little worse. A step evaluates the encoder once more.
+    """
+
+    weight: PositiveFloat = 0.5
+    """Weight of the loss, the mean negative cosine, beside that of pixels."""
+    hidden: Width | None = None
+    """Hidden width of the projection of the latents; null: a linear map, as published."""
+
+
 class AutoencoderTrain(TrainConfig):
     """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
 
@@ -187,6 +199,12 @@ class AutoencoderTrain(TrainConfig):
     """Distance of pixels."""
     decoder_only: bool = False
     """Train nothing but the decoder of `init_from`: its tokens or latents, and generators of them, stay as they are."""
+    decoder_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise of what the decoder learns from, so that it forgives a generator its errors, while real latents come back a
+    little less sharp; 0: none. Each image draws its amount from |N(0, decoder_noise)|: of latents, the std in units of
+    theirs (RAE; Zheng et al., 2025: 0.8), of tokens, the share that is replaced by random ones."""
+    align: LatentAlignConfig | None = None
+    """Alignment of the latents, or of the grid that is quantized, with the encoder's patch features; null: without."""
     perceptual: Literal["encoder", "vgg", "none"] = "encoder"
     """Whose features are compared too: those of the experiment's encoder, or of torchvision's VGG-16 as in LPIPS."""
     perceptual_weight: PositiveFloat = 1.0
@@ -209,6 +227,14 @@ class AutoencoderTrain(TrainConfig):
         if self.decoder_only and self.init_from is None:
             raise ValueError(
                 "decoder_only trains the decoder of an autoencoder that is there: name its file in init_from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_to_align_fixed_latents(self) -> AutoencoderTrain:
+        if self.decoder_only and self.align is not None:
+            raise ValueError(
+                "align changes the latents, which decoder_only keeps as they are: leave out one of the two"
             )
         return self
 

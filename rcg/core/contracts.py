@@ -258,16 +258,20 @@ class Reconstruction(NamedTuple):
     """Named scalar losses of its bottleneck."""
     codes: Tensor | None
     """The codes used, int64 `(B, h, w)`; None for a continuous bottleneck."""
+    latent: Tensor
+    """`(B, channels, h, w)` with gradients, before it is quantized: what alignment compares."""
 
 
 class TrainableAutoencoder(Autoencoder):
     """Base class of autoencoders that tools/train_autoencoder.py can train; `forward` returns a `Reconstruction`.
 
     Attributes:
+        channels: of the grid that it returns as `latent` in training.
         standardize: scales continuous latents by a mean and a std that are measured when training ends, and has `undo`;
             None for tokens.
     """
 
+    channels: int
     standardize: nn.Module | None
 
     def __init__(self, config: Any, image_size: int) -> None:

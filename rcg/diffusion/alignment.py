@@ -1,4 +1,4 @@
-"""Representation alignment (REPA; Yu et al., ICLR 2025): a generator's hidden tokens learn an encoder's patches."""
+"""Representation alignment (REPA; Yu et al., ICLR 2025): hidden tokens or latents learn an encoder's patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import AlignConfig
+from rcg.config import AlignConfig, LatentAlignConfig
 from rcg.core.contracts import Space
 from rcg.diffusion.model import GenerativeModel
 
@@ -15,11 +15,14 @@ from rcg.diffusion.model import GenerativeModel
 class AlignmentHead(nn.Module):
     """A projection of hidden tokens, and its distance from an encoder's patch tokens; only training needs it."""
 
-    def __init__(self, config: AlignConfig, width: int, patches: Space) -> None:
+    def __init__(self, config: AlignConfig | LatentAlignConfig, width: int, patches: Space) -> None:
         """Project tokens of `width` into `patches`, a space `(rows, columns, D)`."""
         super().__init__()
         self.weight = config.weight
         self.rows, self.columns, dim = patches.shape
+        if config.hidden is None:
+            self.project: nn.Module = nn.Linear(width, dim)
+            return
         self.project = nn.Sequential(
             nn.Linear(width, config.hidden),
             nn.SiLU(),

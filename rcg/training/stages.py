@@ -236,7 +236,7 @@ class AutoencoderStage(Stage):
     def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Return what decides the autoencoder."""
         config = self._config(experiment)
-        sections = ("data", "encoder") if config.train.perceptual == "encoder" else ("data",)
+        sections = ("data", "encoder") if _needs_encoder(config) else ("data",)
         return _identity(experiment, *sections) | {"generator": {"autoencoder": training_identity(config)}}
 
     def next_tool(self, work: Workspace) -> str:
@@ -244,8 +244,9 @@ class AutoencoderStage(Stage):
         return "tools/train_pixel.py"
 
     def check(self, work: Workspace, mode: Mode) -> None:
-        """Refuse a perceptual loss without an encoder, and to start from weights that are about to be deleted."""
-        self._perceptual_encoder(work)
+        """Refuse losses that lack their encoder, and to start from weights that are about to be deleted."""
+        self._encoder(work)
+        self._patch_space(work)
         config = self._config(work.experiment).model_dump(mode="json")
         self._initial(work).check(config, _overwritten(self, work, mode))
 
@@ -253,13 +254,16 @@ class AutoencoderStage(Stage):
         """Build the autoencoder, and the discriminator if there is one, without memory."""
         config = self._config(work.experiment)
         with torch.device("meta"):
-            modules = trained_modules(build_autoencoder(config, work.image_size), config.train, work.image_size)
-        self._load(work, modules["autoencoder"])
-        return modules
+            autoencoder = build_autoencoder(config, work.image_size)
+        assert isinstance(autoencoder, TrainableAutoencoder)
+        self._load(work, autoencoder)
+        head = self._head(work, autoencoder)
+        with torch.device("meta"):
+            return trained_modules(autoencoder, head, config.train, work.image_size)
 
     def task(self, work: Workspace) -> AutoencoderTask:
         """Build the reconstruction task."""
-        config, encoder = self._config(work.experiment), self._perceptual_encoder(work)
+        config, encoder = self._config(work.experiment), self._encoder(work)
         if config.train.inception is None:
             instead = "encoder_fd is, in the encoder's space" if encoder else "PSNR and SSIM are"
             say(f"rFID is not reported without generator.autoencoder.train.inception=FILE; {instead}")
@@ -271,15 +275,17 @@ class AutoencoderStage(Stage):
         if config.train.decoder_only:
             autoencoder.train_decoder_only()
         comparisons = build_comparisons(config.train, encoder, work.accelerator.device)
-        facts = self._facts(work)
-        return AutoencoderTask(autoencoder, images, validation, config.train, comparisons, facts)
+        facts, head = self._facts(work), self._head(work, autoencoder)
+        aligned_with = None if head is None else encoder
+        return AutoencoderTask(
+            autoencoder, images, validation, config.train, comparisons, facts, head, encoder=aligned_with
+        )
 
     def _facts(self, work: Workspace) -> Facts:
         return _facts(work, image_size=work.image_size, classes=())
 
-    def _load(self, work: Workspace, autoencoder: nn.Module) -> None:
+    def _load(self, work: Workspace, autoencoder: TrainableAutoencoder) -> None:
         config = self._config(work.experiment)
-        assert isinstance(autoencoder, TrainableAutoencoder)
         # Where the decoder alone learns on, everything has to fit, or the latents would not stay what they are.
         least = 1.0 if config.train.decoder_only else LEAST
         section = config.model_dump(mode="json")
@@ -302,14 +308,27 @@ class AutoencoderStage(Stage):
             )
         return config
 
-    def _perceptual_encoder(self, work: Workspace) -> Encoder | None:
-        """Return the experiment's encoder if the perceptual loss compares its features, else None."""
-        if self._config(work.experiment).train.perceptual != "encoder":
+    def _encoder(self, work: Workspace) -> Encoder | None:
+        """Return the experiment's encoder if a loss compares its features, else None."""
+        config = self._config(work.experiment)
+        if not _needs_encoder(config):
             return None
         try:
             return work.raw_representation.encoder
         except UserError as error:
-            raise UserError(f"{error}; or set generator.autoencoder.train.perceptual to vgg or none") from None
+            align = ", and leave out align" if config.train.align else ""
+            raise UserError(f"{error}; or set generator.autoencoder.train.perceptual to vgg or none{align}") from None
+
+    def _patch_space(self, work: Workspace) -> Space | None:
+        """Return the space of the encoder's patch features that latents are aligned with, None without alignment."""
+        if self._config(work.experiment).train.align is None:
+            return None
+        return _patch_space(work, "generator.autoencoder.train.align")
+
+    def _head(self, work: Workspace, autoencoder: TrainableAutoencoder) -> AlignmentHead | None:
+        """Build the head that aligns latents with the encoder's patch features, if that is asked for."""
+        align, patches = self._config(work.experiment).train.align, self._patch_space(work)
+        return None if align is None or patches is None else AlignmentHead(align, autoencoder.channels, patches)
 
 
 class RDMStage(Stage):
@@ -416,7 +435,7 @@ class GeneratorStage(Stage):
         elif config.condition in conditioning.FROM_REPRESENTATIONS:
             conditioning.check_representation(work)
             conditioning.check_rdm(work)
-        _patch_space(work)
+        self._patch_space(work)
         _check_estimates(work, config)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
 
@@ -560,10 +579,14 @@ class GeneratorStage(Stage):
 
     def _head(self, work: Workspace, model: GenerativeModel) -> AlignmentHead | None:
         """Build the head that aligns a model with the encoder's patch tokens, if that is asked for."""
-        config, patches = work.experiment.require_generator(), _patch_space(work)
+        config, patches = work.experiment.require_generator(), self._patch_space(work)
         if config.align is None or patches is None:
             return None
         return AlignmentHead(config.align, model.network.width, patches)
+
+    def _patch_space(self, work: Workspace) -> Space | None:
+        """Return the space of the encoder's patch tokens that the model is aligned with, None without alignment."""
+        return None if work.experiment.require_generator().align is None else _patch_space(work, "generator.align")
 
 
 def _check_estimates(work: Workspace, config: ModelConfig) -> None:
@@ -661,19 +684,22 @@ def _facts(work: Workspace, **others: Any) -> Facts:
     return Facts(**{"classes": tuple(images.classes), "fingerprint": images.fingerprint} | others)
 
 
-def _patch_space(work: Workspace) -> Space | None:
-    """Return the space `(rows, columns, D)` of the encoder's patch tokens that a generator is aligned with, or None.
+def _needs_encoder(config: TrainableAutoencoderConfig) -> bool:
+    """Whether a loss of the autoencoder compares features of the experiment's encoder."""
+    return config.train.perceptual == "encoder" or config.train.align is not None
+
+
+def _patch_space(work: Workspace, option: str) -> Space:
+    """Return the space `(rows, columns, D)` of the encoder's patch tokens, which `option` asks for.
 
     Raises:
         UserError: the encoder has none.
     """
-    if work.experiment.require_generator().align is None:
-        return None
     encoder, name = work.raw_representation.encoder, work.experiment.encoder.name
     if encoder.grid is None:
         raise UserError(
-            f"generator.align needs an encoder with patch tokens, and {name} has none: "
-            f"leave generator.align out, or choose a vision transformer"
+            f"{option} needs an encoder with patch tokens, and {name} has none: leave {option} out, or "
+            f"choose a vision transformer"
         )
     blank = torch.zeros(1, 3, work.image_size, work.image_size, device=work.accelerator.device)
     with torch.no_grad():

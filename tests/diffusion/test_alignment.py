@@ -9,7 +9,7 @@ from rcg.core.errors import UserError
 from rcg.diffusion.alignment import AlignedModel, AlignmentHead
 from rcg.diffusion.model import build
 from rcg.generators.dit import DiT, DiTConfig
-from tests.toy import tool, train, write
+from tests.toy import KL, tool, train, write
 
 
 def head(rows=2, columns=2, dim=5, width=5):
@@ -93,6 +93,18 @@ def test_an_encoder_without_patches_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path, encoder__weights="none", generator__align={"depth": 1}, generator__condition="none")
     with pytest.raises(UserError, match=r"generator\.align needs an encoder with patch tokens, and moco_v3 has none"):
         train("generator", path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_are_not_aligned_with_an_encoder_without_patches(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcg.encoders._published._grid", lambda trunk, side: None)
+    align = {
+        "generator__autoencoder__train__align": {"weight": 0.3},
+        "generator__autoencoder__train__perceptual": "none",
+    }
+    path = write(tmp_path, encoder__weights="none", generator__autoencoder=KL, **align)
+    with pytest.raises(UserError, match=r"generator\.autoencoder\.train\.align needs an encoder with patch tokens"):
+        train("autoencoder", path)
     assert not (tmp_path / "run").exists()
 
 

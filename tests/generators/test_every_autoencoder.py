@@ -1,5 +1,7 @@
 """The contract of every registered autoencoder."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS
 from rcg.encoding.autoencoder import autoencoder_part, build_autoencoder, restore_autoencoder
 from rcg.encoding.cache import pack, unpack
-from rcg.generators.autoencoders._latents import draw_latents
+from rcg.generators.autoencoders._latents import draw_latents, noised
 from tests.small import AUTOENCODER
 
 
@@ -87,6 +89,7 @@ def test_one_that_can_be_trained_reconstructs_with_gradients(autoencoder):
     reconstruction = autoencoder(torch.rand(3, 3, 16, 16))
     assert isinstance(reconstruction, Reconstruction)
     assert reconstruction.image.shape == (3, 3, 16, 16)
+    assert reconstruction.latent.shape[:2] == (3, autoencoder.channels)
     assert (reconstruction.codes is None) == (autoencoder.vocab is None)
     assert (autoencoder.standardize is None) == (autoencoder.space.vocab is not None)
     (reconstruction.image.sum() + sum(reconstruction.losses.values())).backward()
@@ -98,6 +101,44 @@ def test_latents_are_drawn_with_the_mean_and_std_of_the_posterior():
     drawn = draw_latents(torch.cat([torch.full((1, 4, 64, 64), 2.0), torch.full((1, 4, 64, 64), 0.5)], dim=1))
     assert drawn.mean().item() == pytest.approx(2, abs=0.02)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["vqgan", "vq", "kl"])
+def test_decoder_noise_changes_reconstructions_in_training_alone(name):
+    schema, settings = AUTOENCODERS.get(name).Config, AUTOENCODER[name]
+    image = torch.rand(4, 3, 16, 16)
+
+    def reconstruct(amount, seed=2, training=True):
+        torch.manual_seed(1)
+        autoencoder = build_autoencoder(schema(**settings, train={"decoder_noise": amount}), 16).train(training)
+        torch.manual_seed(seed)
+        return autoencoder(image)
+
+    without, disturbed = reconstruct(0.0), reconstruct(2.0)
+    assert not torch.equal(without.image, disturbed.image)
+    assert torch.equal(without.latent, disturbed.latent), "the encoder sees no noise"
+    assert torch.equal(reconstruct(0.0, training=False).image, reconstruct(2.0, training=False).image)
+
+
+def test_noise_has_the_amount_that_each_image_draws_in_units_of_its_latents():
+    torch.manual_seed(0)
+    latent = 3 * torch.randn(2000, 4, 8, 8) + 1
+    amounts = (noised(latent, 0.5) - latent).std((1, 2, 3)) / latent.std((1, 2, 3))
+    # A half normal: its mean is 0.5 sqrt(2 / pi), its mean square 0.25.
+    assert amounts.mean().item() == pytest.approx(0.5 * (2 / math.pi) ** 0.5, rel=0.05)
+    assert amounts.square().mean().item() == pytest.approx(0.25, rel=0.1)
+    assert torch.equal(noised(latent, 0.0), latent)
+
+
+def test_the_share_of_tokens_replaced_is_that_which_each_image_draws():
+    schema = AUTOENCODERS.get("vqgan").Config
+    settings = {**AUTOENCODER["vqgan"], "quantizer": {"codes": 512}, "train": {"decoder_noise": 0.3}}
+    autoencoder = build_autoencoder(schema(**settings), 16)
+    latent = torch.full((1500, 4, 8, 8), 7.0)
+    torch.manual_seed(0)
+    shares = (autoencoder._disturbed(latent) != 7).any(1).float().mean((1, 2))
+    assert shares.mean().item() == pytest.approx(0.3 * (2 / math.pi) ** 0.5, rel=0.05)
+    assert shares.max() > 0.7
 
 
 @pytest.mark.parametrize("name", ["vqgan", "vq", "kl"])

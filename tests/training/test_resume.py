@@ -20,6 +20,7 @@ from tests.toy import ROOT, TOKENIZER, snapshot, tool, train, write
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
 """About 180 images in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
 ADVERSARIAL = {"steps": 20, "batch_size": 10, "adversarial_start": 5, "discriminator_width": 8}
+ADVERSARIAL |= {"decoder_noise": 0.3, "align": {"hidden": 8}}
 
 
 def start(stage, path, **options):

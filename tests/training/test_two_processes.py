@@ -293,6 +293,8 @@ import sys, torch
 from pathlib import Path
 from rcg.config import AutoencoderTrain
 from rcg.core.checkpoint import Facts
+from rcg.core.contracts import Space
+from rcg.diffusion.alignment import AlignmentHead
 from rcg.distributed.launch import launch
 from rcg.encoding.run_folder import StageFolder
 from rcg.data.images import load_images
@@ -301,6 +303,12 @@ from rcg.core.registry import AUTOENCODERS
 from rcg.training.tasks.autoencoder import Comparisons, AutoencoderTask
 from rcg.training.loop import train
 
+class Colors(torch.nn.Module):
+
+    def patch_features(self, image):
+        return torch.nn.functional.avg_pool2d(image - 0.5, 4).flatten(2).transpose(1, 2)
+
+
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 build = AUTOENCODERS.get("vqgan")
@@ -308,9 +316,11 @@ small = {"width": 32, "multipliers": [1, 1], "blocks": 1, "channels": 4}
 model = build(build.Config(**small, quantizer={"codes": 16, "decay": 0.8}), 16)
 images, validation = load_images(DigitsConfig(image_size=16, limit=100))
 config = AutoencoderTrain(steps=4, batch_size=8, grad_accum_steps=2, lr=1e-4, ema_decay=0.9, perceptual="none",
-                          adversarial_start=2, discriminator_width=8, precision="no", tracker="none")
+                          adversarial_start=2, discriminator_width=8, precision="no", tracker="none",
+                          decoder_noise=0.3, align={})
 accelerator = launch(config, folder)
-task = AutoencoderTask(model, images, validation, config, Comparisons(None, {}), Facts())
+head = AlignmentHead(config.align, 4, Space((4, 4, 3)))
+task = AutoencoderTask(model, images, validation, config, Comparisons(None, {}), Facts(), head, Colors())
 train(task, config, StageFolder(folder), accelerator, seed=3, num_workers=0)
 if accelerator.is_main_process:
     print("processes", accelerator.num_processes)

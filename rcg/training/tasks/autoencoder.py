@@ -15,6 +15,7 @@ from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import Encoder, EvalResult, Reconstruction, Task, TrainableAutoencoder
 from rcg.data.images import Images
 from rcg.data.loading import batches
+from rcg.diffusion.alignment import AlignmentHead
 from rcg.distributed.launch import unwrapped
 from rcg.encoding.autoencoder import autoencoder_part
 from rcg.metrics.frechet import frechet_distance
@@ -47,7 +48,7 @@ class Comparisons(NamedTuple):
 
 
 def build_comparisons(config: AutoencoderTrain, encoder: Encoder | None, device: torch.device) -> Comparisons:
-    """Build the comparisons that `config` asks for; `encoder` is the experiment's, if the perceptual loss uses it.
+    """Build the comparisons that `config` asks for; `encoder` is the experiment's, if a loss uses it.
 
     Raises:
         UserError: a file of weights is missing, or does not fit.
@@ -55,7 +56,9 @@ def build_comparisons(config: AutoencoderTrain, encoder: Encoder | None, device:
     perceptual: nn.Module | None = None
     extractors: dict[str, nn.Module] = {}
     if encoder is not None:
-        perceptual, extractors["encoder_fd"] = EncoderDistance(encoder).to(device), encoder
+        extractors["encoder_fd"] = encoder.to(device)
+    if encoder is not None and config.perceptual == "encoder":
+        perceptual = EncoderDistance(encoder).to(device)
     elif config.perceptual == "vgg":
         perceptual = VGGDistance(config.vgg).to(device)
     if config.inception:
@@ -65,9 +68,31 @@ def build_comparisons(config: AutoencoderTrain, encoder: Encoder | None, device:
     return Comparisons(perceptual, extractors)
 
 
-def trained_modules(autoencoder: nn.Module, config: AutoencoderTrain, image_size: int) -> dict[str, nn.Module]:
-    """Return an autoencoder and, if there is a loss for it, a new discriminator of its images."""
-    modules = {"autoencoder": autoencoder}
+class AlignedAutoencoder(nn.Module):
+    """An autoencoder and the head that aligns its latents, trained as one module; only the autoencoder is exported."""
+
+    def __init__(self, autoencoder: TrainableAutoencoder, head: AlignmentHead) -> None:
+        """Train `head`, of tokens with `autoencoder.channels`, with `autoencoder`."""
+        super().__init__()
+        self.autoencoder, self.head = autoencoder, head
+
+    def forward(self, image: Tensor, patches: Tensor) -> Reconstruction:
+        """Reconstruct images `(B, 3, H, W)` in [0, 1]; the losses have one more, `align`.
+
+        `patches` `(B, N, D)` are the frozen encoder's patch features of the same images.
+        """
+        made: Reconstruction = self.autoencoder(image)
+        align = self.head(made.latent.flatten(2).transpose(1, 2), patches)
+        return made._replace(losses={**made.losses, "align": align})
+
+
+def trained_modules(
+    autoencoder: TrainableAutoencoder, head: AlignmentHead | None, config: AutoencoderTrain, image_size: int
+) -> dict[str, nn.Module]:
+    """Return an autoencoder, with the head that aligns it, and a new discriminator if there is a loss for it."""
+    modules: dict[str, nn.Module] = {
+        "autoencoder": autoencoder if head is None else AlignedAutoencoder(autoencoder, head)
+    }
     if config.adversarial:
         modules["discriminator"] = PatchDiscriminator(config.discriminator_width, image_size)
     return modules
@@ -83,6 +108,8 @@ class AutoencoderTask(Task):
         config: losses and their weights.
         comparisons: feature spaces for the loss and for evaluations.
         facts: what the checkpoint says about its neighbors.
+        head: what aligns the latents; None: without.
+        encoder: the frozen encoder whose patch features they are aligned with.
     """
 
     def __init__(
@@ -93,8 +120,11 @@ class AutoencoderTask(Task):
         config: AutoencoderTrain,
         comparisons: Comparisons,
         facts: Facts,
+        head: AlignmentHead | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
-        self.modules = trained_modules(autoencoder, config, train.config.image_size)
+        self.modules = trained_modules(autoencoder, head, config, train.config.image_size)
+        self.encoder = encoder
         self.data = ConditionedImages(train, train.config.cached_views, None)
         self.train, self.validation, self.config, self.facts = train, validation, config, facts
         self.perceptual, self.extractors = comparisons
@@ -103,14 +133,14 @@ class AutoencoderTask(Task):
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the autoencoder's losses, then, from `adversarial_start` on, the discriminator's."""
         real = batch["image"]
-        made: Reconstruction = self.modules["autoencoder"](real)
+        made = self._reconstruct(self.modules["autoencoder"], real)
         losses = self._reconstruction_losses(made.image, real)
         adversarial = self.config.adversarial > 0 and step >= self.config.adversarial_start
         if adversarial:
             with frozen(unwrapped(self.modules["discriminator"])) as discriminator:
                 score = -discriminator(made.image).float().mean()
             total = torch.stack(list(losses.values())).sum()
-            weight = adaptive_weight(total, score, unwrapped(self.modules["autoencoder"]).last_layer)
+            weight = adaptive_weight(total, score, _autoencoder_in(unwrapped(self.modules["autoencoder"])).last_layer)
             losses["adversarial"] = self.config.adversarial * weight * score
         yield "autoencoder", {**losses, **made.losses}
         if adversarial:
@@ -125,7 +155,7 @@ class AutoencoderTask(Task):
         that occur did so equally often. The distance of an extractor is the Frechet distance of its features of
         validation images and of their reconstructions.
         """
-        model: Any = models["autoencoder"]
+        model = models["autoencoder"]
         torch.manual_seed(0)  # the same draws at every evaluation; the next training step seeds again
         count = min(MAX_RECONSTRUCTED, len(self.validation))
         means: dict[str, float] = {}
@@ -136,7 +166,7 @@ class AutoencoderTask(Task):
 
         # Reconstruct batch by batch; measured in float32, whatever the precision of the model.
         for real in _first_views(self.validation, count, model):
-            made: Reconstruction = model(real)
+            made = self._reconstruct(model, real)
             image = made.image.float().clamp(0, 1)
             with torch.autocast(real.device.type, enabled=False):
                 for name, value in self._mean_metrics(made, image, real).items():
@@ -152,7 +182,7 @@ class AutoencoderTask(Task):
         # Metrics of all images together.
         score = sum(value for name, value in means.items() if name.startswith("validation_"))
         if codes:
-            counts = torch.bincount(torch.cat(codes), minlength=model.vocab)
+            counts = torch.bincount(torch.cat(codes), minlength=_autoencoder_in(model).vocab or 0)
             means |= {"code_usage": code_usage(counts), "perplexity": perplexity(counts)}
         self.real_features |= {name: torch.cat(features) for name, features in real_features.items()}
         if count > 1:
@@ -168,7 +198,7 @@ class AutoencoderTask(Task):
 
         Where only the decoder is trained, they stay those of the autoencoder that it started from.
         """
-        model: Any = models["autoencoder"]
+        model: Any = _autoencoder_in(models["autoencoder"])
         part = autoencoder_part(model, self.facts)
         if model.standardize is None or self.config.decoder_only:
             return part
@@ -181,6 +211,15 @@ class AutoencoderTask(Task):
         facts = part.facts.model_copy(update={"details": {"latent_mean": float(mean), "latent_std": float(std)}})
         tensors = {**part.tensors, "standardize.mean": mean, "standardize.std": std}
         return replace(part, facts=facts, tensors=tensors)
+
+    def _reconstruct(self, module: nn.Module, real: Tensor) -> Reconstruction:
+        """Reconstruct images with what is trained, or its average."""
+        inputs = [real]
+        if self.encoder is not None:
+            with torch.no_grad():
+                inputs.append(self.encoder.patch_features(real))
+        made: Reconstruction = module(*inputs)
+        return made
 
     def _reconstruction_losses(self, image: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Return the losses that compare `image` with the `real` one it reconstructs."""
@@ -195,6 +234,13 @@ class AutoencoderTask(Task):
         losses = {**self._reconstruction_losses(made.image.float(), real), **made.losses}
         similarities = {"psnr": psnr(image, real).mean(), "ssim": ssim(image, real).mean()}
         return {f"validation_{name}": loss for name, loss in losses.items()} | similarities
+
+
+def _autoencoder_in(module: nn.Module) -> TrainableAutoencoder:
+    """Return the autoencoder in what is trained."""
+    autoencoder = module.autoencoder if isinstance(module, AlignedAutoencoder) else module
+    assert isinstance(autoencoder, TrainableAutoencoder)
+    return autoencoder
 
 
 def _first_views(images: Images, count: int, model: nn.Module) -> Iterator[Tensor]:

@@ -8,9 +8,11 @@ from torch import nn
 
 from rcg.config import AutoencoderTrain
 from rcg.core.checkpoint import Facts
+from rcg.core.contracts import Space
 from rcg.core.registry import AUTOENCODERS
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import load_images
+from rcg.diffusion.alignment import AlignmentHead
 from rcg.encoding.autoencoder import restore_autoencoder
 from rcg.training.tasks._discriminator import PatchDiscriminator, adaptive_weight, frozen, hinge_loss
 from rcg.training.tasks.autoencoder import AutoencoderTask, Comparisons
@@ -23,14 +25,23 @@ BOTTLENECKS = {
 }
 
 
-def task(name="vqgan", extractors=None, **train):
+def task(name="vqgan", extractors=None, encoder=None, **train):
     torch.manual_seed(0)
     build = AUTOENCODERS.get(name)
     autoencoder = build(build.Config(**SMALL, **BOTTLENECKS[name]), 16)
     images, validation = load_images(DigitsConfig(image_size=16, limit=150))
     config = AutoencoderTrain(perceptual="none", discriminator_width=8, adversarial_start=5, **train)
     comparisons = Comparisons(None, extractors or {})
-    return AutoencoderTask(autoencoder, images, validation, config, comparisons, Facts(image_size=16))
+    head = None if encoder is None else AlignmentHead(config.align, SMALL["channels"], Space((4, 4, 3)))
+    facts = Facts(image_size=16)
+    return AutoencoderTask(autoencoder, images, validation, config, comparisons, facts, head, encoder)
+
+
+class MeanColors(nn.Module):
+    """An encoder whose patch features are the mean colors of 4 x 4 patches, about zero."""
+
+    def patch_features(self, image):
+        return nn.functional.avg_pool2d(image - 0.5, 4).flatten(2).transpose(1, 2)
 
 
 def batch(t, count=16):
@@ -163,6 +174,43 @@ def test_reconstructions_are_measured_in_float32_when_the_model_multiplies_in_bf
     assert {name: rounded[name] for name in ("ssim", "psnr", "fd")} == {
         name: pytest.approx(exact[name], rel=1e-5) for name in ("ssim", "psnr", "fd")
     }
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_alignment_adds_the_negative_cosine_and_leaves_the_other_losses_alone(name):
+    t, without = task(name, encoder=MeanColors(), adversarial=0, align={"weight": 0.7}), task(name, adversarial=0)
+    module, images = t.modules["autoencoder"].train(), batch(t)
+    without.modules["autoencoder"].train()
+    torch.manual_seed(1)
+    ((_, losses),) = t.losses(images, 0)
+    torch.manual_seed(1)
+    ((_, others),) = without.losses(images, 0)
+    assert losses.pop("align").requires_grad
+    assert losses == others
+    torch.manual_seed(1)
+    latent = module.autoencoder(images["image"]).latent
+    colors = nn.functional.interpolate(images["image"] - 0.5, 8, mode="area")  # of 2 x 2 px: the latents' grid
+    made = module.head(latent.flatten(2).transpose(1, 2), t.encoder.patch_features(images["image"]))
+    blocks = nn.functional.interpolate(nn.functional.avg_pool2d(colors, 2), 8, mode="bilinear", antialias=True)
+    cosine = nn.functional.cosine_similarity(module.head.project(latent.movedim(1, -1)), blocks.movedim(1, -1), dim=-1)
+    assert made.item() == pytest.approx(-0.7 * cosine.mean().item(), abs=1e-5)
+
+
+def test_aligned_latents_come_to_resemble_patch_features_and_are_exported_without_the_head():
+    t = task("kl", encoder=MeanColors(), adversarial=0, align={"hidden": 16})
+    t.modules["autoencoder"].train()
+    first = t.modules["autoencoder"](batch(t)["image"], t.encoder.patch_features(batch(t)["image"])).losses["align"]
+    learn(t, 12)
+    report = evaluated(t)
+    assert report.metrics["validation_align"] < min(-0.2, float(first.detach()) - 0.1)
+    part = t.export(t.modules)
+    assert not [name for name in part.tensors if "head" in name]
+    assert restore_autoencoder(part).encode(batch(t)["image"]).std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_alignment_of_latents_that_are_to_stay_is_refused():
+    with pytest.raises(ValueError, match="align changes the latents, which decoder_only keeps as they are"):
+        AutoencoderTrain(decoder_only=True, init_from="a.safetensors", align={})
 
 
 def test_the_divergence_has_its_closed_form():
