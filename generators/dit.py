@@ -43,18 +43,28 @@ class DiTConfig(GeneratorConfig):
     """Normalize queries and keys: stable training in low precision."""
     rotary: bool = False
     """Rotate queries and keys by their position, besides the positions that are added to the tokens."""
+    value_residual: bool = False
+    """Mix the values of every block's attention with those of the first block, by two learned factors a block that
+    start at 1/2 (Zhou et al., Value Residual Learning, 2024): deep blocks keep sight of the input."""
     context_tokens: NonNegativeInt = 0
     """Tokens made from the condition that the patches can attend to, besides modulation."""
 
 
 class Block(nn.Module):
-    """A transformer block whose norms are modulated by the condition, and which starts as the identity."""
+    """A transformer block whose norms are modulated by the condition, and which starts as the identity.
 
-    def __init__(self, config: DiTConfig) -> None:
+    Attributes:
+        gives_values: whether it returns the values of its attention too, for later blocks to mix with theirs.
+    """
+
+    def __init__(self, config: DiTConfig, number: int) -> None:
+        """Build block `number`, from 1 on."""
         super().__init__()
         width = config.width
         self.norm1, self.norm2 = _norm(config), _norm(config)
-        self.attn = Attention(width, config.heads, qk_norm=config.qk_norm)
+        self.gives_values = config.value_residual and number == 1
+        mixes = config.value_residual and number > 1
+        self.attn = Attention(width, config.heads, qk_norm=config.qk_norm, value_residual=mixes)
         self.mlp: nn.Module
         if config.mlp == "gelu":
             self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
@@ -62,11 +72,18 @@ class Block(nn.Module):
             self.mlp = SwiGLU(width, -(-8 * width // 24) * 8)  # 8 / 3 of the width, in multiples of 8
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Map tokens `x` `(B, N, width)` under the condition `c` `(B, width)`."""
+    def forward(
+        self, x: Tensor, c: Tensor, rotation: Tensor | None = None, first: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map tokens `x` `(B, N, width)` under the condition `c` `(B, width)`.
+
+        With `gives_values` the values of the attention, `(B, heads, N, d)`, follow; `first` are those of block 1.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotation=rotation)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        attended, values = self.attn.with_values(self.norm1(x) * (1 + scale1) + shift1, rotation=rotation, first=first)
+        x = x + gate1 * attended
+        x = x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return (x, values) if self.gives_values else x
 
 
 @GENERATORS.register
@@ -106,7 +123,7 @@ class DiT(Denoiser):
         self.cond = ConditionEmbedding(cond, width) if cond else None
         self.context = ConditionEmbedding(cond, self.prefix * width) if cond and self.prefix else None
         # Blocks and output.
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(1, config.depth + 1))
         self.norm = _norm(config)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.output = nn.Linear(width, self.outputs * channels * self.patch**2)
@@ -121,8 +138,11 @@ class DiT(Denoiser):
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
+        first = None
         for depth, block in enumerate(self.blocks, 1):
-            h = checkpointed(block, h, c, self.rotation, enabled=self.grad_checkpointing)
+            h = checkpointed(block, h, c, self.rotation, first, enabled=self.grad_checkpointing)
+            if isinstance(h, tuple):
+                h, first = h
             if self.training and depth == self.align_depth:
                 self.features = h[:, self.prefix :]
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
@@ -174,6 +194,8 @@ def _check(config: DiTConfig, interface: Interface) -> None:
             f"generator.rotary needs heads whose width is a multiple of 4, not {head_width}: choose another "
             f"generator.heads"
         )
+    if config.value_residual and config.depth == 1:
+        raise UserError("generator.value_residual mixes the values of later blocks with the first one's; depth is 1")
     if config.context_tokens and interface.cond is None:
         raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
     if config.align and config.align.depth > config.depth:

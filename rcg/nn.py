@@ -101,6 +101,8 @@ class Attention(nn.Module):
         bias: whether the maps to queries, keys and values have a bias.
         qk_norm: normalize queries and keys by their root mean square (Dehghani et al., 2023): stable in low precision.
         dropout: dropout of attention weights and of outputs.
+        value_residual: mix the values with those of the first block by two learned factors, which start at 1/2 (Zhou et
+            al., Value Residual Learning, 2024); `with_values` takes and gives them.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Attention(nn.Module):
         bias: bool = True,
         qk_norm: bool = False,
         dropout: float = 0.0,
+        value_residual: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -123,29 +126,44 @@ class Attention(nn.Module):
             self.kv = nn.Linear(context, 2 * width, bias=bias)
         self.norm_q, self.norm_k = (RmsNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
         self.proj = nn.Linear(width, width)
+        self.mix = nn.Parameter(torch.full((2,), 0.5)) if value_residual else None
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, rotation: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """Return the attended tokens `(B, N, width)`.
+        """Return the attended tokens `(B, N, width)`; see `with_values`."""
+        return self.with_values(x, context, rotation, seen)[0]
+
+    def with_values(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        rotation: Tensor | None = None,
+        seen: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attended tokens `(B, N, width)` and the values `(B, heads, N, d)` that they were made from.
 
         Args:
             x: tokens `(B, N, width)`, the queries.
             context: tokens `(B, M, context)` of cross-attention.
             rotation: a table of `rotary_positions`, `(N, 2 d)`, that rotates queries and keys.
             seen: key mask `(B, N)`, or `(B, M)` with a context; tokens are ignored where it is false.
+            first: the values of the first block, where this one mixes its own with them.
         """
         if context is None:
             q, k, v = self._split(self.qkv(x), 3)
         else:
             (q,) = self._split(self.q(x), 1)
             k, v = self._split(self.kv(context), 2)
+        if self.mix is not None and first is not None:
+            v = self.mix[0] * v + self.mix[1] * first
         q, k = self.norm_q(q), self.norm_k(k)
         if rotation is not None:
             q, k = apply_rot_embed_cat(q, rotation), apply_rot_embed_cat(k, rotation)
         dropout_p = self.dropout.p if self.training else 0.0
         attended = attend(q.to(v.dtype), k.to(v.dtype), v, dropout_p, seen).transpose(1, 2).flatten(2)
-        return self.dropout(self.proj(attended))
+        return self.dropout(self.proj(attended)), v
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
         """Split `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""

@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def bottleneck(self, block: int | None = None) -> nn.Module:
-        """Return the module whose output h is the h-space: maps `(B, C, h, w)` or tokens `(B, N, C)`.
+        """Return the module whose output, or first output, h is the h-space: maps `(B, C, h, w)`, tokens `(B, N, C)`.
 
         Args:
             block: the number of a block, from 1 on, in a network of equal blocks; None: the middle one.

@@ -161,7 +161,7 @@ def _watched(network: Denoiser, bottleneck: nn.Module) -> Iterator[list[Evaluati
     seen: list[Evaluation] = []
     outputs: list[Tensor] = []
     handles = (
-        bottleneck.register_forward_hook(lambda module, inputs, output: outputs.append(output)),
+        bottleneck.register_forward_hook(lambda module, inputs, output: outputs.append(_h_in(output))),
         network.register_forward_hook(
             lambda module, inputs, output: seen.append(Evaluation(inputs[0], inputs[1], outputs[-1]))
         ),
@@ -176,8 +176,16 @@ def _watched(network: Denoiser, bottleneck: nn.Module) -> Iterator[list[Evaluati
 @contextmanager
 def _changed(bottleneck: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let `change` act on h in the block."""
-    handle = bottleneck.register_forward_hook(lambda module, inputs, output: change(output))
+
+    def changed(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = bottleneck.register_forward_hook(changed)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _h_in(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

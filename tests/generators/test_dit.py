@@ -85,6 +85,7 @@ def test_all_tokens_attend_alike_to_a_context_of_one_token():
 
 
 OPTIONS = [{}, {"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"rotary": True}, {"context_tokens": 3}]
+OPTIONS += [{"value_residual": True}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options), "plain"))
