@@ -15,6 +15,7 @@ from rcg.encoding.lock import run_lock
 from rcg.evaluation.evaluate import Evaluation, evaluate
 from rcg.evaluation.extractors import FeatureExtractor
 from rcg.evaluation.features import extract
+from rcg.evaluation.plan import partial_judges
 from rcg.evaluation.references import Reference, SplitImages, choose_reference
 from rcg.evaluation.report import Origin, Report
 from rcg.evaluation.scores import Score, find_score, reference_fd, without_reference_fd
@@ -160,6 +161,7 @@ def _set_up(study: Study) -> _Bench:
     splits = SplitImages.of(work.images)
     reference = choose_reference(study.metrics.reference, splits, work.image_size)
     extractors, warnings = study.metrics.open_extractors(lambda: work.representation, work.image_size, work.accelerator)
+    warnings += partial_judges(work.perceptual_name, extractors)
     return _Bench(extractors, reference, splits, [*warnings, *reference.doubts])
 
 

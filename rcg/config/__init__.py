@@ -25,6 +25,7 @@ from rcg.config.sections import (
     GeneratorConfig,
     GuidanceConfig,
     ModelConfig,
+    PerceptualConfig,
     ProcessConfig,
     ProjectionConfig,
     RDMConfig,

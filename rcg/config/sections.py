@@ -339,6 +339,22 @@ class AlignConfig(Config):
     """Hidden width of the projection."""
 
 
+class PerceptualConfig(Config):
+    """A perceptual loss of the estimate of the clean image, in a frozen encoder's features (PixelGen; Ma et al., 2026).
+
+    It pays where images are soft: a squared error asks for no texture. A step costs three passes of the encoder more,
+    for the images with little noise. Images that please an encoder prove nothing to it: evaluate with another one.
+    """
+
+    weight: PositiveFloat = 1.0
+    """Size of its gradient at the network's output, where that of the process's loss is 1."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Largest share of noise, sigma / (alpha + sigma), at which images are compared: a flow's time, and one minus
+    PixelGen's."""
+    encoder: str = "own"
+    """Which encoder: `own`, the experiment's, or a YAML file with an encoder section that names its weights."""
+
+
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it generates an image from a representation, a label, or nothing."""
 
@@ -350,6 +366,8 @@ class GeneratorConfig(ModelConfig):
     """Compute activations again in the backward pass instead of storing them: less memory, a third more time."""
     align: Annotated[AlignConfig | None, OWN] = None
     """Representation alignment in training; null: without."""
+    perceptual: Annotated[PerceptualConfig | None, OWN] = None
+    """Perceptual loss in training, for generators of pixels; null: without."""
     autoencoder: Annotated[AutoencoderSection, OWN]
     """The space in which the generator works."""
 
@@ -375,6 +393,15 @@ class GeneratorConfig(ModelConfig):
             raise ValueError(
                 f"sampler.clip keeps clean data in [-1, 1], which the latents of {self.autoencoder.name} leave: "
                 f"set sampler.clip to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_perceptual_latents(self) -> GeneratorConfig:
+        if self.perceptual is not None and self.autoencoder.name != "pixels":
+            raise ValueError(
+                f"perceptual compares images, but with the autoencoder {self.autoencoder.name} a generator estimates "
+                f"latents or tokens: leave perceptual out, or set autoencoder to pixels"
             )
         return self
 

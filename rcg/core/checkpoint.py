@@ -58,6 +58,8 @@ class Facts(BaseModel):
     """Number of views of training images in each cluster, for a model conditioned on clusters."""
     fingerprint: str = ""
     """Fingerprint of the training images."""
+    perceptual: str = ""
+    """The encoder that a generator learned to please by a perceptual loss, as `name:digest`; empty: none."""
     step: NonNegativeInt = 0
     """Training steps taken."""
     steps: NonNegativeInt = 0

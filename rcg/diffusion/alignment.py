@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rcg.config import AlignConfig, LatentAlignConfig
 from rcg.core.contracts import Space
+from rcg.diffusion.estimate_loss import EstimateLoss
 from rcg.diffusion.model import GenerativeModel
 
 
@@ -58,12 +59,14 @@ class AlignedModel(nn.Module):
         super().__init__()
         self.model, self.head = model, head
 
-    def forward(self, x: Tensor, cond: Tensor | None, patches: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, x: Tensor, cond: Tensor | None, patches: Tensor, estimate_loss: EstimateLoss | None = None
+    ) -> dict[str, Tensor]:
         """Return the model's losses of data `x` `(B, *S)` given `cond`, and `align`.
 
         `patches` `(B, N, D)` are the frozen encoder's patch tokens of the same images.
         """
-        losses: dict[str, Tensor] = self.model(x, cond)
+        losses: dict[str, Tensor] = self.model(x, cond, estimate_loss)
         # The last evaluation is the one with gradients: self-conditioning makes an estimate first.
         features, self.model.network.features = self.model.network.features, None
         assert features is not None

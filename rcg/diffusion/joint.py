@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rcg.core.contracts import Encoder
+from rcg.diffusion.estimate_loss import EstimateLoss
 from rcg.diffusion.model import GenerativeModel
 
 
@@ -21,7 +22,7 @@ class JointModel(nn.Module):
         cond: Tensor = self.transform(self.encoder(image).float())
         return cond
 
-    def forward(self, x: Tensor, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, image: Tensor, estimate_loss: EstimateLoss | None = None) -> dict[str, Tensor]:
         """Return the model's losses of data `x` `(B, *S)`, given what the encoder makes of the images of it."""
-        losses: dict[str, Tensor] = self.model(x, self.represent(image))
+        losses: dict[str, Tensor] = self.model(x, self.represent(image), estimate_loss)
         return losses

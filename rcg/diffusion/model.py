@@ -15,6 +15,7 @@ from rcg.core.contracts import Denoiser, Interface, Level, Net, Noise, Process, 
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
+from rcg.diffusion.estimate_loss import EstimateLoss, WithEstimateLoss
 from rcg.diffusion.guidance import Autoguided, Guided
 from rcg.diffusion.inversion import invert, noising
 from rcg.diffusion.repaint import Resampling, repaint
@@ -66,9 +67,13 @@ class GenerativeModel(nn.Module):
             is_used = config.condition_dropout > 0
             self.null = nn.Parameter(0.02 * torch.randn(1, *cond.shape), requires_grad=is_used)
 
-    def forward(self, x: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null."""
-        return self.with_estimate(self.process).loss(self.network, x, self._drop(self._blur(cond)))
+    def forward(self, x: Tensor, cond: Tensor | None, estimate_loss: EstimateLoss | None = None) -> dict[str, Tensor]:
+        """Return the losses of data `x` `(B, *S)` given `cond`, noised if configured, a share replaced by the null.
+
+        `estimate_loss` adds losses of the estimate of clean data; the network is evaluated no more often.
+        """
+        process = self.process if estimate_loss is None else WithEstimateLoss(self.process, estimate_loss)
+        return self.with_estimate(process).loss(self.network, x, self._drop(self._blur(cond)))
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""

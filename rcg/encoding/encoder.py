@@ -48,6 +48,11 @@ def load_encoder(path: Path) -> Encoder:
     return restore_encoder(checkpoint.load(path, "encoder"))
 
 
+def encoder_name(encoder: Encoder, digest: str) -> str:
+    """Return the name `name:digest` of an encoder, with which the names of its spaces begin; see `encoder_id`."""
+    return f"{encoder.config.name}:{digest}"
+
+
 def encoder_id(encoder: Encoder) -> str:
     """Return 16 hex digits of everything that decides an encoder's output: its weights, and its identity."""
     tensors = checkpoint.digest(encoder.state_dict())

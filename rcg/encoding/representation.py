@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.contracts import Encoder, Space
-from rcg.encoding.encoder import encoder_id
+from rcg.encoding.encoder import encoder_id, encoder_name
 from rcg.encoding.transform import Transform
 
 
@@ -48,7 +48,7 @@ class Representation(nn.Module):
 
 def space_of(encoder: Encoder, encoder_id: str, transform: Transform) -> Space:
     """Return the space of z, `(d,)`, of an encoder with its digest and a transform."""
-    return Space((transform.width(encoder.width),), id=f"{encoder.config.name}:{encoder_id}/{transform.id}")
+    return Space((transform.width(encoder.width),), id=f"{encoder_name(encoder, encoder_id)}/{transform.id}")
 
 
 def standardizes(z: Space, rep: Space) -> bool:

@@ -9,7 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rcg.config import Experiment, GeneratorConfig, differences, identity, resolve_epochs, trainings
+from rcg.config import (
+    Experiment,
+    GeneratorConfig,
+    differences,
+    identity,
+    load_encoder_section,
+    resolve_epochs,
+    trainings,
+)
 from rcg.config.experiment import Normalize
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
@@ -25,7 +33,7 @@ from rcg.encoding import clusters
 from rcg.encoding.autoencoder import open_autoencoder
 from rcg.encoding.cache import ViewCache, latent_cache, pack, representation_cache, unpack
 from rcg.encoding.clusters import Clusters
-from rcg.encoding.encoder import encoder_part, load_encoder, open_encoder
+from rcg.encoding.encoder import encoder_id, encoder_name, encoder_part, load_encoder, open_encoder
 from rcg.encoding.lock import run_lock
 from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder, StageFolder
@@ -118,6 +126,27 @@ class Workspace:
                 f"repeat them, or give {stage.config} instead of the file; or train it again, or choose another run="
             )
         return encoder
+
+    @cached_property
+    def perceptual_encoder(self) -> Encoder | None:
+        """The frozen encoder whose features the generator's perceptual loss compares; None without that loss.
+
+        Raises:
+            UserError: there is no such encoder.
+        """
+        config = self.experiment.require_generator().perceptual
+        if config is None:
+            return None
+        if config.encoder == "own":
+            return self.encoder
+        section, image_size = load_encoder_section(config.encoder)
+        return open_encoder(section, image_size or self.image_size)
+
+    @property
+    def perceptual_name(self) -> str:
+        """The name of that encoder as `name:digest`; empty without one."""
+        encoder = self.perceptual_encoder
+        return "" if encoder is None else encoder_name(encoder, encoder_id(encoder))
 
     @property
     def encoder_tool(self) -> str:

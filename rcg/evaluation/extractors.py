@@ -49,6 +49,10 @@ class FeatureExtractor:
     is_own: bool = False
     is_inception: bool = False
 
+    def has_encoder(self, name: str) -> bool:
+        """Whether it compares in the space of the encoder `name`, given as `name:digest`."""
+        return str(self.facts.get("encoder", "")).partition("/")[0] == name
+
 
 def inception_extractor(path: Path | None, tap: str, device: torch.device) -> FeatureExtractor:
     """Open torch-fidelity's InceptionV3; without a path its own weights, downloaded where they are not yet here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from rcg.encoding.representation import Representation
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.workspace import Workspace
 from rcg.evaluation.evaluate import Evaluation
-from rcg.evaluation.extractors import MetricOptions
+from rcg.evaluation.extractors import FeatureExtractor, MetricOptions
 from rcg.evaluation.references import SPLITS, SplitImages, choose_reference
 from rcg.evaluation.report import Origin
 from rcg.evaluation.samples import (
@@ -96,6 +96,8 @@ def plan_evaluation(subject: RunFolder, options: EvaluationOptions, accelerator:
         if changed:
             splits = None
             warnings.append(changed)
+    if isinstance(samples, GeneratedImages):
+        warnings += partial_judges(samples.pipeline.parts["generator"].facts.perceptual, extractors)
     if isinstance(samples, StoredImages):
         warnings += samples.doubts
     warnings += reference.doubts
@@ -118,6 +120,26 @@ def changed_images(pipeline: Pipeline, train: StoredImages) -> str | None:
         f"{' and '.join(others)} were not trained on the {len(train)} images that are now the {train.origin}: "
         f"memorization and the reference distance are left out, for validation images may have been trained on"
     )
+
+
+def partial_judges(learned: str, extractors: Sequence[FeatureExtractor]) -> Iterator[str]:
+    """Yield a warning if an extractor is the encoder that the generator learned to please by a perceptual loss.
+
+    Args:
+        learned: that encoder as `name:digest`; empty: none.
+        extractors: what judges the generator's images.
+
+    Raises:
+        UserError: there is no other extractor.
+    """
+    partial = [extractor.name for extractor in extractors if extractor.has_encoder(learned)]
+    reason = f"the generator learned to please {learned.partition(':')[0]} (generator.perceptual)"
+    if partial and len(partial) == len(extractors):
+        raise UserError(
+            f"{reason}, so that encoder alone cannot judge its images: add a judge, --inception FILE or --encoder FILE"
+        )
+    if partial:
+        yield f"{reason}: distances in the space of {', '.join(partial)} flatter its images"
 
 
 def _open(subject: RunFolder, options: EvaluationOptions, accelerator: Accelerator) -> _Subject:

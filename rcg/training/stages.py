@@ -35,6 +35,7 @@ from rcg.training.record import Start, program, record, trained_facts
 from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons, trained_modules
 from rcg.training.tasks.encoder import EncoderTask
 from rcg.training.tasks.generator import ConditionedImages, GeneratorTask, JointTask
+from rcg.training.tasks.perceptual import PerceptualLoss
 from rcg.training.tasks.rdm import RDMTask
 
 
@@ -417,7 +418,7 @@ class GeneratorStage(Stage):
         sections = ["data", "generator"]
         if config.condition in conditioning.FROM_REPRESENTATIONS:
             sections += ["encoder", "projection", "normalize"]
-        elif config.align is not None:
+        elif config.align is not None or (config.perceptual is not None and config.perceptual.encoder == "own"):
             sections.append("encoder")
         if config.condition == "cluster":
             sections.append("clusters")
@@ -436,6 +437,7 @@ class GeneratorStage(Stage):
             conditioning.check_representation(work)
             conditioning.check_rdm(work)
         self._patch_space(work)
+        _ = work.perceptual_encoder
         _check_estimates(work, config)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
 
@@ -451,6 +453,11 @@ class GeneratorStage(Stage):
         if config.align is not None:
             raise UserError(
                 f"generator.align needs a frozen encoder with patch tokens, and {name} is trained: leave it out"
+            )
+        if config.perceptual is not None and config.perceptual.encoder == "own":
+            raise UserError(
+                f"generator.perceptual needs a frozen encoder, and {name} is trained: name another as "
+                f"generator.perceptual.encoder"
             )
         if config.condition_noise and experiment.normalize != "per_sample":
             raise UserError(
@@ -503,6 +510,8 @@ class GeneratorStage(Stage):
         """Yield another autoencoder, and another encoder or other classes where they are the condition."""
         config = work.experiment.require_generator()
         yield from _other("it generates latents of", trained.data, work.autoencoder.space)
+        if trained.perceptual != work.perceptual_name:
+            yield f"its perceptual loss is that of {trained.perceptual or 'none'}, not of {work.perceptual_name}"
         if work.is_joint:
             return
         if config.condition == "representation":
@@ -527,9 +536,11 @@ class GeneratorStage(Stage):
         self._load(work, model)
         head = self._head(work, model)
         encoder = None if head is None else work.encoder.to(work.accelerator.device)
-        facts = _facts(work, image_size=work.image_size, cluster_counts=condition.cluster_counts)
-        autoencoder = work.autoencoder.to(work.accelerator.device)
-        return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder)
+        facts = _facts(
+            work, image_size=work.image_size, cluster_counts=condition.cluster_counts, perceptual=work.perceptual_name
+        )
+        autoencoder, loss = work.autoencoder.to(work.accelerator.device), self._perceptual_loss(work)
+        return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder, loss)
 
     def _joint_task(self, work: Workspace) -> JointTask:
         views = work.experiment.data.cached_views
@@ -538,9 +549,10 @@ class GeneratorStage(Stage):
         )
         joint = self._build_joint(work, work.autoencoder.space)
         self._load_joint(work, joint)
-        autoencoder = work.autoencoder.to(work.accelerator.device)
-        facts = _facts(work, image_size=work.image_size)
-        return JointTask(joint, autoencoder, train_set, validation_set, facts, work.run.encoder.checkpoint)
+        autoencoder, loss = work.autoencoder.to(work.accelerator.device), self._perceptual_loss(work)
+        facts = _facts(work, image_size=work.image_size, perceptual=work.perceptual_name)
+        path = work.run.encoder.checkpoint
+        return JointTask(joint, autoencoder, train_set, validation_set, facts, path, loss)
 
     def _build_joint(self, work: Workspace, data: Space) -> JointModel:
         """Build the generator and the encoder that is trained with it, their initial weights seeded."""
@@ -587,6 +599,12 @@ class GeneratorStage(Stage):
     def _patch_space(self, work: Workspace) -> Space | None:
         """Return the space of the encoder's patch tokens that the model is aligned with, None without alignment."""
         return None if work.experiment.require_generator().align is None else _patch_space(work, "generator.align")
+
+    def _perceptual_loss(self, work: Workspace) -> PerceptualLoss | None:
+        config, encoder = work.experiment.require_generator().perceptual, work.perceptual_encoder
+        if config is None or encoder is None:
+            return None
+        return PerceptualLoss(config, encoder.to(work.accelerator.device), work.autoencoder)
 
 
 def _check_estimates(work: Workspace, config: ModelConfig) -> None:

@@ -106,5 +106,6 @@ def test_what_all_components_share_is_never_their_own():
         "sampler",
         "guidance",
         "align",
+        "perceptual",
         "autoencoder",
     }

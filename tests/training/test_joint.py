@@ -189,6 +189,7 @@ def test_a_generator_of_labels_leaves_the_encoder_alone(tmp_path):
     [
         ({"projection": {"width": 4}}, "projection needs an encoder that is there"),
         ({"generator__align": {"depth": 1}}, "generator.align needs a frozen encoder"),
+        ({"generator__perceptual": {}}, "generator.perceptual needs a frozen encoder, and semantic is trained"),
         ({"generator__condition_noise": 0.5}, "set it to 0, or normalize to per_sample"),
     ],
 )

@@ -180,6 +180,8 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path):
         assert one.facts.step > 0
 
 
+JUDGE = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, feature: backbone, weights: none}"
+"""An encoder for the perceptual loss."""
 SEMANTIC = {"name": "semantic", "width": 16, "multipliers": [1, 2], "blocks": 1, "dim": 8, "train": {"precision": "no"}}
 
 
@@ -190,8 +192,9 @@ def test_an_encoder_and_its_generator_end_on_two_processes_where_they_do_on_one(
     for count, launcher in ((1, ONE), (2, TWO)):
         folder = tmp_path / str(count)
         folder.mkdir()
-        noise = {"generator__condition_dropout": 0.3, "generator__condition_noise": 0.3}
-        path = write(folder, data__limit=100, encoder=SEMANTIC, rdm__train__tracker="none", **noise)
+        changes = {"generator__condition_dropout": 0.3, "generator__condition_noise": 0.3}
+        changes |= {"generator__perceptual__encoder": JUDGE, "rdm__train__tracker": "none"}
+        path = write(folder, data__limit=100, encoder=SEMANTIC, **changes)
         command = [*launcher, str(tmp_path / "stages.py"), str(path), "generator", "rdm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

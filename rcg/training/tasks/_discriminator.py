@@ -53,7 +53,15 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     for loss in (reconstruction, adversarial):
         (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
         norms.append(gather(gradient[None]).mean(0).norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    return balance(norms[0], norms[1], least=1e-4)
+
+
+def balance(norm: Tensor, other: Tensor, least: float) -> Tensor:
+    """Return the weight of a loss, at most 1e4, that makes the norm of its gradient, `other`, as large as `norm`.
+
+    `least` is added to `other`, which may be zero.
+    """
+    return (norm / (other + least)).clamp(0, 1e4).detach()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from rcg.diffusion.joint import JointModel
 from rcg.diffusion.model import GenerativeModel, model_part
 from rcg.encoding.encoder import encoder_id, encoder_part
 from rcg.encoding.representation import space_of
+from rcg.training.tasks.perceptual import PerceptualLoss
 from rcg.visual.grids import gallery
 
 MAX_EVALUATED = 256
@@ -82,6 +83,7 @@ class GeneratorTask(Task):
         facts: what the checkpoint says about its neighbors.
         head: what aligns the model's hidden tokens, for representation alignment; None: without.
         encoder: the frozen encoder whose patch tokens they are aligned with.
+        perceptual: a loss of the model's estimates of clean images; None: without.
     """
 
     def __init__(
@@ -93,20 +95,21 @@ class GeneratorTask(Task):
         facts: Facts,
         head: AlignmentHead | None = None,
         encoder: Encoder | None = None,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"generator": model if head is None else AlignedModel(model, head)}
         self.autoencoder, self.data, self.validation = autoencoder, train, validation
         self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
-        self.encoder = encoder
+        self.encoder, self.perceptual = encoder, perceptual
         self.key = CONDITION_KEYS[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the denoising loss of a batch, and the alignment loss if there is one."""
+        """Yield the denoising loss of a batch, and the alignment and perceptual losses if there are any."""
         inputs = [self.latents(batch), self.condition(batch, self.modules["generator"])]
         if self.encoder is not None:
             with torch.no_grad():
                 inputs.append(self.encoder.patch_features(batch["image"]))
-        yield "generator", self.modules["generator"](*inputs)
+        yield "generator", self.modules["generator"](*inputs, estimate_loss=self.perceptual)
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -166,6 +169,7 @@ class JointTask(GeneratorTask):
         validation: images for the loss and the sample grid of evaluations.
         facts: what the checkpoint says about its neighbors.
         encoder_path: where the trained encoder is kept.
+        perceptual: as for `GeneratorTask`.
     """
 
     def __init__(
@@ -176,8 +180,9 @@ class JointTask(GeneratorTask):
         validation: ConditionedImages,
         facts: Facts,
         encoder_path: Path,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
-        super().__init__(joint.model, autoencoder, train, validation, facts)
+        super().__init__(joint.model, autoencoder, train, validation, facts, perceptual=perceptual)
         self.modules = {"generator": joint}
         # The space of the condition has a name only when the encoder is written.
         self.facts = self.facts.model_copy(update={"cond": None})
@@ -185,7 +190,7 @@ class JointTask(GeneratorTask):
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch, given what the encoder makes of its images."""
-        yield "generator", self.modules["generator"](self.latents(batch), batch["image"])
+        yield "generator", self.modules["generator"](self.latents(batch), batch["image"], self.perceptual)
 
     def condition(self, batch: Mapping[str, Tensor], module: nn.Module) -> Tensor:
         """Return what the encoder makes of a batch."""
