@@ -14,7 +14,15 @@ from rcg.config import Depth, GeneratorConfig, Side, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
-from rcg.nn import Attention, ConditionEmbedding, checkpointed, rotary_positions, sincos_positions, timestep_embedding
+from rcg.nn import (
+    Attention,
+    ConditionEmbedding,
+    checkpointed,
+    matrices,
+    rotary_positions,
+    sincos_positions,
+    timestep_embedding,
+)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
 TIME_WIDTH = 256
@@ -158,6 +166,10 @@ class DiT(Denoiser):
         if not 1 <= number <= count:
             raise UserError(f"there is no block {number} in this dit: choose one from 1 to {count}")
         return self.blocks[number - 1]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of attention and MLPs."""
+        return matrices(self.blocks, but={"modulation"})
 
     def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""

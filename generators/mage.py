@@ -17,7 +17,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.core.rng import draws
 from rcg.diffusion.processes.masked import MaskedConfig
-from rcg.nn import Attention, ConditionEmbedding, Dropout, checkpointed, sincos_positions
+from rcg.nn import Attention, ConditionEmbedding, Dropout, checkpointed, matrices, sincos_positions
 
 
 class MAGEGuidance(GuidanceConfig):
@@ -180,6 +180,10 @@ class MAGE(Denoiser):
         for block in self.encoder:
             h = checkpointed(block, h, seen, enabled=self.grad_checkpointing)
         return self.bridge(self.norm(h))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of attention and MLPs."""
+        return matrices(self.encoder, self.decoder)
 
     def _order(self, masked: Tensor) -> Tensor:
         """Return a permutation of the positions for each row of `masked` `(B, N)`: the last are those to drop.

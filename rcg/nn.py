@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -168,6 +169,16 @@ class Attention(nn.Module):
     def _split(self, x: Tensor, parts: int) -> Tensor:
         """Split `(B, N, parts * width)` into `(parts, B, heads, N, d)`."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def matrices(*modules: nn.Module, but: Collection[str] = ()) -> list[nn.Parameter]:
+    """Return the weights of all linear maps and convolutions in some modules, but not in children that `but` names."""
+    return [
+        layer.weight
+        for module in modules
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not set(but) & set(name.split("."))
+    ]
 
 
 def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:

@@ -34,12 +34,19 @@ class TrainConfig(Config):
     init_from: str | None = None
     """Where the weights come from that training starts with: a part of ours, or a run; null: random ones. What does not
     fit, such as the embedding of another condition, starts at random."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for RDMs and generators: Muon (Jordan et al., 2024) for the matrices inside blocks, whose steps it
+    makes orthogonal and as large as AdamW's (Liu et al., 2025), and AdamW for all else. It costs fifteen products of
+    small matrices for each matrix and step, whatever the batch: little where a step sees thousands of tokens, several
+    times the step itself in an RDM. They are made in bf16, which is slow on CPUs that do not compute it natively."""
     lr: Annotated[PositiveFloat, RUNTIME] = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    muon_lr: Annotated[PositiveFloat | None, RUNTIME] = None
+    """Peak learning rate of what Muon trains; null: `lr`, as its steps are as large as AdamW's."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's averaging coefficients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay, on matrices only unless `decay_all`."""
+    """Decoupled weight decay, on matrices only unless `decay_all`."""
     decay_all: bool = False
     """Decay biases and normalization weights too, as the published RDM does."""
     warmup: NonNegativeInt = 0
@@ -74,6 +81,12 @@ class TrainConfig(Config):
             raise ValueError(
                 "steps and epochs both say how long to train: leave one of them out, or set epochs to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_muon_lr_without_muon(self) -> Self:
+        if self.muon_lr is not None and self.optimizer != "muon":
+            raise ValueError("muon_lr is the learning rate of optimizer: muon: set that, or leave muon_lr out")
         return self
 
     @model_validator(mode="after")
@@ -150,6 +163,7 @@ class ContrastiveTrain(TrainConfig):
     """MoCo v3 pre-training (Chen, Xie, He, ICCV 2021)."""
 
     batch_size: Batch = 256
+    optimizer: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 100
@@ -192,6 +206,7 @@ class AutoencoderTrain(TrainConfig):
     """Training of an autoencoder by pixels, features and a discriminator (VQGAN, Esser et al., CVPR 2021)."""
 
     steps: NonNegativeInt = 100_000
+    optimizer: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 2e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999

@@ -113,6 +113,19 @@ class Denoiser(nn.Module):
         """
         raise UserError(f"{type(self).__name__} has no h-space: use dit, adm or ldm")
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights that `train.optimizer: muon` trains by Muon: linear maps and convolutions inside blocks.
+
+        All else (embeddings, what modulates by the time or the condition, the output) is left to AdamW.
+
+        Raises:
+            UserError: the network does not say which.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not say which of its matrices lie inside blocks (hidden_matrices), as muon "
+            f"has to know: set train.optimizer=adamw"
+        )
+
 
 class Prediction(NamedTuple):
     """A prediction of a Gaussian or flow process, read off a network's output; tensors are `(B, *S)`.

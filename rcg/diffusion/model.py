@@ -201,7 +201,7 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
 
     Raises:
         UserError: the condition asked for does not exist here, the process is made for other data, or the network
-            lacks a capability that is asked of it.
+            lacks a capability that is asked of it, or does not say what muon is to train.
     """
     if (config.condition == "none") != (cond is None):
         raise UserError(f"{config.name}: condition is {config.condition!r}, but the neighbors offer {cond}")
@@ -215,7 +215,10 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
         )
     process = PROCESSES.get(config.process.name)(config.process)
     inputs = 2 if config.self_condition else 1
-    return GenerativeModel(config, network(config, Interface(data, cond, process.outputs, inputs)), process, data, cond)
+    denoiser = network(config, Interface(data, cond, process.outputs, inputs))
+    if config.train.optimizer == "muon":
+        denoiser.hidden_matrices()  # refuses, before anything is written, what the optimizer would ask for
+    return GenerativeModel(config, denoiser, process, data, cond)
 
 
 def model_part(kind: str, model: GenerativeModel, facts: Facts) -> Part:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rcg.config import Config, Depth, Fraction, GeneratorConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
-from rcg.nn import Attention, Dropout, checkpointed
+from rcg.nn import Attention, Dropout, checkpointed, matrices
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -304,6 +304,13 @@ class UNetDenoiser(Denoiser):
         if block is not None:
             raise UserError(f"a U-Net has one bottleneck, and no block {block} to choose: leave it out")
         return self.unet.bottleneck
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of convolutions, attention and MLPs on the way down, at the bottleneck and on the way up.
+
+        A convolution `(O, I, k, k)` counts as a matrix `(O, I k k)`.
+        """
+        return matrices(self.unet.down, self.unet.bottleneck, self.unet.up, but={"time", "style"})
 
 
 def time_embedding(width: int, embedding: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcg.config import TrainConfig
 from rcg.core import checkpoint
@@ -25,6 +25,7 @@ from rcg.distributed.fsdp import prepare_for_sharding, shard_parameters
 from rcg.encoding.run_folder import StageFolder
 from rcg.training import trackers
 from rcg.training.ema import EMA
+from rcg.training.optimizer import build_optimizer, set_rate
 from rcg.training.progress import Progress
 from rcg.training.state import Training, check_losses, load_state, save_state
 
@@ -119,7 +120,7 @@ def _prepare(training: Training) -> Training:
             training.task.compiled(name).compile()
         if accelerator.is_fsdp2:
             prepare_for_sharding(module, accelerator)
-        optimizer = torch.optim.AdamW(_groups(module, config), lr=config.lr, betas=config.betas, fused=True)
+        optimizer = build_optimizer(module, config)
         training.task.modules[name], training.optimizers[name] = accelerator.prepare(module, optimizer)
         if accelerator.is_fsdp2:
             shard_parameters(training.averages[name].module, training.task.modules[name])
@@ -128,14 +129,6 @@ def _prepare(training: Training) -> Training:
     trackers.start(accelerator, project, training.folder.experiment() if training.is_main else None)
     load_state(training)
     return training
-
-
-def _groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trained if config.decay_all or p.ndim > 1]
-    others = [p for p in trained if not (config.decay_all or p.ndim > 1)]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def _step(training: Training, batches: Iterator[Any], seed: int) -> dict[str, Tensor]:
@@ -167,8 +160,7 @@ def _update(training: Training, name: str, step: int) -> None:
     module, optimizer = training.task.modules[name], training.optimizers[name]
     if training.accelerator.sync_gradients and training.config.grad_clip is not None:
         training.accelerator.clip_grad_norm_(module.parameters(), training.config.grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(training.config, step)
+    set_rate(optimizer, learning_rate(training.config, step))
     optimizer.step()
     optimizer.zero_grad()
 

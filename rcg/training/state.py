@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -24,11 +24,11 @@ from rcg.distributed.launch import gather
 from rcg.encoding.run_folder import StageFolder
 from rcg.training.ema import EMA
 from rcg.training.logger import LogPosition, TrainingLogger
+from rcg.training.optimizer import kept_numbers
 from rcg.training.progress import Progress
 
 KEPT = 2
 """Number of states that are kept, for the case that the newest is damaged."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -211,19 +211,53 @@ def _kept_averages(training: Training) -> list[tuple[str, EMA]]:
     return [(name, average) for name, average in training.averages.items() if average.decay > 0]
 
 
-def _parameters(training: Training) -> Iterator[tuple[str, nn.Parameter, dict[nn.Parameter, Any]]]:
-    """Yield the parameters in training, by the names of their optimizers' numbers, with the states of these."""
+class _Optimized(NamedTuple):
+    """A parameter in training.
+
+    Attributes:
+        name: prefix of its optimizer's numbers in a state.
+        parameter: itself.
+        group: the optimizer's, with its settings.
+        states: the optimizer's numbers, by parameter.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    group: dict[str, Any]
+    states: dict[nn.Parameter, Any]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The names of its numbers in a state, by the optimizer's."""
+        return {number: f"{self.name}/{number}" for number in kept_numbers(self.group)}
+
+    def like(self, number: str) -> Tensor:
+        """Return a tensor of the shape and type of a number."""
+        return torch.zeros(()) if number == "step" else self.parameter
+
+    def restored(self, number: str, value: Tensor) -> Tensor:
+        """Return a number of a state as and where the optimizer holds it."""
+        if number == "step":
+            return value.to(self.parameter.device) if self.group.get("fused") else value
+        return torch.zeros_like(self.parameter).copy_(shard_tensor(value, self.parameter))
+
+
+def _optimized(training: Training) -> Iterator[_Optimized]:
+    """Yield the parameters in training."""
     for name, module in training.live().items():
+        optimizer = training.optimizers[name]
+        groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for key, parameter in module.named_parameters():
             if parameter.requires_grad:
-                yield f"optimizer/{name}/{key}", parameter, training.optimizers[name].state
+                yield _Optimized(f"optimizer/{name}/{key}", parameter, groups[parameter], optimizer.state)
 
 
 def _tensors(training: Training) -> dict[str, Tensor]:
     """Return all tensors of a state; a parameter that no step has touched has none of its optimizer's."""
     found = _weights(training)
-    for name, parameter, states in _parameters(training):
-        found |= {f"{name}/{key}": value for key, value in states.get(parameter, {}).items()}
+    for one in _optimized(training):
+        if one.parameter in one.states:
+            found |= {key: one.states[one.parameter][number] for number, key in one.keys.items()}
     return found
 
 
@@ -237,9 +271,9 @@ def _read(training: Training, path: Path) -> tuple[StateFacts, dict[str, Tensor]
     if facts.progress.step != StageFolder.step_of(path):
         raise UserError(f"{path} is the state of step {facts.progress.step}: it was renamed")
     expected = _weights(training)
-    for name, parameter, _ in _parameters(training):
-        if f"{name}/step" in tensors:
-            expected |= {f"{name}/step": torch.zeros(())} | {f"{name}/{moment}": parameter for moment in _MOMENTS}
+    for one in _optimized(training):
+        if tensors.keys() & one.keys.values():
+            expected |= {key: one.like(number) for number, key in one.keys.items()}
     odd = next(iter(sorted(expected.keys() ^ tensors.keys())), None)
     if odd is not None:
         raise UserError(f"{path} does not fit this training: it has {'no' if odd in expected else 'a'} tensor {odd}")
@@ -264,11 +298,9 @@ def _restore(training: Training, facts: StateFacts, tensors: Mapping[str, Tensor
     """Give a training what a state holds; values are copied, so that they keep their places and layouts in memory."""
     for name, value in _weights(training).items():
         value.copy_(shard_tensor(tensors[name], value))
-    for name, parameter, states in _parameters(training):
-        if f"{name}/step" in tensors:
-            moments = {key: shard_tensor(tensors[f"{name}/{key}"], parameter) for key in _MOMENTS}
-            states[parameter] = {"step": tensors[f"{name}/step"].to(parameter.device)}
-            states[parameter] |= {key: torch.zeros_like(parameter).copy_(value) for key, value in moments.items()}
+    for one in _optimized(training):
+        if tensors.keys() & one.keys.values():
+            one.states[one.parameter] = {number: one.restored(number, tensors[key]) for number, key in one.keys.items()}
     for name, average in training.averages.items():
         if name in facts.updates:
             average.updates = facts.updates[name]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
-from rcg.nn import ConditionEmbedding, timestep_embedding
+from rcg.nn import ConditionEmbedding, matrices, timestep_embedding
 
 
 class RepMLPConfig(RDMConfig):
@@ -78,3 +78,7 @@ class RepMLP(Denoiser):
         for block in self.blocks:
             h = block(h, time, label)
         return self.output(F.silu(self.norm(h))).unflatten(1, (self.outputs, -1))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of the two maps of each block."""
+        return matrices(self.blocks, but={"time", "label"})

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
-from rcg.nn import ConditionEmbedding, timestep_embedding
+from rcg.nn import ConditionEmbedding, matrices, timestep_embedding
 
 
 class SkipMLPConfig(RDMConfig):
@@ -77,3 +77,7 @@ class SkipMLP(Denoiser):
         for layer in self.layers:
             h = layer(torch.cat([h, x], dim=1), time)
         return self.output(torch.cat([h, x], dim=1)).unflatten(1, (self.outputs, -1))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of all layers but the first, which sees the input alone."""
+        return matrices(*self.layers[1:], but={"scale"})
