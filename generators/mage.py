@@ -33,7 +33,7 @@ class MAGETrain(TrainConfig):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 500
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
     grad_clip: PositiveFloat | None = 3.0
 
 

@@ -17,6 +17,9 @@ from pydantic import (
 
 from rcg.config.base import RUNTIME, Batch, Config, Fraction, Side, Width
 
+DECAY = 0.2
+"""Share of the steps in which schedule: wsd ends, if none is given."""
+
 
 class TrainConfig(Config):
     """How the one training loop runs."""
@@ -51,8 +54,13 @@ class TrainConfig(Config):
     """Decay biases and normalization weights too, as the published RDM does."""
     warmup: NonNegativeInt = 0
     """Steps of linear learning-rate warm-up."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Learning rate after the warm-up: constant; half a cosine to zero at the last step; or wsd (warmup, stable, decay;
+    Hu et al., 2024), constant and then linear to zero over the last part, `decay`. A run by wsd can be made longer: the
+    state before the decay is kept, and --resume with more `steps` goes on from there, as if it had been planned so long
+    from the start; only the steps of the decay are taken again. A cosine that is stretched jumps instead."""
+    decay: Annotated[float, Field(gt=0, le=1)] = DECAY
+    """Last part of the steps, as a share, over which schedule: wsd lets the learning rate fall to zero."""
     grad_clip: Annotated[PositiveFloat | None, RUNTIME] = None
     """Largest gradient norm; null: no clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
@@ -84,15 +92,25 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _refuse_decay_without_wsd(self) -> Self:
+        if self.decay != DECAY and self.schedule != "wsd":
+            raise ValueError("decay is the last part of schedule: wsd: set that, or leave decay out")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_muon_lr_without_muon(self) -> Self:
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ValueError("muon_lr is the learning rate of optimizer: muon: set that, or leave muon_lr out")
         return self
 
     @model_validator(mode="after")
-    def _refuse_patience_without_evaluations(self) -> Self:
+    def _refuse_patience_that_cannot_be(self) -> Self:
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError("patience counts evaluations, and there is only one, at the end: set evaluate_every")
+        if self.patience is not None and self.schedule == "wsd":
+            raise ValueError(
+                "patience ends a training before schedule: wsd lets its rate fall: choose another schedule"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -101,6 +119,11 @@ class TrainConfig(Config):
         if self.epochs is not None:
             values.pop("steps", None)
         return values
+
+    @property
+    def decay_start(self) -> int | None:
+        """Steps before the learning rate falls by schedule: wsd; None: it has another schedule."""
+        return self.steps - round(self.decay * self.steps) if self.schedule == "wsd" else None
 
     @property
     def micro_batch_size(self) -> int:
@@ -167,7 +190,7 @@ class ContrastiveTrain(TrainConfig):
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 100
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     temperature: PositiveFloat = 0.2
     """Temperature of the InfoNCE loss."""

@@ -68,7 +68,8 @@ def train(
         while True:
             # An evaluation comes after a checkpoint: whatever becomes of it, no step is lost, and one that was
             # interrupted is made when the training goes on.
-            if training.needs_evaluation or any(map(training.is_due, (config.save_every, config.evaluate_every))):
+            due = any(map(training.is_due, (config.save_every, config.evaluate_every)))
+            if training.needs_evaluation or due or progress.step == config.decay_start:
                 _save(training)
             if training.needs_evaluation:
                 log.report(_evaluate(training))
@@ -100,11 +101,13 @@ def train(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine to zero."""
+    """Return the rate of step `step`, counted from 0: linear warm-up, then by `config.schedule`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
+    if config.decay_start is not None:
+        return config.lr * min(1.0, (config.steps - step) / (config.steps - config.decay_start))
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi, dtype=torch.float64))))
 

@@ -664,8 +664,8 @@ def _other_spaces(trained: Facts, facts: Facts) -> Iterator[str]:
 def _warn_of_jump(config: TrainConfig, folder: StageFolder, trained: Facts) -> None:
     """Warn where a training that is made longer goes on at another learning rate than it had."""
     step = folder.step  # with early stopping the model is of an earlier one
-    if not 0 < step < config.steps or trained.steps in (0, config.steps):
-        return
+    if not 0 < step < config.steps or trained.steps in (0, config.steps) or config.schedule == "wsd":
+        return  # by wsd it goes on from the state before the rate fell
     before = learning_rate(config.model_copy(update={"steps": trained.steps}), step - 1)
     after = learning_rate(config, step)
     if after > 1.1 * before:

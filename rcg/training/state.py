@@ -113,11 +113,13 @@ class StateFacts(BaseModel):
     scaler: dict[str, int | float] | None
     """Of the gradients' scaler, in half precision."""
     log: LogPosition
+    decay_start: NonNegativeInt | None = None
+    """Step from which the learning rate was planned to fall by schedule: wsd."""
 
 
 @torch.no_grad()
 def save_state(training: Training) -> None:
-    """Write the state of a training; the newest states before it stay, and older ones are deleted.
+    """Write the state of a training; the newest states stay, and that before the decay; older ones are deleted.
 
     Every process has to call this.
 
@@ -141,9 +143,10 @@ def save_state(training: Training) -> None:
             updates={name: average.updates for name, average in _kept_averages(training)},
             scaler=None if scaler is None else scaler.state_dict(),
             log=position,
+            decay_start=training.config.decay_start,
         )
         checkpoint.save_tensors(path, tensors, facts.model_dump(mode="json"))
-    training.states = [path, *(state for state in training.states if state != path)][:KEPT]
+    training.states = _kept(training, [path, *(state for state in training.states if state != path)])
     if training.is_main:
         for state in training.folder.state_files():
             if state not in training.states:
@@ -170,15 +173,23 @@ def load_state(training: Training) -> None:
                 raise UserError(f"{error}, and there is no other state: start again with --overwrite") from None
             warn(f"{error}: trying {files[number + 1].name}, which is older")
             continue
-        training.states = files[number : number + KEPT]
+        training.states = _kept(training, files[number:])
         _restore(training, facts, tensors)
         break
     if training.folder.is_trained:
         with suppress(UserError):  # a damaged model is written again
-            training.exported_step = training.folder.part(weights=False).facts.step
+            step = training.folder.part(weights=False).facts.step
+            # What was trained beyond the state may end otherwise the second time, where the plan has changed.
+            training.exported_step = step if step <= training.progress.step else None
     steps = gather(torch.tensor([training.progress.step], device=training.accelerator.device))
     if (steps != steps[0]).any():
         raise UserError(f"{training.folder.states}: the processes read different states, of steps {steps.tolist()}")
+
+
+def _kept(training: Training, states: list[Path]) -> list[Path]:
+    """Return which of some states, newest first, are kept: two, and that from which a training is made longer."""
+    start = training.config.decay_start
+    return [path for place, path in enumerate(states) if place < KEPT or StageFolder.step_of(path) == start]
 
 
 def check_losses(training: Training) -> None:
@@ -270,6 +281,9 @@ def _read(training: Training, path: Path) -> tuple[StateFacts, dict[str, Tensor]
         raise UserError(f"{path} is not the state of a training, or was written by another version of rcg") from None
     if facts.progress.step != StageFolder.step_of(path):
         raise UserError(f"{path} is the state of step {facts.progress.step}: it was renamed")
+    before, now = facts.decay_start, training.config.decay_start
+    if before is not None and now is not None and before < min(now, facts.progress.step):
+        raise UserError(f"{path} is of a shorter plan, by which the learning rate falls from step {before} on")
     expected = _weights(training)
     for one in _optimized(training):
         if tensors.keys() & one.keys.values():

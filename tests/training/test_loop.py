@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -46,6 +47,57 @@ def test_the_rate_warms_up_and_falls_to_zero_by_half_a_cosine():
     assert learning_rate(config, 60) == pytest.approx(1.0)
     assert learning_rate(config, 109) == pytest.approx(1 + math.cos(math.pi * 0.99), abs=1e-9)
     assert learning_rate(TrainConfig(lr=2.0), 10_000) == 2.0
+
+
+def test_by_wsd_the_rate_is_constant_and_falls_in_a_line_at_the_end():
+    config = TrainConfig(lr=2.0, steps=100, warmup=10, schedule="wsd")
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[9:81] == [2.0] * 72
+    assert rates[80:] == pytest.approx([2.0 * (100 - step) / 20 for step in range(80, 100)])
+    whole = TrainConfig(lr=2.0, steps=4, schedule="wsd", decay=1.0)
+    assert [learning_rate(whole, step) for step in range(4)] == pytest.approx([2.0, 1.5, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"decay": 0.5}, "decay is the last part of schedule: wsd"),
+        ({"schedule": "wsd", "patience": 2, "evaluate_every": 5}, "patience ends a training before schedule: wsd"),
+    ],
+)
+def test_what_does_not_go_with_a_schedule_is_refused(changes, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        TrainConfig(**changes)
+
+
+@pytest.mark.parametrize("shorter", [20, 26])
+def test_a_run_by_wsd_that_is_made_longer_is_one_that_was_planned_so(tmp_path, shorter, capsys):
+    """Finished, or stopped in its decay: the steps of the decay are taken again at the full rate."""
+    config = config_for(steps=40, save_every=5, log_every=3, schedule="wsd", ema_decay=0.9, evaluate_every=20)
+    run(Line(), config, tmp_path / "whole")
+    plan = config.model_copy(update={"steps": shorter})
+    if shorter > 20:
+        with pytest.raises(DeathError):
+            run(Line({25: die}), plan, tmp_path / "longer")
+    else:
+        run(Line(), plan, tmp_path / "longer")
+    first = StageFolder(tmp_path / "longer")
+    assert plan.decay_start in map(first.step_of, first.state_files())
+    run(Line(), config, tmp_path / "longer")
+    assert f"trying step-{plan.decay_start:09d}.safetensors" in capsys.readouterr().err
+    whole, longer = (StageFolder(tmp_path / name) for name in ("whole", "longer"))
+    assert all(torch.equal(value, longer.part().tensors[key]) for key, value in whole.part().tensors.items())
+    assert log(longer.path) == log(whole.path)
+    assert [path.name for path in longer.state_files()] == [path.name for path in whole.state_files()]
+    assert list(map(whole.step_of, whole.state_files())) == [40, 35, 32]
+
+
+def test_without_the_state_before_its_decay_a_run_by_wsd_is_not_made_longer(tmp_path):
+    config = config_for(steps=20, schedule="wsd")
+    run(Line(), config, tmp_path)
+    StageFolder(tmp_path).state_file(16).unlink()
+    with pytest.raises(UserError, match="of a shorter plan, by which the learning rate falls from step 16 on"):
+        run(Line(), config.model_copy(update={"steps": 40}), tmp_path)
 
 
 def test_processes_and_micro_batches_share_exactly_the_batch_of_one_process():
