@@ -135,6 +135,10 @@ class PublishedEncoder(Encoder):
             return features.flatten(2).transpose(1, 2)
         return features[:, self.trunk.num_prefix_tokens :]
 
+    def drop_head(self) -> None:
+        """Leave out the projection head."""
+        self.head = None
+
     def _pooled(self, image: Tensor) -> Tensor:
         """Return the class token of a ViT, or the mean of a ResNet's last map, `(B, D)`."""
         features: Tensor = self.trunk.forward_features(self._prepare(image))

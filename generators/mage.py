@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.core.rng import draws
 from rcg.diffusion.processes.masked import MaskedConfig
-from rcg.nn import Attention, ConditionEmbedding, Dropout, checkpointed, matrices, sincos_positions
+from rcg.nn import ConditionEmbedding, Dropout, TransformerBlock, checkpointed, matrices, sincos_positions
 
 
 class MAGEGuidance(GuidanceConfig):
@@ -75,23 +74,6 @@ class MAGEConfig(GeneratorConfig):
         return self
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, dropout=dropout)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width)
-        self.mlp.drop1 = self.mlp.drop2 = Dropout(dropout)
-
-    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Map tokens `(B, N, width)`; where `seen` `(B, N)` is false, no token attends to them."""
-        x = x + self.attn(self.norm1(x), seen=seen)
-        return x + self.mlp(self.norm2(x))
-
-
 @GENERATORS.register
 class MAGE(Denoiser):
     """Maps tokens `(B, h, w)`, `MASK` where they are unknown, to logits `(B, 1, K, h, w)`; it ignores the time.
@@ -129,14 +111,14 @@ class MAGE(Denoiser):
         self.dropout = Dropout(config.dropout)
         self.cond = ConditionEmbedding(interface.cond, width) if interface.cond else None
         # Encoder.
-        self.encoder = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.depth))
+        self.encoder = nn.ModuleList(TransformerBlock(width, config.heads, config.dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.bridge = nn.Linear(width, width)
         # Decoder.
         self.guess = nn.Linear(width, width) if interface.inputs > 1 else None
         self.decoder_positions = nn.Parameter(torch.zeros(1, self.token_count + 1, width))
         self.decoder = nn.ModuleList(
-            Block(width, config.decoder_heads, config.dropout) for _ in range(config.decoder_depth)
+            TransformerBlock(width, config.decoder_heads, config.dropout) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5))

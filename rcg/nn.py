@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from timm.layers import RmsNorm, RotaryEmbeddingCat, apply_rot_embed_cat
+from timm.layers import Mlp, RmsNorm, RotaryEmbeddingCat, apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -179,6 +179,23 @@ def matrices(*modules: nn.Module, but: Collection[str] = ()) -> list[nn.Paramete
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and not set(but) & set(name.split("."))
     ]
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+        self.mlp.drop1 = self.mlp.drop2 = Dropout(dropout)
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Map tokens `(B, N, width)`; where `seen` `(B, N)` is false, no token attends to them."""
+        x = x + self.attn(self.norm1(x), seen=seen)
+        return x + self.mlp(self.norm2(x))
 
 
 def checkpointed(module: nn.Module, *inputs: Any, enabled: bool) -> Any:

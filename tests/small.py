@@ -28,6 +28,12 @@ AUTOENCODER = {
     "vq": {**_CONV, "quantizer": {"name": "fsq", "levels": [3, 3, 3, 3]}},
     "kl": _CONV,
     "diffusers": {"network": _NETWORK},
+    "rae": {
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "encoder": {"name": "moco_v3", **ENCODER["moco_v3"], "weights": "none", "input_size": 16},
+    },
 }
 GENERATOR = {
     "dit": {"width": 16, "depth": 2, "heads": 2, "patch": 4},

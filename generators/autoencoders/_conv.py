@@ -106,7 +106,6 @@ class ConvAutoencoder(TrainableAutoencoder):
     """
 
     decoder_keys = ("decoder.", "post_quant_conv.")
-    trains_decoder_only = False
 
     def __init__(self, config: Any, image_size: int, lineage: Lineage, outputs: int | None = None) -> None:
         super().__init__(config.resolve(image_size), image_size)
@@ -123,21 +122,6 @@ class ConvAutoencoder(TrainableAutoencoder):
     def space(self) -> Space:
         """Latents `(C, h, w)`; the weights must not change any more."""
         return Space((self.config.channels, self.side, self.side), id=space_id(self))
-
-    def train_decoder_only(self) -> None:
-        """Let nothing but the decoder learn from now on."""
-        self.trains_decoder_only = True
-        for name, p in self.named_parameters():
-            p.requires_grad_(name.startswith(self.decoder_keys))
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Change to training mode, or back; if only the decoder is trained, all else stays in evaluation mode."""
-        super().train(mode)
-        for name, part in self.named_children():
-            if self.trains_decoder_only and f"{name}." not in self.decoder_keys:
-                part.eval()
-        return self
 
     def analyze(self, image: Tensor) -> Tensor:
         """Map images `(B, 3, H, W)` in [0, 1] to `(B, outputs, h, w)`, float32."""

@@ -9,15 +9,16 @@ from rcg.core.rng import draws
 
 
 class Standardizer(nn.Module):
-    """Standardizes latents by one mean and one std, measured on data when the autoencoder was trained."""
+    """Standardizes latents by one mean and one std, or those of each channel, measured on data in training."""
 
-    mean: Tensor  # ()
-    std: Tensor  # ()
+    mean: Tensor  # () or (C, 1, 1)
+    std: Tensor
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, mean: float = 0.0, std: float = 1.0, channels: int | None = None) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        shape = () if channels is None else (channels, 1, 1)
+        self.register_buffer("mean", torch.full(shape, mean))
+        self.register_buffer("std", torch.full(shape, std))
 
     def forward(self, z: Tensor) -> Tensor:
         """Standardize latents."""

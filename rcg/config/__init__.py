@@ -29,6 +29,7 @@ from rcg.config.sections import (
     ProcessConfig,
     ProjectionConfig,
     RDMConfig,
+    RepresentationAutoencoderConfig,
     SamplerConfig,
     TrainableAutoencoderConfig,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from rcg.config import sections
 from rcg.config.base import OWN, Component, Config, Side, alternatives, component_of, config_class, roles, takes_text
@@ -47,6 +47,16 @@ class Experiment(Config):
     """Noise -> z."""
     generator: sections.GeneratorSection | None = None
     """z -> image; an experiment may end with its RDM."""
+
+    @model_validator(mode="after")
+    def _share_encoder(self) -> Experiment:
+        """Give the experiment's encoder to an autoencoder that needs one and names none."""
+        autoencoder = self.generator and self.generator.autoencoder
+        if isinstance(autoencoder, sections.RepresentationAutoencoderConfig) and autoencoder.encoder is None:
+            autoencoder = autoencoder.model_copy(update={"encoder": self.encoder})
+            generator = self.require_generator().model_copy(update={"autoencoder": autoencoder})
+            return self.model_copy(update={"generator": generator})
+        return self
 
     def warnings(self) -> Iterator[str]:
         """Yield warnings about valid but probably unintended settings, each with its section."""

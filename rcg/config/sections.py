@@ -122,6 +122,13 @@ class TrainableAutoencoderConfig(AutoencoderConfig):
     """Training of an autoencoder without weights."""
 
 
+class RepresentationAutoencoderConfig(TrainableAutoencoderConfig):
+    """An autoencoder whose latents are the patch features of a frozen encoder."""
+
+    encoder: EncoderSection | None = None
+    """The encoder; null: that of the experiment."""
+
+
 class SamplerConfig(ComponentConfig):
     """A sampler: its settings, and callable with a process, a network and noise."""
 
@@ -170,6 +177,10 @@ class ProcessConfig(ComponentConfig):
 
     discrete: ClassVar[bool] = False
     """Whether it corrupts tokens."""
+
+    def for_data(self, data: Space) -> Self:
+        """Return the process for data of a space, with whatever follows its shape; by default nothing does."""
+        return self
 
     @property
     def amplification(self) -> float:

@@ -189,6 +189,10 @@ class Encoder(nn.Module):
         """Map images `(B, 3, H, W)` in [0, 1] to patch features `(B, N, D')`; raises `UserError` without a grid."""
         raise UserError(f"the encoder {self.config.name} has no features on a grid")
 
+    def drop_head(self) -> None:
+        """Leave out the weights that `patch_features` does not need; by default there are none."""
+        return
+
     def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a published file under our names; by default they have these."""
         return tensors
@@ -282,9 +286,11 @@ class TrainableAutoencoder(Autoencoder):
         channels: of the grid that it returns as `latent` in training.
         standardize: scales continuous latents by a mean and a std that are measured when training ends, and has `undo`;
             None for tokens.
+        trains_decoder_only: whether nothing but the decoder learns; the latents stay what they are.
     """
 
     channels: int
+    trains_decoder_only = False
     standardize: nn.Module | None
 
     def __init__(self, config: Any, image_size: int) -> None:
@@ -308,6 +314,21 @@ class TrainableAutoencoder(Autoencoder):
 
     def train_decoder_only(self) -> None:
         """Let nothing but the decoder learn from now on."""
+        self.trains_decoder_only = True
+        for name, p in self.named_parameters():
+            p.requires_grad_(name.startswith(self.decoder_keys))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change to training mode, or back; if only the decoder is trained, all else stays in evaluation mode."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if self.trains_decoder_only and f"{name}." not in self.decoder_keys:
+                part.eval()
+        return self
+
+    def adopt(self, encoder: Encoder) -> None:
+        """Take over the weights of an encoder of the same configuration, if the latents are features of one."""
         raise NotImplementedError
 
     def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -213,7 +213,7 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
         raise UserError(
             f"{config.name} does not support {', '.join(missing)}: set it to false or null, or choose another network"
         )
-    process = PROCESSES.get(config.process.name)(config.process)
+    process = PROCESSES.get(config.process.name)(config.process.for_data(data))
     inputs = 2 if config.self_condition else 1
     denoiser = network(config, Interface(data, cond, process.outputs, inputs))
     if config.train.optimizer == "muon":

@@ -12,6 +12,7 @@ from torch import Tensor
 from rcg.config import (
     Experiment,
     GeneratorConfig,
+    RepresentationAutoencoderConfig,
     differences,
     identity,
     load_encoder_section,
@@ -147,6 +148,25 @@ class Workspace:
         """The name of that encoder as `name:digest`; empty without one."""
         encoder = self.perceptual_encoder
         return "" if encoder is None else encoder_name(encoder, encoder_id(encoder))
+
+    @cached_property
+    def latent_encoder(self) -> Encoder | None:
+        """The frozen encoder whose patch features are the latents of the generator's autoencoder; None: it has its own.
+
+        Raises:
+            UserError: the encoder is not trained yet, or it is another one than the experiment's and names no weights.
+        """
+        config = self.experiment.require_generator().autoencoder
+        if not isinstance(config, RepresentationAutoencoderConfig) or config.encoder is None:
+            return None
+        if config.encoder == self.experiment.encoder:
+            return self.encoder
+        if config.encoder.weights is None:
+            raise UserError(
+                "generator.autoencoder.encoder is another encoder than the experiment's and names no weights: set "
+                "generator.autoencoder.encoder.weights, or set generator.autoencoder.encoder to null"
+            )
+        return open_encoder(config.encoder, self.image_size, self.experiment.seed)
 
     @property
     def encoder_tool(self) -> str:

@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from rcg.config import Config, Experiment, ModelConfig, TrainableAutoencoderConfig, TrainConfig, training_identity
+from rcg.config import (
+    Config,
+    Experiment,
+    ModelConfig,
+    RepresentationAutoencoderConfig,
+    TrainableAutoencoderConfig,
+    TrainConfig,
+    training_identity,
+)
 from rcg.core.checkpoint import Facts
 from rcg.core.console import log_to, say, warn
 from rcg.core.contracts import Encoder, Space, Task, TrainableAutoencoder
@@ -32,7 +40,7 @@ from rcg.training import conditioning
 from rcg.training.initial import LEAST, Initial
 from rcg.training.loop import learning_rate, train
 from rcg.training.record import Start, program, record, trained_facts
-from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons, trained_modules
+from rcg.training.tasks.autoencoder import AutoencoderTask, build_comparisons, measure_latents, trained_modules
 from rcg.training.tasks.encoder import EncoderTask
 from rcg.training.tasks.generator import ConditionedImages, GeneratorTask, JointTask
 from rcg.training.tasks.perceptual import PerceptualLoss
@@ -237,7 +245,8 @@ class AutoencoderStage(Stage):
     def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Return what decides the autoencoder."""
         config = self._config(experiment)
-        sections = ("data", "encoder") if _needs_encoder(config) else ("data",)
+        needs_encoder = _needs_encoder(config) or isinstance(config, RepresentationAutoencoderConfig)
+        sections = ("data", "encoder") if needs_encoder else ("data",)
         return _identity(experiment, *sections) | {"generator": {"autoencoder": training_identity(config)}}
 
     def next_tool(self, work: Workspace) -> str:
@@ -248,6 +257,7 @@ class AutoencoderStage(Stage):
         """Refuse losses that lack their encoder, and to start from weights that are about to be deleted."""
         self._encoder(work)
         self._patch_space(work)
+        _ = work.latent_encoder  # refuses one that is not there
         config = self._config(work.experiment).model_dump(mode="json")
         self._initial(work).check(config, _overwritten(self, work, mode))
 
@@ -273,6 +283,10 @@ class AutoencoderStage(Stage):
         autoencoder = build_autoencoder(config, work.image_size)
         assert isinstance(autoencoder, TrainableAutoencoder)
         self._load(work, autoencoder)
+        if work.latent_encoder is not None:
+            autoencoder.adopt(work.latent_encoder)
+            mean, std = measure_latents(autoencoder.to(work.accelerator.device).eval(), images)
+            autoencoder.standardize.load_state_dict({"mean": mean, "std": std})
         if config.train.decoder_only:
             autoencoder.train_decoder_only()
         comparisons = build_comparisons(config.train, encoder, work.accelerator.device)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
 import torch
 from pydantic import PositiveFloat, model_validator
 from torch import Tensor
 
-from rcg.core.contracts import Level
+from rcg.core.contracts import Level, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
 from rcg.core.rng import draws
 from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity
+
+BASE_DIMENSION = 4096
+"""Numbers of the data, 16 x 16 x 16, to which no shift belongs."""
 
 
 class FlowConfig(AffineConfig):
@@ -21,8 +25,16 @@ class FlowConfig(AffineConfig):
     name: str = "flow"
     predict: Quantity = "velocity"
     time: Literal["uniform", "logit_normal", "pixels", "latents"] = "logit_normal"
-    shift: PositiveFloat = 1.0
-    """Moves times toward noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23)."""
+    shift: PositiveFloat | Literal["dimension"] = 1.0
+    """Moves times toward noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23). dimension:
+    s is the root of the data's numbers over 4096, for the latents of a rae (Zheng et al., 2025): the more numbers, the
+    less does noise hide."""
+
+    def for_data(self, data: Space) -> Self:
+        """Return the process with a shift that is a number."""
+        if self.shift != "dimension":
+            return self
+        return self.model_copy(update={"shift": math.sqrt(math.prod(data.shape) / BASE_DIMENSION)})
 
     @model_validator(mode="after")
     def _refuse_eps(self) -> FlowConfig:
@@ -40,6 +52,7 @@ class Flow(AffineProcess):
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__(config)
+        assert not isinstance(config.shift, str)
         self.shift = config.shift
 
     def uniform_times(self, count: int, device: torch.device) -> Tensor:

@@ -200,14 +200,9 @@ class AutoencoderTask(Task):
         """
         model: Any = _autoencoder_in(models["autoencoder"])
         part = autoencoder_part(model, self.facts)
-        if model.standardize is None or self.config.decoder_only:
+        if model.standardize is None or model.trains_decoder_only:
             return part
-        torch.manual_seed(0)  # the export of a run does not depend on where it was interrupted
-        count = min(MAX_MEASURED, len(self.train))
-        with torch.no_grad():
-            standardized = torch.cat([model.encode(real) for real in _first_views(self.train, count, model)])
-        latents = model.standardize.undo(standardized)
-        mean, std = latents.mean(), latents.std()
+        mean, std = measure_latents(model, self.train)
         facts = part.facts.model_copy(update={"details": {"latent_mean": float(mean), "latent_std": float(std)}})
         tensors = {**part.tensors, "standardize.mean": mean, "standardize.std": std}
         return replace(part, facts=facts, tensors=tensors)
@@ -234,6 +229,20 @@ class AutoencoderTask(Task):
         losses = {**self._reconstruction_losses(made.image.float(), real), **made.losses}
         similarities = {"psnr": psnr(image, real).mean(), "ssim": ssim(image, real).mean()}
         return {f"validation_{name}": loss for name, loss in losses.items()} | similarities
+
+
+@torch.no_grad()
+def measure_latents(autoencoder: Any, images: Images) -> tuple[Tensor, Tensor]:
+    """Return mean and std of continuous latents of training images, in the shape of the autoencoder's `standardize`."""
+    torch.manual_seed(0)  # the export of a run does not depend on where it was interrupted
+    count = min(MAX_MEASURED, len(images))
+    standardized = torch.cat([autoencoder.encode(real) for real in _first_views(images, count, autoencoder)])
+    latents = autoencoder.standardize.undo(standardized)
+    if autoencoder.standardize.mean.ndim == 0:
+        return latents.mean(), latents.std()
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    # A feature that never changes, as rectified ones may be, is left as it is.
+    return mean[:, None, None], torch.where(std > 1e-6, std, 1.0)[:, None, None]
 
 
 def _autoencoder_in(module: nn.Module) -> TrainableAutoencoder:
