@@ -98,6 +98,8 @@ class Block(nn.Module):
 class DiT(Denoiser):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
+    With an early exit there are twice as many outputs: those of the exit come second.
+
     Attributes:
         width: channels of a token.
         features: in training with `align`, the tokens of the patches after `align.depth` blocks, `(B, N, width)`.
@@ -108,7 +110,7 @@ class DiT(Denoiser):
     """
 
     Config = DiTConfig
-    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space"})
+    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space", "early_exit"})
     positions: Tensor
     rotation: Tensor | None
 
@@ -135,6 +137,10 @@ class DiT(Denoiser):
         self.norm = _norm(config)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.output = nn.Linear(width, self.outputs * channels * self.patch**2)
+        self.exit_depth = config.early_exit.block if config.early_exit else None
+        if config.early_exit:
+            self.early_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+            self.early_output = nn.Linear(width, self.output.out_features)
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -146,18 +152,17 @@ class DiT(Denoiser):
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
-        first = None
+        first = early = None
         for depth, block in enumerate(self.blocks, 1):
             h = checkpointed(block, h, c, self.rotation, first, enabled=self.grad_checkpointing)
             if isinstance(h, tuple):
                 h, first = h
             if self.training and depth == self.align_depth:
                 self.features = h[:, self.prefix :]
-        shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
-        h = self.output(self.norm(h[:, self.prefix :]) * (1 + scale) + shift)
-        return rearrange(
-            h, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.outputs
-        )
+            if depth == self.exit_depth:
+                early = self._answer(h, c, self.early_modulation, self.early_output)
+        answer = self._answer(h, c, self.modulation, self.output)
+        return answer if early is None else torch.cat([answer, early], dim=1)
 
     def bottleneck(self, block: int | None = None) -> nn.Module:
         """Return the block `block`, from 1 on, or the middle one; its tokens `(B, N, width)` are the h-space."""
@@ -171,6 +176,14 @@ class DiT(Denoiser):
         """Return the weights of attention and MLPs."""
         return matrices(self.blocks, but={"modulation"})
 
+    def _answer(self, h: Tensor, c: Tensor, modulation: nn.Module, output: nn.Module) -> Tensor:
+        """Read outputs `(B, outputs, C, h, w)` off tokens `(B, N, width)`."""
+        shift, scale = modulation(c)[:, None].chunk(2, dim=-1)
+        patches = output(self.norm(h[:, self.prefix :]) * (1 + scale) + shift)
+        return rearrange(
+            patches, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.outputs
+        )
+
     def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
         for module in self.modules():
@@ -181,7 +194,10 @@ class DiT(Denoiser):
         for embedding in (time[0], time[2]):
             nn.init.normal_(embedding.weight, std=0.02)
         blocks: Any = self.blocks
-        for zero in (*(block.modulation[1] for block in blocks), self.modulation[1], self.output):
+        zeros = [*(block.modulation[1] for block in blocks), self.modulation[1], self.output]
+        if self.exit_depth is not None:
+            zeros += [self.early_modulation[1], self.early_output]
+        for zero in zeros:
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
 
@@ -210,6 +226,11 @@ def _check(config: DiTConfig, interface: Interface) -> None:
         raise UserError("generator.value_residual mixes the values of later blocks with the first one's; depth is 1")
     if config.context_tokens and interface.cond is None:
         raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
+    if config.early_exit and config.early_exit.block >= config.depth:
+        raise UserError(
+            f"generator.early_exit.block is {config.early_exit.block}, which is not before the last of {config.depth} "
+            f"blocks: choose one from 1 to {config.depth - 1}"
+        )
     if config.align and config.align.depth > config.depth:
         raise UserError(
             f"generator.align.depth is {config.align.depth}, but there are {config.depth} blocks: choose one of those"

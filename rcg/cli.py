@@ -95,7 +95,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--class": {"dest": "label", "type": whole(0, 10**6), "help": "number of the class, for models trained on classes"},
     "--generator": {"help": "name of the generator's folder, in a run that has several"},
-    "--guidance": {"type": guidance_scale, "help": "scale of classifier-free guidance [as configured]"},
+    "--guidance": {"type": guidance_scale, "help": "scale of guidance [as configured]"},
     "--labels": {
         "choices": ("balanced", "random"),
         "default": "balanced",

@@ -473,12 +473,12 @@ class Pipeline:
             generates_z: whether the RDM generates the representations, where the generator is conditioned on one.
 
         Raises:
-            UserError: guidance without a condition, or from a null condition that was never trained; a class where
-                there are none, or out of range; steps that a sampler cannot take, or for an RDM that is not used; no
-                RDM where one is needed.
+            UserError: guidance with nothing to guide away from, or from a null condition that was never trained; a
+                class where there are none, or out of range; steps that a sampler cannot take, or for an RDM that is not
+                used; no RDM where one is needed.
         """
         config = self.config
-        if options.guidance is not None and config.condition == "none":
+        if options.guidance is not None and not config.is_guidable:
             raise UserError(
                 f"{config.folder_name} has no condition to guide toward: leave --guidance out, or choose a generator "
                 f"with a condition"

@@ -19,7 +19,7 @@ def main() -> None:
     parser = cli.parser_for(__doc__)
     text = "folder of a run, or of save_pretrained, owner/name on the hub, folder of images, or .npz (arr_0, NHWC)"
     parser.add_argument("subject", type=cli.path, help=text)
-    text = "scale of classifier-free guidance; several are compared [as configured]"
+    text = "scale of guidance; several are compared [as configured]"
     parser.add_argument("--guidance", type=cli.guidance_scale, nargs="+", metavar="SCALE", help=text)
     cli.add_sampling(parser, num=5000)
     cli.add(parser, "--labels", "--generator", "--representations")

@@ -23,7 +23,7 @@ class SampleCost(NamedTuple):
     Attributes:
         images: bytes `(n, 3, H, W)`.
         seconds: of one sample, generated in batches of n.
-        generator: evaluations of generators for one sample; guided ones count twice.
+        generator: evaluations of generators for one sample; those guided away from the null condition count twice.
         rdm: evaluations of the RDM.
     """
 

@@ -172,6 +172,12 @@ def _draw_samples(study: Study, result: Result) -> None:
     save_rows(rows, title, study.out / SAMPLES)
 
 
+def _guidance_text(guidance: dict[str, Any] | None) -> str:
+    if guidance is None:
+        return "none"
+    return words(guidance) if guidance["against"] else f"{words(guidance)}; none where there is no condition"
+
+
 def _methods(study: Study, result: Result, logs: Mapping[str, list[dict[str, float]]]) -> dict[str, str]:
     """Return how the comparison was made, by subject."""
     trainings = [outcome.training for outcome in result.outcomes.values() if outcome.training is not None]
@@ -184,7 +190,7 @@ def _methods(study: Study, result: Result, logs: Mapping[str, list[dict[str, flo
     methods = {
         "samples": f"{plan.count} of each arm, seed {options.seed}; classes and clusters {options.labels}",
         "sampler": words(first.sampler),
-        "guidance": f"{words(guidance)}; none where there is no condition" if guidance else "none",
+        "guidance": _guidance_text(guidance),
         "reference": words(report.reference),
         "precision, recall": f"in the features of {result.distances[0][0]}",
         "extractors": words(report.extractors),

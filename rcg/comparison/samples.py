@@ -30,7 +30,7 @@ def arm_samples(key: str, work: Workspace, plan: SamplingPlan) -> GeneratedImage
     # Each arm gets the options that mean something to it.
     if key != "twice":
         options = replace(options, sdedit_strength=None)
-    if cond is None:
+    if not pipeline.config.is_guidable:
         options = replace(options, guidance=None)
     if key != "generated":
         options = replace(options, rdm_steps=None)

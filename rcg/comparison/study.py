@@ -129,7 +129,7 @@ def check(work: Workspace, keys: Sequence[str], options: SamplingOptions) -> Non
             "generator.train.patience ends trainings at different steps, but arms are compared at equal training "
             "compute: leave it out"
         )
-    guided = [key for key in keys if ARMS[key].condition != "none"]
+    guided = [key for key in keys if ARMS[key].variant(config).is_guidable]
     if guided:
         guidance = config.guidance.with_scale(options.guidance)
         ARMS[guided[0]].variant(config).check_guidance(guidance, options.allow_untrained_null)

@@ -192,10 +192,14 @@ ProcessSection = Annotated[SerializeAsAny[ProcessConfig], Component(PROCESSES, P
 
 
 class GuidanceConfig(Config):
-    """Classifier-free guidance (Ho and Salimans, 2022), limited to an interval (Kynkäänniemi et al., 2024)."""
+    """Guidance away from a worse prediction, limited to an interval (Kynkäänniemi et al., 2024)."""
 
     scale: Annotated[float, Field(ge=0, le=MAX_SCALE)] = 1.0
-    """null + scale * (conditional - null); 1: no guidance."""
+    """worse + scale * (better - worse); 1: no guidance."""
+    against: Literal["early_exit"] | None = None
+    """What the worse prediction is. null: that for the null condition, by a second evaluation (classifier-free
+    guidance; Ho and Salimans, 2022). early_exit: that of the network's own early exit for the same condition, or for
+    none; it costs no evaluation (internal guidance; Zhou et al., 2025), and loses less variety."""
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Part of the noise time, from 0 (clean data) to 1 (pure noise), in which guidance acts."""
     ramp: Literal["constant", "linear", "cosine"] = "constant"
@@ -252,12 +256,28 @@ class ModelConfig(ComponentConfig):
         """Capabilities that the network needs for this config; see `rcg.core.contracts.Denoiser`."""
         return {"self_condition"} if self.self_condition else set()
 
+    @property
+    def exit_weight(self) -> float | None:
+        """Weight of the losses of the network's early exit; None: it has none."""
+        return None
+
+    @property
+    def is_guidable(self) -> bool:
+        """Whether guidance has something to lead away from: a null condition, or an early exit."""
+        return self.condition != "none" or self.guidance.against == "early_exit"
+
     def lacks_null(self, guidance: GuidanceConfig) -> bool:
         """Whether guidance would start from the null condition, and that was never trained."""
-        return guidance.scale != 1 and self.condition != "none" and self.condition_dropout == 0
+        leads_from_null = guidance.against is None and self.condition != "none"
+        return guidance.scale != 1 and leads_from_null and self.condition_dropout == 0
 
     def check_guidance(self, guidance: GuidanceConfig, allow_untrained_null: bool) -> None:
-        """Raise `UserError` if guidance starts from a null condition that was never trained, unless that is allowed."""
+        """Raise `UserError` if guidance leads away from what is not there.
+
+        That is an early exit, or a null condition that was never trained, unless `allow_untrained_null`.
+        """
+        if guidance.against == "early_exit" and self.exit_weight is None:
+            raise UserError(_lacks_exit(self.name))
         if self.lacks_null(guidance) and not allow_untrained_null:
             raise UserError(
                 f"guidance of {guidance.scale:g} starts from the null condition of {self.name}, which was never "
@@ -284,6 +304,12 @@ class ModelConfig(ComponentConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _require_early_exit(self) -> ModelConfig:
+        if self.guidance.against == "early_exit" and self.exit_weight is None:
+            raise ValueError(_lacks_exit(self.name))
+        return self
+
     def warnings(self) -> Iterator[str]:
         """Yield warnings about valid but probably unintended settings."""
         if self.lacks_null(self.guidance):
@@ -297,6 +323,13 @@ class ModelConfig(ComponentConfig):
                 f"times as large in clean data, and {self.sampler.name} with {self.sampler.steps} steps starts "
                 f"there: choose predict: v or x0, or schedule: linear with 1000 levels"
             )
+
+
+def _lacks_exit(name: str) -> str:
+    return (
+        f"guidance.against is early_exit, but {name} has none: set it to null, for the null condition, or train a "
+        f"generator with early_exit: {{block: 4}}"
+    )
 
 
 def _is_discrete(sampler: str) -> bool:
@@ -366,6 +399,15 @@ class PerceptualConfig(Config):
     """Which encoder: `own`, the experiment's, or a YAML file with an encoder section that names its weights."""
 
 
+class EarlyExitConfig(Config):
+    """A second output in the middle of a network, which learns the same as the last one and stays worse."""
+
+    block: Depth = 4
+    """Number of the block after which it reads the tokens; RAEv2 has 8 of 28."""
+    weight: PositiveFloat = 1.0
+    """Weight of its loss beside that of the last output."""
+
+
 class GeneratorConfig(ModelConfig):
     """A pixel generator: it generates an image from a representation, a label, or nothing."""
 
@@ -379,14 +421,26 @@ class GeneratorConfig(ModelConfig):
     """Representation alignment in training; null: without."""
     perceptual: Annotated[PerceptualConfig | None, OWN] = None
     """Perceptual loss in training, for generators of pixels; null: without."""
+    early_exit: Annotated[EarlyExitConfig | None, OWN] = None
+    """A worse answer from the middle of the network, for guidance.against early_exit; about 1 % of a step (Guiding a
+    Diffusion Transformer with the Internal Dynamics of Itself; Zhou et al., 2025). null: without."""
     autoencoder: Annotated[AutoencoderSection, OWN]
     """The space in which the generator works."""
 
     @property
     def requirements(self) -> set[str]:
         """Capabilities that the network needs for this config; see `rcg.core.contracts.Denoiser`."""
-        asked = {"grad_checkpointing": self.grad_checkpointing, "align": self.align is not None}
+        asked = {
+            "grad_checkpointing": self.grad_checkpointing,
+            "align": self.align is not None,
+            "early_exit": self.early_exit is not None,
+        }
         return super().requirements | {name for name, needed in asked.items() if needed}
+
+    @property
+    def exit_weight(self) -> float | None:
+        """Weight of the losses of the network's early exit; None: it has none."""
+        return None if self.early_exit is None else self.early_exit.weight
 
     @property
     def folder_name(self) -> str:

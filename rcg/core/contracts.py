@@ -24,6 +24,8 @@ For tokens it returns logits `(B, outputs, K, *S)`.
 
 MASK = -1
 """The value of an unknown token."""
+EARLY = "early_"
+"""What the names of the losses of an early exit begin with."""
 
 Estimate = TypeVar("Estimate", covariant=True)
 """The estimate of clean data that a process reads off a network's output."""
@@ -75,7 +77,8 @@ class Denoiser(nn.Module):
             `self_condition`: it takes x and an estimate of clean data side by side, `interface.inputs` of them;
             `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
             `align`: in training it leaves the tokens to be aligned, `(B, N, width)`, in `features`;
-            `h_space`: it has a `bottleneck`, the module whose output is the h-space.
+            `h_space`: it has a `bottleneck`, the module whose output is the h-space;
+            `early_exit`: where its config asks for it, as many outputs of an early exit, a worse answer, come second.
         width: channels of `features`.
         features: see `align`.
     """

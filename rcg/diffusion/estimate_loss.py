@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rcg.core.contracts import Net
+from rcg.core.contracts import EARLY, Net
 from rcg.diffusion.wrappers import ProcessWrapper
 
 
@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     noise: Tensor
     """The share of noise sigma / (alpha + sigma) `(B,)`, from 0 to 1: the time of a flow, whatever the process is."""
     loss: Tensor
-    """The loss of the process, a scalar."""
+    """The loss of the process, a scalar, without that of an early exit."""
 
 
 EstimateLoss = Callable[[Estimate], dict[str, Tensor]]
@@ -50,5 +50,6 @@ class WithEstimateLoss(ProcessWrapper):
         ((output, x_t, t),) = evaluations
         alpha, sigma = self.process.scales(t)
         x0 = self.process.read(output, x_t, t).x0
-        estimate = Estimate(output, x0, x, sigma / (alpha + sigma), sum(losses.values(), output.new_zeros(())))
+        own = [loss for name, loss in losses.items() if not name.startswith(EARLY)]
+        estimate = Estimate(output, x0, x, sigma / (alpha + sigma), sum(own, output.new_zeros(())))
         return losses | self.estimate_loss(estimate)

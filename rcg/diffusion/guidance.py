@@ -1,4 +1,7 @@
-"""Guidance: classifier-free guidance wraps a network; autoguidance and classifier guidance wrap a process."""
+"""Guidance: away from a null condition or an early exit it wraps a network; the other kinds wrap a process.
+
+Those are autoguidance and classifier guidance.
+"""
 
 from __future__ import annotations
 
@@ -44,19 +47,21 @@ def extrapolate(better: Tensor, worse: Tensor, scale: float, channels: int | Non
 
 
 class Guided:
-    """A net that extrapolates from its output for the null condition to that for its condition.
+    """A net that extrapolates from a worse output of its own to its output for the condition.
 
-    That is classifier-free guidance (Ho and Salimans, 2022); the result is a net itself, whatever is predicted.
+    The worse one is that for the null condition (classifier-free guidance; Ho and Salimans, 2022), or that of an early
+    exit, which is there without another evaluation (internal guidance; Zhou et al., 2025). The result is a net itself,
+    whatever is predicted.
     """
 
     def __init__(
-        self, net: Net, null: Tensor, guidance: GuidanceConfig, horizon: float, steps: float = math.inf
+        self, net: Net, null: Tensor | None, guidance: GuidanceConfig, horizon: float, steps: float = math.inf
     ) -> None:
-        """Guide `net` away from its own output for the null condition.
+        """Guide `net` away from its own output for the null condition, or of its early exit.
 
         Args:
             net: the network to guide.
-            null: the null condition `(B, ...)`.
+            null: the null condition `(B, ...)`; None: away from the early exit, the second half of the outputs.
             guidance: scale, interval, ramp and channels.
             horizon: times run from 0 to this.
             steps: steps of sampling.
@@ -68,9 +73,12 @@ class Guided:
         scale = self.scale(float(t[0]))
         if scale == 1:
             return self.net(x, t, cond)
-        assert cond is not None
-        both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
-        better, worse = both.chunk(2)
+        if self.null is None:
+            better, worse = self.net(x, t, cond).chunk(2, dim=1)
+        else:
+            assert cond is not None
+            both = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, self.null]))
+            better, worse = both.chunk(2)
         # The prediction is the first head of `(B, outputs, *S)`; a variance stays the better output's.
         guided = better.clone()
         guided[:, 0] = extrapolate(better[:, 0], worse[:, 0], scale, self.guidance.channels)

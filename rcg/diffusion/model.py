@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
-from rcg.core.contracts import Denoiser, Interface, Level, Net, Noise, Process, Space
+from rcg.core.contracts import EARLY, Denoiser, Interface, Level, Net, Noise, Process, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES, Registry
 from rcg.core.rng import ScaledNoise, draws
@@ -73,7 +73,11 @@ class GenerativeModel(nn.Module):
         `estimate_loss` adds losses of the estimate of clean data; the network is evaluated no more often.
         """
         process = self.process if estimate_loss is None else WithEstimateLoss(self.process, estimate_loss)
-        return self.with_estimate(process).loss(self.network, x, self._drop(self._blur(cond)))
+        losses: dict[str, Tensor] = self.with_estimate(process).loss(self.network, x, self._drop(self._blur(cond)))
+        weight = self.config.exit_weight
+        if weight is None:
+            return losses
+        return {name: weight * loss if name.startswith(EARLY) else loss for name, loss in losses.items()}
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -104,9 +108,9 @@ class GenerativeModel(nn.Module):
         Args:
             cond: `(B, D)` vectors, `(B,)` labels, or None.
             noise: the source of random draws.
-            guidance: replaces the configured guidance; without `cond` and `weak` it has no effect.
+            guidance: replaces the configured guidance; without `cond`, `weak` or an early exit it has no effect.
             sampler: replaces the configured sampler.
-            weak: a worse model of the same data and condition to guide away from, instead of from the null condition;
+            weak: a worse model of the same data and condition to guide away from, instead of what the guidance says;
                 network, process and self-conditioning may differ.
             wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
             known: data `(B, *S)` to keep; where it is to be generated, tokens are `rcg.core.contracts.MASK` and real
@@ -122,6 +126,8 @@ class GenerativeModel(nn.Module):
         if guidance.scale != 1 and weak is not None:
             self.check_weak(weak)
             process = Autoguided(process, weak.with_estimate(weak.process), weak.network, guidance, sampler.steps)
+        elif guidance.scale != 1 and guidance.against == "early_exit":
+            net = Guided(self.network, None, guidance, self.process.horizon, sampler.steps)
         elif guidance.scale != 1 and cond is not None:
             net = Guided(self.network, self.null_like(cond), guidance, self.process.horizon, sampler.steps)
         if sampler.temperature != 1:

@@ -152,7 +152,7 @@ def at_each(evaluation: Evaluation, scales: Sequence[float]) -> dict[float, Eval
         raise UserError(
             "several --guidance generate samples at each scale, but files are evaluated: name the folder of a run"
         )
-    if samples.pipeline.config.condition == "none":
+    if not samples.pipeline.config.is_guidable:
         raise UserError(
             f"several --guidance compare scales, but {evaluation.origin.generator} has no condition to guide toward: "
             f"choose another with --generator"

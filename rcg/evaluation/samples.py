@@ -141,9 +141,9 @@ class GeneratedImages:
 
     @property
     def guidance(self) -> GuidanceConfig | None:
-        """The generator's guidance; None without a condition, for there is nothing to guide toward."""
+        """The generator's guidance; None where there is nothing to guide away from."""
         config = self.pipeline.config
-        return None if config.condition == "none" else config.guidance.with_scale(self.options.guidance)
+        return config.guidance.with_scale(self.options.guidance) if config.is_guidable else None
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -107,5 +107,6 @@ def test_what_all_components_share_is_never_their_own():
         "guidance",
         "align",
         "perceptual",
+        "early_exit",
         "autoencoder",
     }

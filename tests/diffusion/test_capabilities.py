@@ -11,7 +11,7 @@ from tests.models import TOKENS, dit, mage
 
 PIXELS = Space((3, 8, 8), id="pixels")
 ASKED = {"align": {"align": {"depth": 1}}, "self_condition": {"self_condition": True}}
-ASKED |= {"grad_checkpointing": {"grad_checkpointing": True}}
+ASKED |= {"grad_checkpointing": {"grad_checkpointing": True}, "early_exit": {"early_exit": {"block": 1}}}
 CASES = [(name, capability) for name in GENERATORS.names() for capability in ASKED]
 
 
@@ -29,7 +29,7 @@ def test_several_missing_capabilities_are_named_together(monkeypatch):
     network = GENERATORS.get("dit")
     monkeypatch.setattr(network, "capabilities", frozenset())
     settings = {key: value for values in ASKED.values() for key, value in values.items()}
-    with pytest.raises(UserError, match="dit does not support align, grad_checkpointing, self_condition"):
+    with pytest.raises(UserError, match="dit does not support align, early_exit, grad_checkpointing, self_condition"):
         build(network.Config(condition="none", **settings), network, PIXELS, None)
 
 

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from rcg.config import OWN, ProcessConfig
-from rcg.core.contracts import Level, Net, Prediction
+from rcg.core.contracts import EARLY, Level, Net, Prediction
 from rcg.core.rng import draws
 
 Scale = TypeVar("Scale", float, Tensor)
@@ -124,7 +124,12 @@ class AffineProcess(nn.Module, ABC):
         """Return the mean error of what the network predicts, at a random time."""
         t, noise = self.draw(x)
         x_t = self.corrupt(x, t, noise)
-        return self.errors(net(x_t, t, cond).float(), x, x_t, t, noise)
+        output = net(x_t, t, cond).float()
+        losses = self.errors(output, x, x_t, t, noise)
+        if output.shape[1] > self.outputs:  # an early exit answers too
+            early = self.errors(output[:, self.outputs :], x, x_t, t, noise)
+            losses |= {EARLY + name: error for name, error in early.items()}
+        return losses
 
     def errors(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return the losses of an output `(B, outputs, *S)` at `x_t`, given the clean data `x` `(B, *S)`."""
