@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.config import Depth, Fraction, GeneratorConfig, GuidanceConfig, TrainConfig, Width
+from rcg.config import Depth, Fraction, GeneratorConfig, GeneratorTrain, GuidanceConfig, Width
 from rcg.core.contracts import MASK, Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
@@ -25,7 +25,7 @@ class MAGEGuidance(GuidanceConfig):
     ramp: Literal["constant", "linear", "cosine"] = "linear"
 
 
-class MAGETrain(TrainConfig):
+class MAGETrain(GeneratorTrain):
     """The published recipe apart from its length and its batch of 4096 at a rate of 2.4e-3."""
 
     lr: PositiveFloat = 4e-4

@@ -37,6 +37,7 @@ from rcg.config.training import (
     AugmentConfig,
     AutoencoderTrain,
     ContrastiveTrain,
+    GeneratorTrain,
     LatentAlignConfig,
     RDMTrain,
     TrainConfig,

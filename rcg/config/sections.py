@@ -25,7 +25,7 @@ from rcg.config.base import (
     Width,
     config_class,
 )
-from rcg.config.training import AutoencoderTrain, ContrastiveTrain, RDMTrain, TrainConfig
+from rcg.config.training import AutoencoderTrain, ContrastiveTrain, GeneratorTrain, RDMTrain, TrainConfig
 from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS, DATASETS, ENCODERS, GENERATORS, NETWORKS, PROCESSES, SAMPLERS
 
@@ -426,6 +426,8 @@ class GeneratorConfig(ModelConfig):
     Diffusion Transformer with the Internal Dynamics of Itself; Zhou et al., 2025). null: without."""
     autoencoder: Annotated[AutoencoderSection, OWN]
     """The space in which the generator works."""
+    train: GeneratorTrain = GeneratorTrain()
+    """Training."""
 
     @property
     def requirements(self) -> set[str]:

@@ -277,6 +277,28 @@ class AutoencoderTrain(TrainConfig):
         return self
 
 
+class GeneratorTrain(TrainConfig):
+    """Training of a pixel generator, with what its evaluations judge."""
+
+    judged_samples: Annotated[NonNegativeInt, RUNTIME] = 512
+    """Most samples that an evaluation judges: their Frechet distance to training images (`fd`), as of
+    infinitely many samples, what it will probably be at the end (`fd_at_end`), and
+    the share of copies of training images. 0: none. They are fewer where validation images are, and where they would
+    take more than a twentieth of the network evaluations since the last evaluation."""
+    judge: Annotated[str | None, RUNTIME] = None
+    """A second encoder in whose space the distance is measured too (`fd_judge`): a YAML file with an encoder section,
+    or YAML, as tools/evaluate.py takes it by --encoder. It sees all training images once. null: none."""
+    score: Annotated[Literal["loss", "fd"], RUNTIME] = "loss"
+    """What `patience` looks at: the loss on validation images, or the Frechet distance, which is noisier."""
+
+    @model_validator(mode="after")
+    def _require_judged_samples(self) -> Self:
+        if self.judged_samples == 0 and (self.judge is not None or self.score == "fd"):
+            key = "judge" if self.judge is not None else "score: fd"
+            raise ValueError(f"{key} needs samples to judge, but judged_samples is 0: set it to 512, say")
+        return self
+
+
 class RDMTrain(TrainConfig):
     """The published recipe of the RDM (RCG, Table 5) apart from its length."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rcg.config import load_encoder_section
 from rcg.core.contracts import Encoder, Space
-from rcg.encoding.encoder import encoder_id, encoder_name
+from rcg.encoding.encoder import encoder_id, encoder_name, open_encoder
 from rcg.encoding.transform import Transform
 
 
@@ -44,6 +45,20 @@ class Representation(nn.Module):
         """Map images `(B, 3, H, W)` in [0, 1] to z `(B, d)`."""
         z: Tensor = self.transform(self.encode(image))
         return z
+
+
+def open_judge(text: str, size: int) -> Representation:
+    """Open an encoder that only compares images: a YAML file with an encoder section, or YAML.
+
+    Args:
+        text: the file, or the section.
+        size: side of the images in pixels, for encoders that do not say.
+
+    Raises:
+        UserError: there is no such file, or no encoder with weights in it.
+    """
+    section, image_size = load_encoder_section(text)
+    return Representation(open_encoder(section, image_size or size), Transform("none"))
 
 
 def space_of(encoder: Encoder, encoder_id: str, transform: Transform) -> Space:

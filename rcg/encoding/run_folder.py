@@ -83,6 +83,10 @@ class StageFolder:
         """Return the step of a state by the name of its file."""
         return int(state.stem.removeprefix("step-"))
 
+    def lines(self) -> list[dict[str, float]]:
+        """Return the lines of the log; none where there is no log."""
+        return list(_lines(self.log)) if self.log.is_file() else []
+
     def experiment(self) -> Experiment | None:
         """Return the experiment that this stage belongs to, as it was configured; None where that is not known."""
         return load_experiment(self.config) if self.config.is_file() else None
@@ -226,7 +230,7 @@ class RunFolder:
         stages.sort(
             key=lambda stage: SHARED_STAGES.index(stage.name) if stage.name in SHARED_STAGES else len(SHARED_STAGES)
         )
-        logs = {stage.name: lines for stage in stages if (lines := list(_lines(stage.log)))}
+        logs = {stage.name: lines for stage in stages if (lines := stage.lines())}
         if not logs:
             raise self._nothing("stage", "tools/train_encoder.py")
         return logs

@@ -232,6 +232,21 @@ class Workspace:
         raw = self._representations(split)
         return raw.map(self.representation.transform)
 
+    @property
+    def has_representations(self) -> bool:
+        """Whether the representations of both splits are cached; raises `UserError` where there is no encoder."""
+        return all(self._cache(split).is_complete for split in ("train", "validation"))
+
+    def encoded_by(self, judge: Representation) -> tuple[ShardedViews, ShardedViews]:
+        """Return what another encoder makes of both splits, of their first views alone; it is cached in the run."""
+        judge.encoder.to(self.accelerator.device)
+        caches = [
+            representation_cache(images, judge, 1, self.run.cache, f"judged-{split}")
+            for split, images in zip(("train", "validation"), self.images)
+        ]
+        train, validation = (cache.fill(judge.encode, self.accelerator) for cache in caches)
+        return train, validation
+
     def latent_cache(self) -> ViewCache | None:
         """Return the cache, complete or not, of the training images' latents; None for an autoencoder without weights.
 
@@ -315,13 +330,17 @@ class Workspace:
     def _representations(self, split: str) -> ShardedViews:
         """Return raw representations of a split, computed on all processes where they are not cached."""
         if split not in self._raw:
-            images: Images = getattr(self.images, split)
-            views = self.experiment.data.cached_views if split == "train" else 1
-            cache = representation_cache(images, self.raw_representation, views, self.run.cache, split)
+            cache = self._cache(split)
             # Only the encoder moves: the transform stays on the CPU, where rows are read.
             self.raw_representation.encoder.to(self.accelerator.device)
             self._raw[split] = cache.fill(self.raw_representation.encode, self.accelerator)
         return self._raw[split]
+
+    def _cache(self, split: str) -> ViewCache:
+        """Return the cache, complete or not, of raw representations of a split."""
+        images: Images = getattr(self.images, split)
+        views = self.experiment.data.cached_views if split == "train" else 1
+        return representation_cache(images, self.raw_representation, views, self.run.cache, split)
 
     def _fit(self, representation: Representation, rep: ShardedViews) -> None:
         """Fit the transform on one process and keep it in the run, under a name that says what it was fitted to."""

@@ -12,19 +12,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from rcg.config import load_encoder_section
 from rcg.core import checkpoint
 from rcg.core.errors import UserError
-from rcg.encoding.encoder import open_encoder
-from rcg.encoding.representation import Representation
-from rcg.encoding.transform import Transform
+from rcg.encoding.representation import Representation, open_judge
 from rcg.evaluation.samples import ImageBatch
 from rcg.metrics.inception import LOGITS, SPATIAL, Inception
-
-PIXELS_SIDE = 32
-"""Largest side at which pixels are compared."""
+from rcg.metrics.memorization import pixel_features, pixels_side
 
 
 @dataclass(frozen=True)
@@ -100,13 +94,8 @@ def condition_extractor() -> FeatureExtractor:
 
 def pixel_extractor(size: int) -> FeatureExtractor:
     """Store images of `size` px as bytes, large ones averaged down."""
-    side = min(size, PIXELS_SIDE)
-
-    def compute(batch: ImageBatch) -> dict[str, Tensor]:
-        small = F.adaptive_avg_pool2d(batch.images.float(), side)
-        return {"pixels": small.round().to(torch.uint8).flatten(1)}
-
-    return FeatureExtractor("pixels", {"pixels": side}, compute, ("pixels",))
+    facts = {"pixels": pixels_side(size)}
+    return FeatureExtractor("pixels", facts, lambda batch: {"pixels": pixel_features(batch.images)}, ("pixels",))
 
 
 def image_keeper() -> FeatureExtractor:
@@ -186,6 +175,5 @@ def _open_own(own: Callable[[], Representation] | None, accelerator: Accelerator
 
 
 def _open(text: str, size: int, accelerator: Accelerator) -> FeatureExtractor:
-    section, image_size = load_encoder_section(text)
-    representation = Representation(open_encoder(section, image_size or size), Transform("none"))
-    return encoder_extractor(section.name, representation, accelerator.device)
+    judge = open_judge(text, size)
+    return encoder_extractor(judge.encoder.config.name, judge, accelerator.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,35 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Small sets bias the distance upwards: compare sets of equal sizes, and report a reference distance (`halves`).
     """
     return FittedGaussian.fit(a.cpu()).distance(FittedGaussian.fit(b.cpu()))
+
+
+def unbiased_distance(x: Tensor, real: Tensor, reference: FittedGaussian) -> float:
+    """Estimate the distance to `reference` of what `x` `(N, D)` was drawn from, as of infinitely many draws.
+
+    The distances of n = N, N/2 and N/4 vectors are extrapolated, as in FID-infinity (Chong and Forsyth, CVPR 2020).
+    There they are on a line in 1/n, which holds from several times D vectors on. Here they are on a line in the
+    distance of n `real` vectors to the same reference: of many vectors that is proportional to 1/n too, and of fewer
+    than D it lacks the same directions. Where it is 0, so is the bias. The estimate may be negative.
+
+    Args:
+        x: N vectors, 4 or more.
+        real: `(M, D)`, at least N vectors that were drawn as those of the reference were, but are not among them.
+        reference: what both are compared with.
+    """
+    sizes = [len(x) // parts for parts in (1, 2, 4)]
+    return intercept(*([_mean_distance(vectors, size, reference) for size in sizes] for vectors in (real, x)))
+
+
+def intercept(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return a of the line y = a + b x through points, by least squares."""
+    design = torch.tensor([[1.0, value] for value in x], dtype=torch.float64)
+    return float(torch.linalg.lstsq(design, torch.tensor(y, dtype=torch.float64)[:, None]).solution[0])
+
+
+def _mean_distance(x: Tensor, size: int, reference: FittedGaussian) -> float:
+    """Return the mean distance to `reference` of disjoint parts of `x`, `size` vectors each."""
+    parts = x.split(size)[: len(x) // size]
+    return sum(FittedGaussian.fit(part).distance(reference) for part in parts) / len(parts)
 
 
 def few_for(distance: str, width: int) -> str:

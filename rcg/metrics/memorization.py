@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcg.metrics.manifold import nearest_neighbors
+
+PIXELS_SIDE = 32
+"""Largest side at which pixels are compared."""
 
 
 class Memorization(NamedTuple):
@@ -27,6 +31,17 @@ class Memorization(NamedTuple):
     ratio: float
     nearest: Tensor
     distances: Tensor
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """Return images `(B, 3, S, S)`, bytes, as vectors of bytes `(B, D)`; large ones are averaged down."""
+    small = F.adaptive_avg_pool2d(images.float(), pixels_side(images.shape[-1]))
+    return small.round().to(torch.uint8).flatten(1)
+
+
+def pixels_side(size: int) -> int:
+    """Return the side at which images of `size` pixels are compared."""
+    return min(size, PIXELS_SIDE)
 
 
 def memorization(samples: Tensor, train: Tensor, validation: Tensor, k: int = 4) -> Memorization:

@@ -21,6 +21,9 @@ from rcg.training.progress import Progress
 from rcg.training.trackers import log_image
 from rcg.visual.grids import save_drawing
 
+AT_END = "_at_end"
+"""What follows the name of a metric in that of its expected value."""
+
 
 @dataclass
 class LogPosition:
@@ -117,4 +120,7 @@ class TrainingLogger:
 
 
 def _pretty(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in metrics.items()]
+    """Return each metric in words, beside it what it will probably be at the end where that is known."""
+    ends = {name: f", about {value:.4g} at the end" for name, value in metrics.items() if name.endswith(AT_END)}
+    known = {name: value for name, value in metrics.items() if name not in ends}
+    return [f"{name} {value:.4g}{ends.get(name + AT_END, '')}" for name, value in known.items()]

@@ -34,9 +34,11 @@ from rcg.distributed.batch_norm import synchronized
 from rcg.encoding.autoencoder import build_autoencoder
 from rcg.encoding.encoder import build_encoder
 from rcg.encoding.lock import run_lock
+from rcg.encoding.representation import open_judge
 from rcg.encoding.run_folder import Mode, RunFolder, StageFolder
 from rcg.encoding.workspace import Workspace
 from rcg.training import conditioning
+from rcg.training.clock import LEAST_JUDGED, Clock, judged_samples, judged_space
 from rcg.training.initial import LEAST, Initial
 from rcg.training.loop import learning_rate, train
 from rcg.training.record import Start, program, record, trained_facts
@@ -453,6 +455,7 @@ class GeneratorStage(Stage):
         self._patch_space(work)
         _ = work.perceptual_encoder
         _check_estimates(work, config)
+        self._check_judge(work)
         self._initial(work).check(config.model_dump(mode="json"), _overwritten(self, work, mode))
 
     def _check_joint(self, work: Workspace, mode: Mode) -> None:
@@ -554,7 +557,53 @@ class GeneratorStage(Stage):
             work, image_size=work.image_size, cluster_counts=condition.cluster_counts, perceptual=work.perceptual_name
         )
         autoencoder, loss = work.autoencoder.to(work.accelerator.device), self._perceptual_loss(work)
-        return GeneratorTask(model, autoencoder, train_set, validation_set, facts, head, encoder, loss)
+        return GeneratorTask(
+            model, autoencoder, train_set, validation_set, facts, head, encoder, loss, self._clock(work)
+        )
+
+    def _check_judge(self, work: Workspace) -> None:
+        """Refuse a judge that is not there, and to stop by a distance that is not measured."""
+        config = work.experiment.require_generator()
+        if config.train.judge is not None:
+            open_judge(config.train.judge, work.image_size)
+        validation = len(work.images.validation)
+        if config.train.score == "fd" and not judged_samples(config, validation):
+            raise UserError(
+                f"generator.train.score is fd, but {validation} validation images and evaluate_every="
+                f"{config.train.evaluate_every} leave fewer than {LEAST_JUDGED} samples to judge: use more images, or "
+                f"evaluate less often, or set score to loss"
+            )
+        if config.train.score == "fd" and (work.is_joint or not self._is_encoded(work)):
+            raise UserError(
+                "generator.train.score is fd, which is measured in the space of a frozen encoder whose representations "
+                "are cached: run tools/cache.py first, or set score to loss"
+            )
+
+    def _is_encoded(self, work: Workspace) -> bool:
+        """Whether the representations of both splits are there, or will be because the condition needs them."""
+        if work.experiment.require_generator().condition in conditioning.FROM_REPRESENTATIONS:
+            return True
+        try:
+            return work.has_representations
+        except UserError:
+            return False
+
+    def _clock(self, work: Workspace) -> Clock | None:
+        """Return what judges the samples of evaluations, None where there would be too few of them."""
+        config, (images, validation) = work.experiment.require_generator(), work.images
+        count = judged_samples(config, len(validation))
+        if not count:
+            return None
+        spaces = []
+        if not work.is_joint and self._is_encoded(work):
+            work.encoder.to(work.accelerator.device)
+            own = work.representation
+            spaces.append(judged_space("", own, work.z("train"), work.z("validation"), is_own=True))
+        if config.train.judge is not None:
+            judge = open_judge(config.train.judge, work.image_size)
+            train, held_out = work.encoded_by(judge)
+            spaces.append(judged_space("_judge", judge, train, held_out, is_own=False))
+        return Clock(count, spaces, images, validation, config.train, self.folder(work.experiment))
 
     def _joint_task(self, work: Workspace) -> JointTask:
         views = work.experiment.data.cached_views
@@ -566,7 +615,7 @@ class GeneratorStage(Stage):
         autoencoder, loss = work.autoencoder.to(work.accelerator.device), self._perceptual_loss(work)
         facts = _facts(work, image_size=work.image_size, perceptual=work.perceptual_name)
         path = work.run.encoder.checkpoint
-        return JointTask(joint, autoencoder, train_set, validation_set, facts, path, loss)
+        return JointTask(joint, autoencoder, train_set, validation_set, facts, path, loss, self._clock(work))
 
     def _build_joint(self, work: Workspace, data: Space) -> JointModel:
         """Build the generator and the encoder that is trained with it, their initial weights seeded."""

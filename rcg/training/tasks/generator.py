@@ -22,6 +22,7 @@ from rcg.diffusion.joint import JointModel
 from rcg.diffusion.model import GenerativeModel, model_part
 from rcg.encoding.encoder import encoder_id, encoder_part
 from rcg.encoding.representation import space_of
+from rcg.training.clock import Clock
 from rcg.training.tasks.perceptual import PerceptualLoss
 from rcg.visual.grids import gallery
 
@@ -84,6 +85,7 @@ class GeneratorTask(Task):
         head: what aligns the model's hidden tokens, for representation alignment; None: without.
         encoder: the frozen encoder whose patch tokens they are aligned with.
         perceptual: a loss of the model's estimates of clean images; None: without.
+        clock: judges samples of evaluations; None: they are only shown.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class GeneratorTask(Task):
         head: AlignmentHead | None = None,
         encoder: Encoder | None = None,
         perceptual: PerceptualLoss | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"generator": model if head is None else AlignedModel(model, head)}
         self.autoencoder, self.data, self.validation = autoencoder, train, validation
         self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
-        self.encoder, self.perceptual = encoder, perceptual
+        self.encoder, self.perceptual, self.clock = encoder, perceptual, clock
         self.key = CONDITION_KEYS[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -123,32 +126,51 @@ class GeneratorTask(Task):
         return None if self.key is None else batch[self.key]
 
     def evaluate(self, models: Mapping[str, nn.Module], step: int) -> EvalResult:
-        """Return the loss on validation images, and validation images beside samples from their conditions."""
+        """Return the loss on validation images, and validation images beside samples from their conditions.
+
+        With a clock more of these are sampled and judged, see `rcg.training.clock.Clock.measure`.
+        """
         module = models["generator"]
         model = model_in(module)
-        device = next(model.parameters()).device
 
         # The loss, with the same noise at every evaluation; the next training step seeds again.
-        count = min(MAX_EVALUATED, len(self.validation))
-        items = [self.validation[(i, 0)] for i in range(count)]
-        batch = {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
+        batch = self._first(range(min(MAX_EVALUATED, len(self.validation))), model)
         torch.manual_seed(0)
-        cond = self.condition(batch, module)
-        losses = model(self.autoencoder.encode(batch["image"]), cond)
+        losses = model(self.autoencoder.encode(batch["image"]), self.condition(batch, module))
         score = float(torch.stack(list(losses.values())).sum())
         metrics = {f"validation_{name}": float(value) for name, value in losses.items()}
 
         # Samples from the conditions of the first images.
-        first = {name: value[:SHOWN] for name, value in batch.items()}
-        noise = SampleNoise(0, range(len(first["image"])), "generator", device)
-        latent = model.sample(None if cond is None else cond[:SHOWN], noise)
-        images = self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
+        shown = min(SHOWN, len(batch["image"]))
+        count = max(shown, self.clock.count if self.clock else 0)
+        images = torch.cat(
+            [self._samples(range(start, min(start + SHOWN, count)), module) for start in range(0, count, SHOWN)]
+        )
+        if self.clock is not None:
+            metrics |= self.clock.measure(images[: self.clock.count], step)
+            if self.clock.config.score == "fd":
+                score = metrics["fd"]
+        images = images[:shown]
         title, captions = f"step {step}: samples without a condition", [""] * len(images)
         if self.key is not None:
             title = f"step {step}: validation images, each beside a sample from its condition"
             captions = ["real", "sample"] * len(images)
-            images = torch.stack([first["image"], images], dim=1).flatten(0, 1)
+            images = torch.stack([batch["image"][:shown], images], dim=1).flatten(0, 1)
         return EvalResult(metrics, {"samples": gallery(images.cpu(), captions, title)}, score)
+
+    def _first(self, positions: range, model: GenerativeModel) -> dict[str, Tensor]:
+        """Return a batch of validation images with their conditions, on the model's device."""
+        items = [self.validation[(i, 0)] for i in positions]
+        device = next(model.parameters()).device
+        return {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
+
+    def _samples(self, positions: range, module: nn.Module) -> Tensor:
+        """Return samples `(B, 3, S, S)` from the conditions of validation images."""
+        model = model_in(module)
+        batch = self._first(positions, model)
+        noise = SampleNoise(0, positions, "generator", batch["image"].device)
+        latent = model.sample(self.condition(batch, module), noise)
+        return self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:
         """Export the averaged model, without what only training needs."""
@@ -170,6 +192,7 @@ class JointTask(GeneratorTask):
         facts: what the checkpoint says about its neighbors.
         encoder_path: where the trained encoder is kept.
         perceptual: as for `GeneratorTask`.
+        clock: judges samples of evaluations; None: they are only shown.
     """
 
     def __init__(
@@ -181,8 +204,9 @@ class JointTask(GeneratorTask):
         facts: Facts,
         encoder_path: Path,
         perceptual: PerceptualLoss | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        super().__init__(joint.model, autoencoder, train, validation, facts, perceptual=perceptual)
+        super().__init__(joint.model, autoencoder, train, validation, facts, perceptual=perceptual, clock=clock)
         self.modules = {"generator": joint}
         # The space of the condition has a name only when the encoder is written.
         self.facts = self.facts.model_copy(update={"cond": None})
