@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from rcg.core.console import say
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError, nearest
+from rcg.data.manifest import read_rows
 from rcg.editing.directions import Direction, fit_direction
 from rcg.editing.encoded import EncodedImages, encode_folder
 from rcg.editing.sparse_autoencoder import Features
@@ -44,8 +44,8 @@ def read_table(path: Path) -> Table:
         UserError: it is neither, an image occurs twice, or a value is missing or no number.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        table = json.loads(text) if path.suffix == ".json" else _rows(text, path)
+        is_json = path.suffix == ".json"
+        table = json.loads(path.read_text(encoding="utf-8")) if is_json else read_rows(path)
         rows = {str(name): {str(key): _number(value) for key, value in row.items()} for name, row in table.items()}
         return Table(path, rows)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -53,16 +53,6 @@ def read_table(path: Path) -> Table:
             f"{path} is no table of attributes ({error}): the first column of a CSV file names pictures, the others "
             f"hold numbers"
         ) from None
-
-
-def _rows(text: str, path: Path) -> dict[str, dict[str, str]]:
-    table: dict[str, dict[str, str]] = {}
-    for row in csv.DictReader(text.splitlines(), restkey="too much"):
-        name, *rest = row.items()
-        if name[1] in table:
-            raise UserError(f"{path} has two rows for {name[1]}")
-        table[name[1]] = dict(rest)
-    return table
 
 
 def _number(value: object) -> float:

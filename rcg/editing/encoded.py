@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcg.core.console import progress
 from rcg.core.errors import UserError
-from rcg.data.pictures import folder_labels
+from rcg.data.picture_source import first_folder, labels_of
 from rcg.editing.images import ImageFile, SquareImage, find_images
 from rcg.encoding.workspace import Workspace, first_views
 from rcg.pipeline import Pipeline
@@ -58,7 +58,7 @@ def encode_folder(pipeline: Pipeline, folder: Path, names: Collection[str] | Non
         UserError: there are no pictures, or one cannot be read.
     """
     files = [file for file in find_images(folder) if names is None or file.name in names]
-    labels, classes = folder_labels([file.name for file in files])
+    labels, classes = labels_of([first_folder(file.name) for file in files])
 
     def load(number: int) -> Tensor:
         return files[number].read(pipeline.image_size).pixels

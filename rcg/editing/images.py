@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rcg.core.errors import UserError
 from rcg.data.images import square
-from rcg.data.pictures import find_pictures, read_picture
+from rcg.data.picture_folder import find_pictures
+from rcg.data.pictures import read_picture
 
 
 class SquareImage(NamedTuple):

@@ -27,6 +27,7 @@ from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
 from rcg.data.images import Images
 from rcg.data.loading import batches
+from rcg.data.pictures import Opened
 from rcg.encoding.run_folder import RunFolder
 from rcg.encoding.vectors import read_representations
 from rcg.evaluation.npz import NpzImages
@@ -289,7 +290,7 @@ def folder_images(root: Path, size: int | None) -> StoredImages:
     config = folder.Config(root=root)
     source = folder(config, whole=True)
     with ThreadPool() as pool:
-        sizes = pool.map(_size, [root / path for path in source.paths], chunksize=64)
+        sizes = pool.map(lambda index: _size(source.open(index)), range(len(source)), chunksize=64)
     found = dict(zip(source.paths, sizes, strict=True))
     drawings = [path for path in source.paths if found[path] is None]
     kept = [position for position, path in enumerate(source.paths) if found[path] is not None]
@@ -312,9 +313,9 @@ def folder_images(root: Path, size: int | None) -> StoredImages:
     return StoredImages(Images(source, kept, config), str(root), side, resize, tuple(doubts))
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(opened: Opened) -> tuple[int, int] | None:
     """Return short and long side of a picture, None for a drawing of this program."""
-    with Image.open(path) as picture:
+    with Image.open(opened) as picture:
         return None if is_drawing(picture) else (min(picture.size), max(picture.size))
 
 

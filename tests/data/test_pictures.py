@@ -2,7 +2,9 @@
 
 import errno
 import os
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,9 @@ from rcg.config import DataConfig, TrainConfig
 from rcg.core.errors import UserError
 from rcg.data import loading, pictures
 from rcg.data.images import Images
-from rcg.data.pictures import File, PictureFiles, find_pictures, read_picture
+from rcg.data.picture_folder import PictureFolder, find_pictures
+from rcg.data.picture_source import File, PictureFiles
+from rcg.data.pictures import read_picture
 from rcg.evaluation.inpainting_panel import read_image
 from tests.toy import write_bomb
 
@@ -99,6 +103,72 @@ def test_a_transparent_level_of_sixteen_bits_becomes_white(tmp_path: Path) -> No
     image = Image.fromarray(np.array([[7, 300]], dtype=np.uint16))
     image.save(tmp_path / "a.png", transparency=300)
     torch.testing.assert_close(read_picture(tmp_path / "a.png")[0], torch.tensor([[7 / 65535, 1.0]]))
+
+
+def deep_png(pixels: Any, key: tuple[int, ...] = ()) -> bytes:
+    """Return a PNG file of pixels (H, W, 3 or 4) with 16 bits, which Pillow does not write; `key` is transparent."""
+    height, width, channels = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    hidden = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)) if key else b""
+    content = chunk(b"IHDR", header) + hidden + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def deep_tiff(pixels: Any, order: str, compressed: bool) -> bytes:
+    """Return a TIFF file of pixels (H, W, 3 or 4) with 16 bits, its bytes in the order `<` or `>`."""
+    height, width, channels = pixels.shape
+    data = pixels.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    alpha = {338: (3, 2)} if channels == 4 else {}
+    rest = 8 + 2 + 12 * (9 + len(alpha)) + 4
+    entries = {256: (4, width), 257: (4, height), 258: (3, rest), 259: (3, 8 if compressed else 1), 262: (3, 2)}
+    entries |= {273: (4, rest + 2 * channels), 277: (3, channels), 278: (4, height), 279: (4, len(data))} | alpha
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    for tag, (kind, value) in entries.items():
+        if tag == 258:
+            content += struct.pack(f"{order}HHII", tag, kind, channels, value)
+        else:
+            content += struct.pack(f"{order}HHI" + ("H2x" if kind == 3 else "I"), tag, kind, 1, value)
+    return content + struct.pack(f"{order}I{channels}H", 0, *[16] * channels) + data
+
+
+DEEP = {
+    "png": deep_png,
+    "little-endian tiff": lambda pixels: deep_tiff(pixels, "<", False),
+    "big-endian tiff": lambda pixels: deep_tiff(pixels, ">", False),
+    "compressed tiff": lambda pixels: deep_tiff(pixels, "<", True),
+    "compressed big-endian tiff": lambda pixels: deep_tiff(pixels, ">", True),
+}
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", DEEP)
+def test_sixteen_bits_of_color_keep_their_precision(tmp_path: Path, kind: str, channels: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (40, 60, channels))
+    (tmp_path / "a").write_bytes(DEEP[kind](levels))
+    pixels = read_picture(tmp_path / "a")
+    values = torch.tensor(levels / 65535, dtype=torch.float32).movedim(2, 0)
+    expected = values if channels == 3 else values[:3] * values[3:] + 1 - values[3:]
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels, expected, atol=1e-6, rtol=0)
+
+
+def test_a_transparent_color_of_sixteen_bits_becomes_white(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(np.array([[[1, 2, 3], [40000, 5, 6], [1, 2, 4]]]), key=(1, 2, 3)))
+    expected = torch.tensor([[65535, 65535, 65535], [40000, 5, 6], [1, 2, 4]]).T / 65535
+    torch.testing.assert_close(read_picture(tmp_path / "a.png")[:, 0], expected)
+
+
+def test_a_cut_picture_of_sixteen_bits_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(np.random.default_rng(0).integers(0, 65536, (40, 60, 3)))[:5000])
+    with pytest.raises(UserError, match=r"picture .*a\.png cannot be read: ") as caught:
+        read_picture(tmp_path / "a.png")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("mode", "level", "what"), [("F", 0.5, "floating-point"), ("I", 200, "32-bit integers")])
@@ -197,7 +267,7 @@ def test_a_picture_that_vanishes_is_one_sentence_from_a_loader_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(loading, "default_workers", lambda dataset: workers)
-    source = PictureFiles(tmp_path, [File("gone.png", 1, 1)], None, ())
+    source = PictureFiles(PictureFolder(tmp_path), [File("gone.png", 1, 1)], None, ())
     images = Images(source, [0], DataConfig(name="pictures"))
     sentence = f"picture {tmp_path / 'gone.png'} cannot be read: it is not there (any more)"
     with pytest.raises(UserError) as caught:

@@ -14,7 +14,8 @@ from rcg.config import RUNTIME, DataConfig, ImageSize
 from rcg.core.console import warn
 from rcg.core.errors import UserError
 from rcg.core.registry import DATASETS
-from rcg.data.pictures import PictureFiles, class_labels, find_pictures
+from rcg.data.picture_folder import PictureFolder
+from rcg.data.picture_source import PictureFiles, class_labels
 
 DEVKIT, TRAIN, VALIDATION = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 LARGEST_META = 2**24
@@ -44,10 +45,10 @@ class ImageNet(PictureFiles):
             UserError: both the archives and the unpacked files are missing or damaged.
         """
         self._home = config.root.expanduser()
-        self._seen: set[tuple[int, int]] = set()
         meta = self._unpacked("meta.bin", DEVKIT, imagenet.parse_devkit_archive)
         train = self._unpacked("train", TRAIN, imagenet.parse_train_archive)
-        listing = find_pictures(train, self._seen)
+        self._train = PictureFolder(train)
+        listing = self._train.find()
         files = listing.pictures
         self._folders = sorted({file.path.partition("/")[0] for file in files})
         names = _class_names(meta)
@@ -59,15 +60,16 @@ class ImageNet(PictureFiles):
             rest = f", and {listing.passed_over}" if listing.passed_over else ""
             warn(f"{train} holds {len(self._folders)} of {len(names)} classes{rest}: was it unpacked to the end?")
         classes = tuple(", ".join(names[folder]) for folder in self._folders)
-        super().__init__(train, files, class_labels(files, train, self._folders, train), classes)
+        super().__init__(self._train, files, class_labels(files, self._train, self._folders, train), classes)
 
     def official_validation(self) -> PictureFiles:
         """Return the images of the validation split; raises `UserError` if they are missing or damaged."""
         home = self._unpacked("val", VALIDATION, imagenet.parse_val_archive)
-        files = find_pictures(home, set(self._seen)).pictures
+        place = PictureFolder(home, after=self._train)
+        files = place.find().pictures
         if not files:
             raise UserError(f"{home} holds no pictures: unpack {VALIDATION} there")
-        return PictureFiles(home, files, class_labels(files, home, self._folders, self.root), self.classes)
+        return PictureFiles(place, files, class_labels(files, place, self._folders, self._train.root), self.classes)
 
     def _unpacked(self, name: str, archive: str, unpack: Callable[[str], None]) -> Path:
         """Return a file or folder of the root, unpacked from its archive if it is not there."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rcg.core.console import session
 from rcg.core.errors import UserError
-from rcg.data.datasets import image_folder
+from rcg.data import picture_check
 from rcg.data.datasets.image_folder import ImageFolder, ImageFolderConfig
 from rcg.data.images import load_images
 
@@ -137,7 +137,7 @@ def recheck(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def check_again(*_: Any) -> dict[str, str]:
         raise CheckedAgainError
 
-    return lambda: monkeypatch.setattr(image_folder, "_decode_all", check_again)
+    return lambda: monkeypatch.setattr(picture_check, "decode_all", check_again)
 
 
 def test_a_folder_is_checked_once_and_the_warning_stays(root: Path, recheck: Callable[[], None], capsys: Any) -> None:
@@ -384,7 +384,7 @@ def test_dark_pictures_of_sixteen_bits_cause_a_warning(root: Path, capsys: Any) 
     Image.fromarray((ramp * 4095).astype("uint16")).save(root / "12.tif")
     for _ in range(2):  # also where the check was recorded
         folder(root)
-        assert "no picture with 16 bits of gray is brighter than 4095 of 65535" in capsys.readouterr().err
+        assert "no picture with 16 bits is brighter than 4095 of 65535" in capsys.readouterr().err
     Image.fromarray((ramp * 65535).astype("uint16")).save(root / "16.tif")
     folder(root)
     assert capsys.readouterr().err == ""
