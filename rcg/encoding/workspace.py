@@ -159,7 +159,7 @@ class Workspace:
         config = self.experiment.require_generator().autoencoder
         if not isinstance(config, RepresentationAutoencoderConfig) or config.encoder is None:
             return None
-        if config.encoder == self.experiment.encoder:
+        if config.encoder.model_dump() == self.experiment.encoder.model_dump():
             return self.encoder
         if config.encoder.weights is None:
             raise UserError(

@@ -287,8 +287,9 @@ class AutoencoderStage(Stage):
         self._load(work, autoencoder)
         if work.latent_encoder is not None:
             autoencoder.adopt(work.latent_encoder)
-            mean, std = measure_latents(autoencoder.to(work.accelerator.device).eval(), images)
-            autoencoder.standardize.load_state_dict({"mean": mean, "std": std})
+            standardize: Any = autoencoder.standardize
+            mean, std = measure_latents(autoencoder.to(work.accelerator.device), images)
+            standardize.load_state_dict({"mean": mean, "std": std})
         if config.train.decoder_only:
             autoencoder.train_decoder_only()
         comparisons = build_comparisons(config.train, encoder, work.accelerator.device)

@@ -12,12 +12,15 @@ from rcg.core.errors import UserError
 from rcg.core.registry import AUTOENCODERS, PROCESSES
 from rcg.data.datasets.digits import DigitsConfig
 from rcg.data.images import load_images
+from rcg.diffusion.model import build as build_model
+from rcg.encoding.autoencoder import build_autoencoder
 from rcg.encoding.encoder import load_encoder
 from rcg.encoding.run_folder import Mode, RunFolder
+from rcg.generators.dit import DiT
 from rcg.pipeline import Pipeline
 from rcg.training.tasks.autoencoder import measure_latents
 from tests.small import AUTOENCODER
-from tests.toy import train, write
+from tests.toy import ROOT, train, write
 
 TRAIN = {"steps": 6, "batch_size": 8, "adversarial_start": 2, "discriminator_width": 8, "decoder_noise": 0.5}
 RAE = {"name": "rae", "width": 16, "depth": 1, "heads": 2, "train": TRAIN | {"precision": "no", "tracker": "none"}}
@@ -90,6 +93,10 @@ def test_a_run_of_it_samples_resumes_and_travels_with_its_encoder(toy_run, tmp_p
     resumed = train("autoencoder", other, mode=Mode.RESUME).part()
     assert all(torch.equal(value, resumed.tensors[name]) for name, value in part.tensors.items())
 
+    # The noise of the decoder acts in the run.
+    silent = train("autoencoder", other, "generator.autoencoder.train.decoder_noise=0", mode=Mode.OVERWRITE).part()
+    assert not torch.equal(silent.tensors["decoder.output.weight"], part.tensors["decoder.output.weight"])
+
     # Without the encoder of the run, whose weights the autoencoder has taken over.
     for stage in ("rdm", "generator"):
         train(stage, path)
@@ -126,6 +133,18 @@ def test_what_it_cannot_do_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="another encoder than the experiment's and names no weights"):
         train("autoencoder", toy(tmp_path, **RANDOM), f"generator.autoencoder.encoder={own}")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_published_sizes_fit_together():
+    experiment = load_experiment(ROOT / "configs" / "imagenet256_rae.yaml")
+    config = experiment.generator
+    with torch.device("meta"):
+        rae = build_autoencoder(config.autoencoder, 256)
+        data = Space((rae.channels, rae.side, rae.side))
+        model = build_model(config, DiT, data, Space((768,)))
+        assert rae.decoder(torch.zeros(2, *data.shape)).shape == (2, 3, 256, 256)
+    assert data.shape == (768, 16, 16)
+    assert model.process.shift == pytest.approx(48**0.5)
 
 
 def test_the_shift_of_times_follows_the_dimension_of_the_data():

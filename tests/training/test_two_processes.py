@@ -152,8 +152,15 @@ AUTOENCODER = KL | {
 }
 
 
+RAE = {"name": "rae", "width": 16, "depth": 1, "heads": 2}
+RAE |= {"train": AUTOENCODER["train"] | {"decoder_noise": 0.5, "perceptual": "encoder"}}
+
+
 @pytest.mark.slow
-def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path):
+@pytest.mark.parametrize(
+    ("autoencoder", "patch"), [pytest.param(AUTOENCODER, 2, id="kl"), pytest.param(RAE, 1, id="rae")]
+)
+def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path, autoencoder, patch):
     (tmp_path / "stages.py").write_text(STAGES)
     runs = []
     for count, launcher in ((1, ONE), (2, TWO)):
@@ -165,8 +172,8 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path):
             encoder__train__lr=1e-4,
             rdm__condition="class",
             rdm__self_condition=True,
-            generator__autoencoder=AUTOENCODER,
-            generator__patch=2,
+            generator__autoencoder=autoencoder,
+            generator__patch=patch,
             generator__condition_dropout=0.3,
             generator__condition_noise=0.3,
         )
