@@ -308,7 +308,7 @@ def test_impossible_sharding_is_refused(environment, train, shardable, sentence,
         launch(TrainConfig(precision="no", tracker="none", **train), shardable=shardable)
 
 
-AUTOENCODER = """
+RECONSTRUCTING = """
 import sys, torch
 from pathlib import Path
 from rcg.config import AutoencoderTrain
@@ -350,7 +350,7 @@ accelerator.end_training()
 
 @pytest.mark.slow
 def test_two_processes_train_an_autoencoder_and_its_codebook_as_one_does(tmp_path):
-    (tmp_path / "program.py").write_text(AUTOENCODER)
+    (tmp_path / "program.py").write_text(RECONSTRUCTING)
     weights = []
     for processes in ("1", "2"):
         (tmp_path / processes / "autoencoder").mkdir(parents=True)
