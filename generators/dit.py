@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -41,8 +42,9 @@ class DiTConfig(GeneratorConfig):
     """Attention heads."""
     patch: Side = 2
     """Side of a patch."""
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    """A block's MLP: four times as wide, or gated (Shazeer, 2020) with as many parameters."""
+    mlp: Literal["gelu", "swiglu", "conv"] = "gelu"
+    """A block's MLP: four times as wide; gated (Shazeer, 2020) with as many parameters; or with a 3 x 3 convolution of
+    each hidden channel over the grid of patches (SegFormer; Xie et al., 2021), so that neighbors agree early."""
     gelu: Literal["tanh", "exact"] = "tanh"
     """The GELU: DiT's approximation, or RCG's exact one."""
     norm: Literal["layer", "rms"] = "layer"
@@ -56,6 +58,25 @@ class DiTConfig(GeneratorConfig):
     start at 1/2 (Zhou et al., Value Residual Learning, 2024): deep blocks keep sight of the input."""
     context_tokens: NonNegativeInt = 0
     """Tokens made from the condition that the patches can attend to, besides modulation."""
+
+
+class LocalMlp(nn.Module):
+    """An MLP whose hidden channels are filtered over the grid of patches (Mix-FFN of SegFormer; Xie et al., 2021)."""
+
+    def __init__(self, width: int, hidden: int, prefix: int, activation: type[nn.Module]) -> None:
+        """Map tokens of `width`, the first `prefix` of which have no place on the grid."""
+        super().__init__()
+        self.prefix = prefix
+        self.fc1, self.act, self.fc2 = nn.Linear(width, hidden), activation(), nn.Linear(hidden, width)
+        self.local = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `(B, N, width)` of a square grid, row-major, after the prefix."""
+        h = self.fc1(x)
+        grid = h[:, self.prefix :]
+        side = math.isqrt(grid.shape[1])
+        grid = self.local(grid.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
+        return self.fc2(self.act(torch.cat([h[:, : self.prefix], grid], dim=1) if self.prefix else grid))
 
 
 class Block(nn.Module):
@@ -74,7 +95,9 @@ class Block(nn.Module):
         mixes = config.value_residual and number > 1
         self.attn = Attention(width, config.heads, qk_norm=config.qk_norm, value_residual=mixes)
         self.mlp: nn.Module
-        if config.mlp == "gelu":
+        if config.mlp == "conv":
+            self.mlp = LocalMlp(width, 4 * width, config.context_tokens, ACTIVATIONS[config.gelu])
+        elif config.mlp == "gelu":
             self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
         else:
             self.mlp = SwiGLU(width, -(-8 * width // 24) * 8)  # 8 / 3 of the width, in multiples of 8
@@ -173,8 +196,8 @@ class DiT(Denoiser):
         return self.blocks[number - 1]
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Return the weights of attention and MLPs."""
-        return matrices(self.blocks, but={"modulation"})
+        """Return the weights of attention and MLPs, but for filters of single channels, which are no matrices."""
+        return matrices(self.blocks, but={"modulation", "local"})
 
     def _answer(self, h: Tensor, c: Tensor, modulation: nn.Module, output: nn.Module) -> Tensor:
         """Read outputs `(B, outputs, C, h, w)` off tokens `(B, N, width)`."""

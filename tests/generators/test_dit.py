@@ -84,7 +84,15 @@ def test_all_tokens_attend_alike_to_a_context_of_one_token():
     torch.testing.assert_close(attention(x, context), expected.expand(2, 5, 16), atol=1e-5, rtol=1e-4)
 
 
-OPTIONS = [{}, {"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"rotary": True}, {"context_tokens": 3}]
+OPTIONS = [
+    {},
+    {"mlp": "swiglu"},
+    {"mlp": "conv"},
+    {"norm": "rms"},
+    {"qk_norm": True},
+    {"rotary": True},
+    {"context_tokens": 3},
+]
 OPTIONS += [{"value_residual": True}]
 
 
