@@ -125,7 +125,6 @@ class DiT(Denoiser):
 
     Attributes:
         width: channels of a token.
-        features: in training with `align`, the tokens of the patches after `align.depth` blocks, `(B, N, width)`.
 
     Raises:
         UserError: the data are tokens, the patch does not divide the side, the heads do not divide the width, or an
@@ -145,7 +144,7 @@ class DiT(Denoiser):
         self.width, self.outputs = width, interface.outputs
         self.patch, self.grid = config.patch, side // config.patch
         self.prefix, self.grad_checkpointing = config.context_tokens, config.grad_checkpointing
-        self.align_depth = config.align.depth if config.align else None
+        self.align_depths = config.align.depths if config.align else ()
         # Tokens and their positions.
         self.patches = nn.Linear(interface.inputs * channels * self.patch**2, width)
         self.register_buffer("positions", sincos_positions(self.grid, width), persistent=False)
@@ -176,16 +175,23 @@ class DiT(Denoiser):
         if self.context is not None and cond is not None:
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
         first = early = None
+        features = []
         for depth, block in enumerate(self.blocks, 1):
             h = checkpointed(block, h, c, self.rotation, first, enabled=self.grad_checkpointing)
             if isinstance(h, tuple):
                 h, first = h
-            if self.training and depth == self.align_depth:
-                self.features = h[:, self.prefix :]
+            if self.training and depth in self.align_depths:
+                features.append(h[:, self.prefix :])
             if depth == self.exit_depth:
                 early = self._answer(h, c, self.early_modulation, self.early_output)
+        self.features = features
         answer = self._answer(h, c, self.modulation, self.output)
         return answer if early is None else torch.cat([answer, early], dim=1)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        """Channels of the tokens to be aligned."""
+        return [self.width] * len(self.align_depths)
 
     def bottleneck(self, block: int | None = None) -> nn.Module:
         """Return the block `block`, from 1 on, or the middle one; its tokens `(B, N, width)` are the h-space."""
@@ -254,7 +260,5 @@ def _check(config: DiTConfig, interface: Interface) -> None:
             f"generator.early_exit.block is {config.early_exit.block}, which is not before the last of {config.depth} "
             f"blocks: choose one from 1 to {config.depth - 1}"
         )
-    if config.align and config.align.depth > config.depth:
-        raise UserError(
-            f"generator.align.depth is {config.align.depth}, but there are {config.depth} blocks: choose one of those"
-        )
+    if config.align:
+        config.align.check_depths(config.depth)

@@ -373,14 +373,36 @@ RDMSection = Annotated[SerializeAsAny[RDMConfig], Component(NETWORKS, RDMConfig)
 
 
 class AlignConfig(Config):
-    """Representation alignment (REPA; Yu et al., ICLR 2025): hidden tokens learn the frozen encoder's patch tokens."""
+    """Representation alignment (REPA; Yu et al., ICLR 2025): hidden tokens learn the frozen encoder's patch tokens.
 
-    depth: Depth = 8
-    """Number of blocks after which the tokens are compared."""
+    It pays most with a strong encoder, early in training. A step evaluates the encoder once more, and a projection of
+    the tokens at each depth.
+    """
+
+    depth: Depth | Annotated[tuple[Depth, ...], Field(min_length=1)] = 8
+    """Number of blocks after which the tokens are compared, or several: [2, 4, 6]. A U-Net's are those of its way down,
+    each a residual block or a halving of the side, and its middle, the last."""
     weight: PositiveFloat = 0.5
     """Weight of the loss beside that of the process."""
     hidden: Width = 2048
-    """Hidden width of the projection."""
+    """Hidden width of the projection; each depth has its own."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths, one or several, rising."""
+        return (self.depth,) if isinstance(self.depth, int) else tuple(sorted(self.depth))
+
+    @model_validator(mode="after")
+    def _refuse_repeated_depths(self) -> Self:
+        if len(set(self.depths)) < len(self.depths):
+            raise ValueError(f"depth names a block twice: {list(self.depths)}")
+        return self
+
+    def check_depths(self, count: int) -> None:
+        """Raise `UserError` if a network of `count` blocks lacks one of those depths."""
+        beyond = [depth for depth in self.depths if depth > count]
+        if beyond:
+            raise UserError(f"generator.align.depth is {beyond[0]}, but there are {count} blocks: choose one of those")
 
 
 class PerceptualConfig(Config):

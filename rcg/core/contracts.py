@@ -76,17 +76,15 @@ class Denoiser(nn.Module):
         capabilities: what it can do beyond that, some of
             `self_condition`: it takes x and an estimate of clean data side by side, `interface.inputs` of them;
             `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
-            `align`: in training it leaves the tokens to be aligned, `(B, N, width)`, in `features`;
+            `align`: in training it leaves the tokens to be aligned in `features`, and says their `feature_widths`;
             `h_space`: it has a `bottleneck`, the module whose output is the h-space;
             `early_exit`: where its config asks for it, as many outputs of an early exit, a worse answer, come second.
-        width: channels of `features`.
-        features: see `align`.
+        features: tokens `(B, N, C)` of square grids after each of `config.align.depths`, until they are taken.
     """
 
     Config: ClassVar[Any]
     capabilities: ClassVar[frozenset[str]] = frozenset()
-    width: int
-    features: Tensor | None = None
+    features: Sequence[Tensor] = ()
 
     def __init__(self, config: Any, interface: Interface) -> None:
         """Build the network of `config` between its neighbors."""
@@ -104,6 +102,16 @@ class Denoiser(nn.Module):
             `(B, outputs, C, ...)`, or logits `(B, outputs, K, h, w)` of tokens.
         """
         raise NotImplementedError
+
+    @property
+    def feature_widths(self) -> Sequence[int]:
+        """Channels C of the tokens at each of `config.align.depths`."""
+        return ()
+
+    def take_features(self) -> Sequence[Tensor]:
+        """Return the `features` of the last evaluation in training, and let go of them."""
+        features, self.features = self.features, ()
+        return features
 
     def bottleneck(self, block: int | None = None) -> nn.Module:
         """Return the module whose output, or first output, h is the h-space: maps `(B, C, h, w)`, tokens `(B, N, C)`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,22 +53,22 @@ class AlignmentHead(nn.Module):
 
 
 class AlignedModel(nn.Module):
-    """A generative model and the head that aligns it, trained as one module; only the model is exported."""
+    """A generative model and the heads that align its depths, trained as one module; only the model is exported."""
 
-    def __init__(self, model: GenerativeModel, head: AlignmentHead) -> None:
-        """Train `head` with `model`, whose network can be aligned."""
+    def __init__(self, model: GenerativeModel, config: AlignConfig, patches: Space) -> None:
+        """Align the network of `model`, which can be aligned, with `patches`, a space `(rows, columns, D)`."""
         super().__init__()
-        self.model, self.head = model, head
+        self.model = model
+        self.heads = nn.ModuleList(AlignmentHead(config, width, patches) for width in model.network.feature_widths)
 
     def forward(
         self, x: Tensor, cond: Tensor | None, patches: Tensor, estimate_loss: EstimateLoss | None = None
     ) -> dict[str, Tensor]:
-        """Return the model's losses of data `x` `(B, *S)` given `cond`, and `align`.
+        """Return the model's losses of data `x` `(B, *S)` given `cond`, and `align`, the mean over all depths.
 
         `patches` `(B, N, D)` are the frozen encoder's patch tokens of the same images.
         """
         losses: dict[str, Tensor] = self.model(x, cond, estimate_loss)
         # The last evaluation is the one with gradients: self-conditioning makes an estimate first.
-        features, self.model.network.features = self.model.network.features, None
-        assert features is not None
-        return {**losses, "align": self.head(features, patches)}
+        pairs = zip(self.heads, self.model.network.take_features(), strict=True)
+        return {**losses, "align": torch.stack([head(tokens, patches) for head, tokens in pairs]).mean()}

@@ -6,7 +6,7 @@ Activations are channels-last in memory: convolutions are faster that way, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -271,6 +271,12 @@ class UNet(HalfUNet):
         super().__init__(config, multipliers, interface.inputs * channels, side, layers)
         assert layers.up is not None
         self.outputs, self.grad_checkpointing = interface.outputs, config.grad_checkpointing
+        self.features: Sequence[Tensor] = ()
+        self.align_depths = config.align.depths if config.align else ()
+        if config.align:
+            config.align.check_depths(len(self.down) + 1)
+        # A block's output is a skip connection, but for the bottleneck's, which is the last.
+        self.feature_widths = [[*self.skips, self.widths[-1]][depth] for depth in self.align_depths]
         # The way up, which uses up the skip connections from the end.
         self.up, skips, width = nn.ModuleList(), list(self.skips), self.widths[-1]
         for level in reversed(range(len(multipliers))):
@@ -288,6 +294,8 @@ class UNet(HalfUNet):
     def forward(self, x: Tensor, c: LayerCondition) -> Tensor:
         """Map `(B, inputs * C, h, w)` to `(B, outputs, C, h, w)`."""
         h, skips = self.descend(x, c)
+        if self.training:
+            self.features = [to_tokens([*skips, h][depth]) for depth in self.align_depths]
         for cell in self.up:
             h = checkpointed(cell, torch.cat([h, skips.pop()], dim=1), c, enabled=self.grad_checkpointing)
         return self.output(F.silu(self.norm(h))).unflatten(1, (self.outputs, -1))
@@ -296,8 +304,18 @@ class UNet(HalfUNet):
 class UNetDenoiser(Denoiser):
     """A denoiser whose network is `unet`."""
 
-    capabilities = frozenset({"self_condition", "grad_checkpointing", "h_space"})
+    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space"})
     unet: UNet
+
+    @property
+    def feature_widths(self) -> Sequence[int]:
+        """Channels of the maps to be aligned."""
+        return self.unet.feature_widths
+
+    def take_features(self) -> Sequence[Tensor]:
+        """Return the maps to be aligned of the last evaluation in training as tokens, and let go of them."""
+        features, self.unet.features = self.unet.features, ()
+        return features
 
     def bottleneck(self, block: int | None = None) -> nn.Module:
         """Return the module whose output `(B, C, h, w)` is the h-space: the one at the smallest side."""

@@ -521,8 +521,7 @@ class GeneratorStage(Stage):
             model = self._build(work, data, cond)
         self._load(work, model)
         config.sampler.check(model.process)
-        head = self._head(work, model)
-        return {"generator": model if head is None else AlignedModel(model, head)}
+        return {"generator": self._aligned(work, model)}
 
     def changes(self, work: Workspace, trained: Facts) -> Iterator[str]:
         """Yield another autoencoder, and another encoder or other classes where they are the condition."""
@@ -552,15 +551,13 @@ class GeneratorStage(Stage):
         work.seed_weights("generator")
         model = self._build(work, work.autoencoder.space, condition.space)
         self._load(work, model)
-        head = self._head(work, model)
-        encoder = None if head is None else work.encoder.to(work.accelerator.device)
+        module = self._aligned(work, model)
+        encoder = work.encoder.to(work.accelerator.device) if is_aligned else None
         facts = _facts(
             work, image_size=work.image_size, cluster_counts=condition.cluster_counts, perceptual=work.perceptual_name
         )
         autoencoder, loss = work.autoencoder.to(work.accelerator.device), self._perceptual_loss(work)
-        return GeneratorTask(
-            model, autoencoder, train_set, validation_set, facts, head, encoder, loss, self._clock(work)
-        )
+        return GeneratorTask(module, autoencoder, train_set, validation_set, facts, encoder, loss, self._clock(work))
 
     def _check_judge(self, work: Workspace) -> None:
         """Refuse a judge that is not there, and to stop by a distance that is not measured."""
@@ -578,6 +575,11 @@ class GeneratorStage(Stage):
             raise UserError(
                 "generator.train.score is fd, which is measured in the space of a frozen encoder whose representations "
                 "are cached: run tools/cache.py first, or set score to loss"
+            )
+        if config.train.score == "fd" and config.perceptual is not None and config.perceptual.encoder == "own":
+            raise UserError(
+                "generator.train.score is fd, which is measured by the encoder that generator.perceptual learns to "
+                "please: set score to loss, or name another generator.perceptual.encoder"
             )
 
     def _is_encoded(self, work: Workspace) -> bool:
@@ -653,12 +655,12 @@ class GeneratorStage(Stage):
         facts = _facts(work, data=model.data, cond=model.cond, image_size=work.image_size)
         self._initial(work).load(model, work.experiment.require_generator().model_dump(mode="json"), facts)
 
-    def _head(self, work: Workspace, model: GenerativeModel) -> AlignmentHead | None:
-        """Build the head that aligns a model with the encoder's patch tokens, if that is asked for."""
+    def _aligned(self, work: Workspace, model: GenerativeModel) -> GenerativeModel | AlignedModel:
+        """Return a model, with the heads that align it with the encoder's patch tokens if that is asked for."""
         config, patches = work.experiment.require_generator(), self._patch_space(work)
         if config.align is None or patches is None:
-            return None
-        return AlignmentHead(config.align, model.network.width, patches)
+            return model
+        return AlignedModel(model, config.align, patches)
 
     def _patch_space(self, work: Workspace) -> Space | None:
         """Return the space of the encoder's patch tokens that the model is aligned with, None without alignment."""

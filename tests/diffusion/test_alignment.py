@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from rcg.config import AlignConfig
+from rcg.config import AlignConfig, load_experiment
 from rcg.core.contracts import Space
 from rcg.core.errors import UserError
+from rcg.core.rng import batch_draws
 from rcg.diffusion.alignment import AlignedModel, AlignmentHead
 from rcg.diffusion.model import build
+from rcg.generators.adm import ADM, ADMConfig
 from rcg.generators.dit import DiT, DiTConfig
 from tests.toy import KL, tool, train, write
 
@@ -47,20 +49,80 @@ def model(**config):
     return build(config, DiT, Space((3, 16, 16)), None)
 
 
-def aligned(**config):
-    m = model(align={"depth": 2, "hidden": 8}, **config)
-    return AlignedModel(m, AlignmentHead(m.config.align, m.network.width, Space((4, 4, 6))))
+def aligned(depth=2, **config):
+    m = model(align={"depth": depth, "hidden": 8}, **config)
+    return AlignedModel(m, m.config.align, Space((4, 4, 6)))
 
 
-def test_the_tokens_compared_are_those_after_the_chosen_block():
-    m = model(align={"depth": 2, "hidden": 8})
+def test_the_tokens_compared_are_those_after_the_chosen_blocks():
+    m = model(align={"depth": [3, 1], "hidden": 8})
     for p in m.network.parameters():
         torch.nn.init.normal_(p, std=0.2)
     seen = []
-    m.network.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    for block in m.network.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output))
     output = m.network(torch.randn(2, 3, 16, 16), torch.tensor([1, 5]))
-    assert torch.equal(m.network.features, seen[0])
+    first, last = m.network.take_features()
+    assert torch.equal(first, seen[0])
+    assert torch.equal(last, seen[2])
     assert output.shape == (2, 1, 3, 16, 16)
+
+
+def test_the_loss_of_several_depths_is_their_mean():
+    one, other, both = (aligned(depth) for depth in (1, 3, [1, 3]))
+    both.heads[0].load_state_dict(one.heads[0].state_dict())
+    both.heads[1].load_state_dict(other.heads[0].state_dict())
+    x, patches, losses = torch.randn(2, 3, 16, 16), torch.randn(2, 16, 6), []
+    for m in (one, other, both):
+        for p in m.model.network.parameters():
+            torch.nn.init.constant_(p, 0.1)
+        with batch_draws(0, 0, 2, 2):
+            losses.append(m(x, None, patches)["align"])
+    assert losses[2].item() == pytest.approx((losses[0] + losses[1]).item() / 2, rel=1e-5)
+    losses[2].backward()
+    assert all(p.grad is not None for head in both.heads for p in head.parameters())
+
+
+def test_maps_of_a_unet_are_aligned_at_their_own_sides_and_widths():
+    torch.manual_seed(0)
+    config = ADMConfig(width=16, multipliers=[1, 2], blocks=1, condition="none", align={"depth": [1, 4], "hidden": 8})
+    m = AlignedModel(build(config, ADM, Space((3, 16, 16)), None), config.align, Space((4, 4, 6)))
+    x, seen = torch.randn(2, 3, 16, 16), []
+    for cell in (m.model.network.unet.down[0], m.model.network.bottleneck()):
+        cell.register_forward_hook(lambda module, args, output: seen.append(output))
+    m.model.network(x, torch.tensor([1, 5]))
+    shallow, middle = m.model.network.take_features()
+    assert (shallow.shape, middle.shape) == ((2, 256, 16), (2, 64, 32))
+    assert torch.equal(shallow.mT.reshape(2, 16, 16, 16), seen[0])
+    assert torch.equal(middle.mT.reshape(2, 32, 8, 8), seen[1])
+    losses = m(x, None, torch.randn(2, 16, 6))
+    losses["align"].backward()
+    assert m.model.network.unet.input.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "sentence"),
+    [([1, 2, 1], "depth names a block twice"), ([], "align.depth"), ([0], "align.depth"), ("two", "align.depth")],
+)
+def test_impossible_depths_are_refused(depth, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        load_experiment(write(tmp_path, generator__align={"depth": depth}))
+
+
+def test_a_depth_beyond_the_network_is_refused():
+    with pytest.raises(UserError, match=r"align\.depth is 7, but there are 3 blocks: choose one of those"):
+        model(align={"depth": [2, 7]})
+    config = ADMConfig(width=16, multipliers=[1, 2], blocks=1, condition="none", align={"depth": 5})
+    with pytest.raises(UserError, match=r"align\.depth is 5, but there are 4 blocks"):
+        build(config, ADM, Space((3, 16, 16)), None)
+
+
+def test_no_tokens_are_kept_after_a_step_or_in_an_evaluation():
+    m, x = aligned([1, 3]), torch.randn(2, 3, 16, 16)
+    m(x, None, torch.randn(2, 16, 6))
+    assert not m.model.network.take_features()
+    m.eval().model(x, None)
+    assert not m.model.network.take_features()
 
 
 def test_alignment_adds_a_loss_and_leaves_the_others_alone():
@@ -72,7 +134,7 @@ def test_alignment_adds_a_loss_and_leaves_the_others_alone():
     assert set(with_it) - set(without) == {"align"}
     assert with_it["mse"] == without["mse"]
     with_it["align"].backward()
-    assert all(p.grad is not None for p in m.head.parameters())
+    assert all(p.grad is not None for p in m.heads.parameters())
     assert m.model.network.patches.weight.grad.abs().sum() > 0
 
 
@@ -81,7 +143,7 @@ def test_a_generator_is_aligned_through_the_tools_and_leaves_no_trace_in_its_che
     encoder |= {"projector_hidden": 16, "projector_dim": 8}
     settings = {"steps": 5, "batch_size": 4, "log_every": 5, "precision": "no", "tracker": "none"}
     path = write(tmp_path, encoder=encoder, generator__condition="none", generator__train=settings)
-    stage = train("generator", path, "generator.align={depth: 1, hidden: 8}")
+    stage = train("generator", path, "generator.align={depth: [1, 2], hidden: 8}")
     assert '"align": ' in stage.log.read_text()
     assert not [key for key in stage.part().tensors if "align" in key or "head" in key]
     sampled = tool("sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "out")

@@ -131,9 +131,10 @@ def test_the_tokens_to_align_are_those_of_the_patches_after_the_chosen_block(opt
     network.blocks[1].register_forward_hook(lambda module, args, output: outputs.append(output))
     x, t, rep = torch.randn(2, 3, 8, 8), torch.tensor([1, 5]), torch.randn(2, 6)
     network.eval()(x, t, rep)
-    assert network.features is None
+    assert not network.take_features()
     network.train()(x, t, rep)
-    assert torch.equal(network.features, outputs[1][:, -4:])
+    (tokens,) = network.take_features()
+    assert torch.equal(tokens, outputs[1][:, -4:])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The contract of every registered generator, under every condition."""
 
+import math
 from functools import partial
 
 import pytest
@@ -74,6 +75,19 @@ def test_the_loss_reaches_every_parameter(name, condition, recompute, monkeypatc
     assert all(p.grad is not None for p in m.parameters())
     still = {key for key, p in m.named_parameters() if p.grad.abs().sum() == 0}
     assert not [key for key in still if not any(part in key for part in WITHOUT_EFFECT)]
+
+
+@pytest.mark.parametrize("name", GENERATORS.names())
+def test_it_leaves_tokens_to_be_aligned_in_training_alone(name):
+    require(name, "align")
+    m = model(name, align={"depth": [1, 2]})
+    x, t, cond = torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999]), draw_cond("representation")
+    m.network(x, t, cond)
+    tokens = m.network.take_features()
+    assert [part.shape[2] for part in tokens] == list(m.network.feature_widths)
+    assert all(part.shape[:2] == (3, math.isqrt(part.shape[1]) ** 2) for part in tokens)
+    m.network.eval()(x, t, cond)
+    assert not m.network.take_features()
 
 
 @pytest.mark.parametrize("process", [{"name": "gaussian", "variance": "learned_range"}, {"name": "flow"}])

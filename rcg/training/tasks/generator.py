@@ -17,7 +17,7 @@ from rcg.core.rng import SampleNoise
 from rcg.data.images import Images
 from rcg.data.loading import Key
 from rcg.data.views import ShardedViews
-from rcg.diffusion.alignment import AlignedModel, AlignmentHead
+from rcg.diffusion.alignment import AlignedModel
 from rcg.diffusion.joint import JointModel
 from rcg.diffusion.model import GenerativeModel, model_part
 from rcg.encoding.encoder import encoder_id, encoder_part
@@ -77,30 +77,29 @@ class GeneratorTask(Task):
     """Trains a generative model in the latent space of a frozen autoencoder.
 
     Args:
-        model: the generator.
+        model: the generator, with what aligns its hidden tokens if anything does.
         autoencoder: latents <-> images.
         train: images and conditions to learn from.
         validation: images and conditions for the loss and the sample grid of evaluations.
         facts: what the checkpoint says about its neighbors.
-        head: what aligns the model's hidden tokens, for representation alignment; None: without.
-        encoder: the frozen encoder whose patch tokens they are aligned with.
+        encoder: the frozen encoder whose patch tokens these are aligned with; None: without alignment.
         perceptual: a loss of the model's estimates of clean images; None: without.
         clock: judges samples of evaluations; None: they are only shown.
     """
 
     def __init__(
         self,
-        model: GenerativeModel,
+        model: GenerativeModel | AlignedModel,
         autoencoder: Autoencoder,
         train: ConditionedImages,
         validation: ConditionedImages,
         facts: Facts,
-        head: AlignmentHead | None = None,
         encoder: Encoder | None = None,
         perceptual: PerceptualLoss | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.modules: dict[str, nn.Module] = {"generator": model if head is None else AlignedModel(model, head)}
+        self.modules: dict[str, nn.Module] = {"generator": model}
+        model = model_in(model)
         self.autoencoder, self.data, self.validation = autoencoder, train, validation
         self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
         self.encoder, self.perceptual, self.clock = encoder, perceptual, clock

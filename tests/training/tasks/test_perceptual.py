@@ -157,6 +157,13 @@ def test_what_cannot_be_compared_is_refused(changes, sentence, tmp_path, toy_aut
         load_experiment(write(tmp_path, **changes))
 
 
+def test_a_distance_that_the_generator_learns_to_please_does_not_end_its_training(tmp_path):
+    settings = SETTINGS | {"score": "fd", "evaluate_every": 2000, "patience": 1, "steps": 2000}
+    path = write(tmp_path, data__limit=600, generator__perceptual={}, encoder__weights="none")
+    with pytest.raises(UserError, match=r"measured by the encoder that generator\.perceptual learns to please"):
+        train("generator", path, *(f"generator.train.{key}={value}" for key, value in settings.items()))
+
+
 @pytest.mark.parametrize(
     ("encoder", "sentence"),
     [("own", "holds no trained encoder"), ("nowhere.yaml", "there is no file nowhere.yaml"), ("moco_v3", "no weights")],
