@@ -114,6 +114,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "random seed; sample i depends on (seed, i) alone [0]",
     },
     "--steps": {"type": count, "help": "network evaluations of the generator [as configured]"},
+    "--weak": {
+        "metavar": "snapshot|RUN|FILE",
+        "help": "guide away from a worse model: the one that train.snapshot has kept, or another [the null condition]",
+    },
 }
 """Options that several tools take."""
 

@@ -33,14 +33,14 @@ from rcg.encoding.autoencoder import autoencoder_part, check_space, open_autoenc
 from rcg.encoding.encoder import restore_encoder
 from rcg.encoding.labels import Assignment, LabelSet
 from rcg.encoding.representation import Representation, standardizes
-from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.encoding.transform import Transform, restore_transform
 from rcg.encoding.workspace import representation_parts
 from rcg.visual.documents import read_json, render
 from rcg.visual.grids import to_pil
 
-SAVED = ("generator", "rdm", "encoder", "transform", "autoencoder")
-"""The kinds of parts that `save_pretrained` writes, one file each."""
+SAVED = {kind: kind for kind in ("generator", "rdm", "encoder", "transform", "autoencoder")} | {"weak": "generator"}
+"""The parts that `save_pretrained` writes, one file each, and their kinds."""
 
 
 class Samples(NamedTuple):
@@ -106,7 +106,8 @@ class Pipeline:
         generator: the pixel generator.
         rdm: the representation diffusion model, or None.
         autoencoder: latents <-> images.
-        parts: the checkpoints of all these, and of what turns images into representations, by kind.
+        parts: the checkpoints of all these, and of what turns images into representations, by kind; and `weak`, that of
+            a worse generator, if samples are guided away from one.
         labels: the classes or clusters that samples may be given.
         precision: of the networks, `no` without mixed precision.
         run: the folder that it was loaded from, if that is a run.
@@ -119,6 +120,7 @@ class Pipeline:
         encoder: Part | None = None,
         transform: Part | None = None,
         autoencoder: Part | None = None,
+        weak: Part | None = None,
         run: RunFolder | None = None,
     ) -> None:
         """Build the networks of some checkpoints.
@@ -129,14 +131,18 @@ class Pipeline:
             encoder: for those who encode their own images.
             transform: what its output goes through; None: standardized over its own features.
             autoencoder: needed when it was trained here.
+            weak: a worse generator, a snapshot of its training for example, that samples are guided away from.
             run: where the parts lie, if it is a run; the encoder and its transform are looked for there.
 
         Raises:
             UserError: the RDM generates other representations than the generator was trained on, or learned them from
-                other images, or the autoencoder is not the one in whose space it was trained.
+                other images, the autoencoder is not the one in whose space it was trained, or the worse generator is
+                one of other data or conditions.
         """
         self.run = run
         self.parts = {part.kind: part for part in (generator, rdm, encoder, transform) if part is not None}
+        if weak is not None:
+            self.parts["weak"] = weak
         self.generator = restore(generator, GENERATORS)
         self.rdm = None if rdm is None else restore(rdm, NETWORKS)
         self.precision = "no"
@@ -148,6 +154,10 @@ class Pipeline:
         if self.autoencoder.has_weights:
             facts = Facts(image_size=generator.facts.image_size)
             self.parts["autoencoder"] = autoencoder or autoencoder_part(self.autoencoder, facts)
+        if weak is not None:
+            worse = restore(weak, GENERATORS)
+            self.generator.check_weak(worse)
+            self.generator.weak = worse
         if self.config.condition == "representation":
             self._check_condition()
         self.labels = self._label_set()
@@ -163,6 +173,7 @@ class Pipeline:
         source: Path | str,
         generator: str | None = None,
         *,
+        weak: Path | str | None = None,
         device: torch.device | str = "cpu",
         revision: str | None = None,
         token: str | None = None,
@@ -174,6 +185,9 @@ class Pipeline:
         Args:
             source: where it is.
             generator: name of the generator's folder in a run that has several.
+            weak: a worse generator that samples are guided away from, instead of from the null condition: `snapshot`,
+                the one that `train.snapshot` has kept, or a run, or the file of a part; None: the one that was saved
+                with the pipeline, if there is one.
             device: of the networks.
             revision: branch, tag or commit of the repository.
             token: for a private repository; None: the one that `hf auth login` has saved.
@@ -186,18 +200,24 @@ class Pipeline:
         folder = locate(source, HubOptions(revision, token, cache_dir, local_files_only))
         saved = {kind: folder / f"{kind}.safetensors" for kind in SAVED}
         if saved["generator"].is_file():
-            parts = {kind: checkpoint.load(path, kind) for kind, path in saved.items() if path.is_file()}
+            parts = {kind: checkpoint.load(path, SAVED[kind]) for kind, path in saved.items() if path.is_file()}
+            if weak is not None:
+                parts["weak"] = StageFolder(folder).weaker_part(weak)
             return cls(**parts, run=None).to(device)
-        return cls._load_run(RunFolder(folder), generator).to(device)
+        return cls._load_run(RunFolder(folder), generator, weak).to(device)
 
     @classmethod
-    def _load_run(cls, run: RunFolder, name: str | None) -> Self:
-        generator = run.choose_generator(name).part()
+    def _load_run(cls, run: RunFolder, name: str | None, weak: Path | str | None) -> Self:
+        stage = run.choose_generator(name)
+        generator = stage.part()
         stages = {"rdm": run.rdm, "encoder": run.encoder}
         config: GeneratorConfig = parse_saved_config(GENERATORS, generator.kind, generator.config)
         if isinstance(config.autoencoder, TrainableAutoencoderConfig) and config.autoencoder.weights is None:
             stages["autoencoder"] = run.autoencoder  # else the run's own may be another generator's
-        return cls(generator, run=run, **{kind: stage.part() for kind, stage in stages.items() if stage.is_trained})
+        parts = {kind: stage.part() for kind, stage in stages.items() if stage.is_trained}
+        if weak is not None:
+            parts["weak"] = stage.weaker_part(weak)
+        return cls(generator, run=run, **parts)
 
     @property
     def space(self) -> Space | None:
@@ -457,6 +477,11 @@ class Pipeline:
         """Where the networks are."""
         return next(self.generator.parameters()).device
 
+    @property
+    def can_guide(self) -> bool:
+        """Whether there is something to guide the generator away from, within itself or another."""
+        return self.config.is_guidable or self.generator.weak is not None
+
     def takes_labels(self, generates_z: bool = True) -> bool:
         """Whether samples follow from classes or clusters, by the generator, or by the RDM if that generates z."""
         if self.config.condition == "representation":
@@ -478,12 +503,13 @@ class Pipeline:
                 used; no RDM where one is needed.
         """
         config = self.config
-        if options.guidance is not None and not config.is_guidable:
+        if options.guidance is not None and not self.can_guide:
             raise UserError(
-                f"{config.folder_name} has no condition to guide toward: leave --guidance out, or choose a generator "
-                f"with a condition"
+                f"{config.folder_name} has no condition to guide toward: leave --guidance out, name a worse generator "
+                f"with --weak, or choose a generator with a condition"
             )
-        config.check_guidance(config.guidance.with_scale(options.guidance), options.allow_untrained_null)
+        if self.generator.weak is None:
+            config.check_guidance(config.guidance.with_scale(options.guidance), options.allow_untrained_null)
         config.sampler.with_steps(options.steps).check(self.generator.process)
         if config.condition == "representation" and generates_z:
             rdm = self._require_rdm()
@@ -775,7 +801,9 @@ class Pipeline:
         if self.rdm is None:
             return
         if standardizes(self.rdm.data, needed):
-            self.generator = self.generator.standardized(self.rdm.data, *self._statistics(self.rdm.data))
+            statistics, weak = self._statistics(self.rdm.data), self.generator.weak
+            self.generator = self.generator.standardized(self.rdm.data, *statistics)
+            self.generator.weak = weak and weak.standardized(self.rdm.data, *statistics)
         elif self.rdm.data != needed:
             raise UserError(
                 f"the generator is conditioned on representations of {needed}, but the RDM generates those of "

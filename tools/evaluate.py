@@ -22,7 +22,7 @@ def main() -> None:
     text = "scale of guidance; several are compared [as configured]"
     parser.add_argument("--guidance", type=cli.guidance_scale, nargs="+", metavar="SCALE", help=text)
     cli.add_sampling(parser, num=5000)
-    cli.add(parser, "--labels", "--generator", "--representations")
+    cli.add(parser, "--weak", "--labels", "--generator", "--representations")
     cli.add_metrics(parser)
     parser.add_argument("--config", help="YAML file of the experiment whose images --reference train means, for files")
     parser.add_argument("--size", type=cli.count, help="crop pictures of a folder to this side [the first one's]")
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     cache = cli.output_folder(arguments.cache or out / "features")
 
     scales = sorted(set(arguments.guidance or []))
-    arguments.guidance = scales[0] if scales else None
+    arguments.guidance = max(scales, key=lambda scale: abs(scale - 1), default=None)
     experiment = load_experiment(arguments.config) if arguments.config else None
     plan, metrics = cli.sampling_plan(arguments), cli.create(MetricOptions, arguments)
     options = cli.create(EvaluationOptions, arguments, plan=plan, metrics=metrics, experiment=experiment)

@@ -18,7 +18,7 @@ def main() -> None:
     cli.add_run(parser)
     parser.add_argument("--out", type=cli.path, help="folder for gallery.png, samples.json and images [RUN/gallery]")
     cli.add_sampling(parser, num=64, most=10**9)  # they are streamed
-    cli.add(parser, "--generator", "--guidance", "--class", "--representations")
+    cli.add(parser, "--generator", "--guidance", "--weak", "--class", "--representations")
     text = "folder of example pictures: only representations like theirs are kept"
     parser.add_argument("--like", type=cli.path, metavar="FOLDER", help=text)
     text = "folder of pictures that lack what those have [any generated ones]"

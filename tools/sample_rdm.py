@@ -14,13 +14,10 @@ def main() -> None:
     """Parse the command line and sample."""
     parser = cli.experiment_parser(__doc__)
     cli.add_number(parser, 1000, "number of representations")
-    cli.add(parser, "--seed", "--rdm-steps", "--class", "--allow-untrained-null")
+    cli.add(parser, "--seed", "--rdm-steps", "--class", "--weak", "--allow-untrained-null")
     parser.add_argument("--out", type=cli.path, help="folder of the results [RUN/representations]")
     text = "scale of guidance, for an RDM with a condition [as configured]"
     parser.add_argument("--guidance", type=cli.guidance_scale, help=text)
-    parser.add_argument(
-        "--weak", type=cli.path, help="run with a smaller or shorter trained RDM to --guidance away from"
-    )
     text = "strength of classifier guidance, for an RDM without classes [1]"
     parser.add_argument("--probe", dest="probe_scale", metavar="PROBE", type=cli.guidance_scale, help=text)
     text = "safetensors file of conditions, for an RDM that is conditioned on vectors"

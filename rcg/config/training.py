@@ -65,6 +65,10 @@ class TrainConfig(Config):
     """Largest gradient norm; null: no clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
     """Decay of the weights' moving average (with warm-up); null: keep the live weights."""
+    snapshot: Annotated[float | None, Field(gt=0, lt=1), RUNTIME] = None
+    """Share of the steps after which the averaged model is kept beside the final one, in snapshot.safetensors: a worse
+    self to guide away from (--weak snapshot; Karras et al., NeurIPS 2024, with 1/16). It takes the disk space of a
+    model, and no time; null: none. For RDMs and generators."""
     precision: Annotated[Literal["auto", "no", "bf16", "fp16"], RUNTIME] = "auto"
     """Mixed precision; auto: bf16 where the device computes it natively, else none."""
     compile: bool = False
@@ -119,6 +123,11 @@ class TrainConfig(Config):
         if self.epochs is not None:
             values.pop("steps", None)
         return values
+
+    @property
+    def snapshot_step(self) -> int | None:
+        """The step after which the snapshot is kept; None: there is none."""
+        return None if self.snapshot is None else max(1, round(self.snapshot * self.steps))
 
     @property
     def decay_start(self) -> int | None:
@@ -187,6 +196,7 @@ class ContrastiveTrain(TrainConfig):
 
     batch_size: Batch = 256
     optimizer: Literal["adamw"] = "adamw"
+    snapshot: None = None
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: NonNegativeInt = 100
@@ -230,6 +240,7 @@ class AutoencoderTrain(TrainConfig):
 
     steps: NonNegativeInt = 100_000
     optimizer: Literal["adamw"] = "adamw"
+    snapshot: None = None
     lr: PositiveFloat = 2e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999

@@ -55,6 +55,7 @@ class GenerativeModel(nn.Module):
         data: the space that it generates in.
         cond: the space of its condition, `None` when it has none.
         null: the learned null of a vector condition; a label's null is the last row of its table.
+        weak: a worse model that samples are guided away from, if `sample` is given no other; see there.
     """
 
     def __init__(self, config: ModelConfig, network: Denoiser, process: Any, data: Space, cond: Space | None) -> None:
@@ -62,6 +63,7 @@ class GenerativeModel(nn.Module):
         self.config, self.data, self.cond = config, data, cond
         self.network, self.process = network, process
         self.null: nn.Parameter | None = None
+        self.weak: GenerativeModel | None = None
         if cond is not None and cond.vocab is None:
             # Without dropout no gradient would ever reach it, for which several processes would wait.
             is_used = config.condition_dropout > 0
@@ -111,7 +113,7 @@ class GenerativeModel(nn.Module):
             guidance: replaces the configured guidance; without `cond`, `weak` or an early exit it has no effect.
             sampler: replaces the configured sampler.
             weak: a worse model of the same data and condition to guide away from, instead of what the guidance says;
-                network, process and self-conditioning may differ.
+                network, process and self-conditioning may differ. None: the model's own `weak`.
             wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
             known: data `(B, *S)` to keep; where it is to be generated, tokens are `rcg.core.contracts.MASK` and real
                 numbers NaN.
@@ -123,6 +125,7 @@ class GenerativeModel(nn.Module):
         sampler, guidance = sampler or self.config.sampler, guidance or self.config.guidance
         net: Net = self.network
         process = self.process
+        weak = weak or self.weak
         if guidance.scale != 1 and weak is not None:
             self.check_weak(weak)
             process = Autoguided(process, weak.with_estimate(weak.process), weak.network, guidance, sampler.steps)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from rcg.config import Experiment, differences, load_experiment
-from rcg.core import checkpoint
+from rcg.core import checkpoint, pretrained
 from rcg.core.checkpoint import Part, atomic
 from rcg.core.errors import UserError, nearest, nearest_file
 
@@ -42,6 +43,8 @@ class StageFolder:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self.checkpoint = path / "model.safetensors"
+        self.snapshot = path / "snapshot.safetensors"
+        """The trained part as it was after `train.snapshot` of its steps."""
         self.config = path / "config.yaml"
         self.log = path / "log.jsonl"
         self.record = path / "training.json"
@@ -50,7 +53,7 @@ class StageFolder:
         self.original = path / "original.safetensors"
         """Beside a converted part: tensors that only the original format needs."""
         # All that a training or a converter leaves, but the configuration: without it the folder would be a stranger's.
-        files = [self.checkpoint, self.log, self.record, self.original]
+        files = [self.checkpoint, self.snapshot, self.log, self.record, self.original]
         self._left_behind = [*files, self.states, self.samples, path / "tensorboard"]
 
     @property
@@ -60,8 +63,26 @@ class StageFolder:
 
     def part(self, weights: bool = True) -> Part:
         """Read the trained part, with or without its weights; raises `UserError` where there is none."""
-        kind = self.name if self.name in SHARED_STAGES else "generator"
-        return checkpoint.load(self.checkpoint, kind, weights=weights)
+        return checkpoint.load(self.checkpoint, self._kind, weights=weights)
+
+    def weaker_part(self, named: Path | str) -> Part:
+        """Read a part to guide away from: `snapshot`, that of this training, or the one that `find_part` finds.
+
+        Raises:
+            UserError: there is none.
+        """
+        if named != "snapshot":
+            return checkpoint.load(find_part(named, self._kind, f"--weak is {named}", self.name), self._kind)
+        if not self.snapshot.is_file():
+            raise UserError(
+                f"--weak is snapshot, but {self.path} holds none: train with train.snapshot=0.1, or give the run or "
+                f"the file of a worse {self._kind}"
+            )
+        return checkpoint.load(self.snapshot, self._kind)
+
+    @property
+    def _kind(self) -> str:
+        return self.name if self.name in SHARED_STAGES else "generator"
 
     def state_file(self, step: int) -> Path:
         """Return the file of the training's state after `step` steps."""
@@ -253,6 +274,38 @@ class RunFolder:
         """Return the file of something that was fitted to representations, named by what decides it."""
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return self.fitted_folder / f"{what}-{name}.safetensors"
+
+
+def find_part(named: Path | str, kind: str, asked: str, generator: str | None = None) -> Path:
+    """Return the file of a part: itself, or that in a stage's folder, in a run, or in what `save_pretrained` wrote.
+
+    Args:
+        named: a path.
+        kind: of the part.
+        asked: what a person gave, for people.
+        generator: name of the generator's folder in a run that has several; None: there has to be one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = Path(os.path.expanduser(named))
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        hint = nearest_file(path, *(pretrained.ENDINGS if path.suffix else ()))
+        raise UserError(f"{asked}, which is not there; {hint}")
+    run = RunFolder(path)
+    if (path / f"{kind}.safetensors").is_file():
+        return path / f"{kind}.safetensors"
+    if StageFolder(path).is_trained:
+        return StageFolder(path).checkpoint
+    if kind == "generator":
+        known = [stage.name for stage in run.generators()]
+        return run.choose_generator(generator if generator in known else None).checkpoint
+    stage = run.stage_folder(kind)
+    if not stage.is_trained:
+        raise UserError(f"{asked}, a folder that holds no trained {kind}")
+    return stage.checkpoint
 
 
 def _lines(log: Path) -> Iterator[dict[str, float]]:

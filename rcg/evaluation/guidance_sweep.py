@@ -152,10 +152,10 @@ def at_each(evaluation: Evaluation, scales: Sequence[float]) -> dict[float, Eval
         raise UserError(
             "several --guidance generate samples at each scale, but files are evaluated: name the folder of a run"
         )
-    if not samples.pipeline.config.is_guidable:
+    if not samples.pipeline.can_guide:
         raise UserError(
             f"several --guidance compare scales, but {evaluation.origin.generator} has no condition to guide toward: "
-            f"choose another with --generator"
+            f"choose another with --generator, or a worse one with --weak"
         )
     options = {scale: replace(samples.options, guidance=scale) for scale in scales}
     for at_scale in options.values():

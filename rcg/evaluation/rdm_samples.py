@@ -20,7 +20,7 @@ from rcg.diffusion.batches import sample_z
 from rcg.diffusion.guidance import ClassifierGuided
 from rcg.diffusion.model import GenerativeModel, restore
 from rcg.encoding.labels import LabelSet
-from rcg.encoding.run_folder import RunFolder
+from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.vectors import read_vectors, save_representations
 from rcg.encoding.workspace import RealData, Workspace
 from rcg.metrics.frechet import few_for, frechet_distance
@@ -48,7 +48,7 @@ class RDMSampling:
         batch_size: samples generated at a time.
         rdm_steps: network evaluations; None: as configured.
         guidance: scale of guidance; None: as configured.
-        weak: run with a worse RDM to guide away from.
+        weak: a worse RDM to guide away from, see `StageFolder.weaker_part`.
         label: class of all samples; None: balanced classes, if the RDM has that condition.
         probe_scale: strength of classifier guidance, for an RDM without a condition; None: 1.
         vectors: safetensors file of conditions `(N, C)` of an RDM that is conditioned on vectors, used in turn.
@@ -60,7 +60,7 @@ class RDMSampling:
     batch_size: int
     rdm_steps: int | None
     guidance: float | None
-    weak: Path | None
+    weak: str | None
     label: int | None
     probe_scale: float | None
     vectors: Path | None
@@ -93,7 +93,7 @@ def sample_representations(work: Workspace, out: Path, options: RDMSampling) -> 
     sampler.check(rdm.process)
     guidance = rdm.config.guidance.with_scale(options.guidance)
     _check(options, rdm, guidance)
-    weak = None if options.weak is None else _load_weak(options.weak, rdm)
+    weak = None if options.weak is None else _load_weak(work.run.rdm, options.weak, rdm)
     if weak is None:
         rdm.config.check_guidance(guidance, options.allow_untrained_null)
     real = work.real_data(rdm.data)
@@ -199,11 +199,6 @@ def sweep_samplers(
         warnings=doubts,
     )
     say(document.write(work.run.rdm.path, "samplers").read_text(encoding="utf-8"))
-
-
-def load_rdm(run: RunFolder) -> GenerativeModel:
-    """Load the RDM of a run, frozen; raises `UserError` where there is none."""
-    return restore(run.rdm.part(), NETWORKS)
 
 
 def _open(work: Workspace) -> GenerativeModel:
@@ -340,13 +335,13 @@ def _sample(
     )
 
 
-def _load_weak(run: Path, rdm: GenerativeModel) -> GenerativeModel:
+def _load_weak(stage: StageFolder, named: str, rdm: GenerativeModel) -> GenerativeModel:
     """Load the RDM to guide away from."""
-    weak = load_rdm(RunFolder(run))
+    weak = restore(stage.weaker_part(named), NETWORKS)
     try:
         rdm.check_weak(weak)
     except UserError as error:
-        raise UserError(f"--weak {run}: {error}") from None
+        raise UserError(f"--weak {named}: {error}") from None
     return weak.to(next(rdm.parameters()).device)
 
 

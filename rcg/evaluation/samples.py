@@ -95,12 +95,14 @@ class SamplingPlan:
         options: of sampling.
         batch_size: images generated at a time.
         precision: mixed precision of the networks; `no`: without.
+        weak: a worse generator to guide away from, as `Pipeline.from_pretrained` takes it; None: without.
     """
 
     count: int
     options: SamplingOptions
     batch_size: int = 64
     precision: str = "no"
+    weak: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,8 @@ class GeneratedImages:
 
     @property
     def guidance(self) -> GuidanceConfig | None:
-        """The generator's guidance; None where there is nothing to guide away from."""
-        config = self.pipeline.config
-        return config.guidance.with_scale(self.options.guidance) if config.is_guidable else None
+        """The generator's guidance; None if there is nothing to guide away from."""
+        return self.pipeline.config.guidance.with_scale(self.options.guidance) if self.pipeline.can_guide else None
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -186,6 +187,8 @@ class GeneratedImages:
         }
         if with_rdm and self.pipeline.rdm is not None:
             configs["rdm"] = self.pipeline.rdm.config
+        if self.pipeline.generator.weak is not None and self.guidance is not None and self.guidance.scale != 1:
+            configs["weak"] = self.pipeline.generator.weak.config
         return {
             kind: f"{checkpoint.digest(part.tensors)}-{key(dump_without(configs[kind], ORIGIN))}"
             for kind, part in self.pipeline.parts.items()
@@ -218,7 +221,9 @@ def open_samples(
     Raises:
         UserError: a part is missing or does not fit.
     """
-    pipeline = Pipeline.from_pretrained(run.path, generator).to(device, plan.precision)
+    pipeline = Pipeline.from_pretrained(run.path, generator, weak=plan.weak).to(device, plan.precision)
+    if plan.weak is not None and pipeline.config.guidance.with_scale(plan.options.guidance).scale == 1:
+        raise UserError("--weak was given, but a guidance of 1 does not use it: choose another with --guidance")
     pipeline.check(plan.options, generates_z=representations is None)
     rows = None
     if representations is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from rcg.config import differences
 from rcg.core import checkpoint, pretrained
 from rcg.core.checkpoint import Facts
 from rcg.core.console import say
-from rcg.core.errors import UserError, nearest_file
-from rcg.encoding.run_folder import RunFolder, StageFolder
+from rcg.core.errors import UserError
+from rcg.encoding.run_folder import find_part
 
 LEAST = 0.5
 """Smallest share of a module's values that have to come from the weights it starts with."""
@@ -125,25 +124,8 @@ class Initial:
         say(said + (f"; mind that it was trained otherwise: {', '.join(others)}" if others else ""))
 
     def _path(self) -> Path:
-        """Return the file: of a part, of the stage's part in a run or in a folder written by `save_pretrained`."""
         assert self.text is not None
-        path = Path(os.path.expanduser(self.text))
-        if not path.is_dir():
-            if path.is_file():
-                return path
-            hint = nearest_file(path, *(pretrained.ENDINGS if path.suffix else ()))
-            raise UserError(f"{self.key}.train.init_from is {self.text}, which is not there; {hint}")
-        run = RunFolder(path)
-        if (path / f"{self.kind}.safetensors").is_file():
-            return path / f"{self.kind}.safetensors"
-        if StageFolder(path).is_trained:
-            return StageFolder(path).checkpoint
-        if self.kind == "generator":
-            return run.choose_generator(None).checkpoint
-        stage = run.stage_folder(self.kind)
-        if not stage.is_trained:
-            raise UserError(f"{self.key}.train.init_from is {self.text}, a folder that holds no trained {self.kind}")
-        return stage.checkpoint
+        return find_part(self.text, self.kind, f"{self.key}.train.init_from is {self.text}")
 
     def _read(self, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None) -> Weights:
         path = self._path()

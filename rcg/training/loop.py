@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rcg.config import TrainConfig
 from rcg.core import checkpoint
+from rcg.core.checkpoint import Part
 from rcg.core.console import progress as progress_bar
 from rcg.core.console import say
 from rcg.core.contracts import EvalResult, Task
@@ -75,6 +76,8 @@ def train(
                 log.report(_evaluate(training))
                 if config.patience is not None and progress.best_step == progress.step:
                     _save(training)
+            if progress.step == config.snapshot_step:
+                _save_snapshot(training)
             signal = _stop_signal(training, request)
             if signal or training.is_finished or training.is_exhausted:
                 break
@@ -204,14 +207,27 @@ def _save(training: Training) -> None:
 
 
 def _export(training: Training) -> None:
-    models, progress = training.models(), training.progress
+    models = training.models()
     if training.is_main:
-        trained = {"step": progress.step, "steps": training.config.steps, "seconds": round(progress.seconds, 1)}
         own = (training.folder.checkpoint, training.task.export(models))
         for path, part in (*training.task.other_parts(models), own):
-            checkpoint.save(path, replace(part, facts=part.facts.model_copy(update=trained)))
-    training.exported_step = progress.step
+            checkpoint.save(path, _dated(training, part))
+    training.exported_step = training.progress.step
     training.accelerator.wait_for_everyone()
+
+
+def _save_snapshot(training: Training) -> None:
+    models = training.models()
+    if training.is_main:
+        checkpoint.save(training.folder.snapshot, _dated(training, training.task.export(models)))
+    training.accelerator.wait_for_everyone()
+
+
+def _dated(training: Training, part: Part) -> Part:
+    """Return a part that says how far its training is."""
+    progress = training.progress
+    trained = {"step": progress.step, "steps": training.config.steps, "seconds": round(progress.seconds, 1)}
+    return replace(part, facts=part.facts.model_copy(update=trained))
 
 
 def _export_settings(training: Training) -> None:

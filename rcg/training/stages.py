@@ -477,6 +477,11 @@ class GeneratorStage(Stage):
                 f"generator.perceptual needs a frozen encoder, and {name} is trained: name another as "
                 f"generator.perceptual.encoder"
             )
+        if config.train.snapshot is not None:
+            raise UserError(
+                f"generator.train.snapshot would keep a generator without the encoder that {name} was at that step: "
+                f"leave it out"
+            )
         if config.condition_noise and experiment.normalize != "per_sample":
             raise UserError(
                 f"generator.condition_noise is {config.condition_noise:g}, which {name} would drown by ever larger "
