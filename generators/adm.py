@@ -11,7 +11,7 @@ from rcg.config import Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
 from rcg.diffusion import unet
-from rcg.nn import ConditionEmbedding, timestep_embedding
+from rcg.nn import ConditionEmbedding, TimeEmbedding
 
 PUBLISHED = {
     256: (1, 1, 2, 2, 4, 4),
@@ -59,10 +59,10 @@ class ADM(unet.UNetDenoiser):
 
     def __init__(self, config: ADMConfig, interface: Interface) -> None:
         super().__init__(config, interface)
-        self.time_width = config.time_width or config.width
+        time_width = config.time_width or config.width
         self.styled = config.condition_path == "style"
-        embedding = config.embedding_width or 4 * self.time_width
-        self.time = unet.time_embedding(self.time_width, embedding)
+        embedding = config.embedding_width or 4 * time_width
+        self.time = TimeEmbedding(time_width, embedding, interface.times)
         self.cond, style = _embed_condition(interface.cond, embedding, self.styled)
         side = interface.data.shape[1]
         multipliers = config.multipliers or next(m for smallest, m in PUBLISHED.items() if side >= smallest)
@@ -70,7 +70,7 @@ class ADM(unet.UNetDenoiser):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
-        time = self.time(timestep_embedding(t, self.time_width))
+        time = self.time(t)
         if self.cond is None or cond is None:
             return self.unet(x, unet.LayerCondition(F.silu(time)))
         embedded = self.cond(cond)

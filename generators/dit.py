@@ -18,11 +18,11 @@ from rcg.core.registry import GENERATORS
 from rcg.nn import (
     Attention,
     ConditionEmbedding,
+    TimeEmbedding,
     checkpointed,
     matrices,
     rotary_positions,
     sincos_positions,
-    timestep_embedding,
 )
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
@@ -132,7 +132,7 @@ class DiT(Denoiser):
     """
 
     Config = DiTConfig
-    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space", "early_exit"})
+    capabilities = frozenset({"self_condition", "two_times", "grad_checkpointing", "align", "h_space", "early_exit"})
     positions: Tensor
     rotation: Tensor | None
 
@@ -151,7 +151,7 @@ class DiT(Denoiser):
         rotation = rotary_positions(self.grid, width // config.heads, self.prefix) if config.rotary else None
         self.register_buffer("rotation", rotation, persistent=False)
         # Time and condition.
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = TimeEmbedding(TIME_WIDTH, width, interface.times)
         self.cond = ConditionEmbedding(cond, width) if cond else None
         self.context = ConditionEmbedding(cond, self.prefix * width) if cond and self.prefix else None
         # Blocks and output.
@@ -169,7 +169,7 @@ class DiT(Denoiser):
         """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         h = self.patches(patches) + self.positions  # (B, N, width)
-        c = self.time(timestep_embedding(t, TIME_WIDTH))
+        c = self.time(t)
         if self.cond is not None and cond is not None:
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
@@ -222,6 +222,7 @@ class DiT(Denoiser):
         time: Any = self.time
         for embedding in (time[0], time[2]):
             nn.init.normal_(embedding.weight, std=0.02)
+        self.time.forget_span()
         blocks: Any = self.blocks
         zeros = [*(block.modulation[1] for block in blocks), self.modulation[1], self.output]
         if self.exit_depth is not None:

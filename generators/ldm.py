@@ -11,7 +11,7 @@ from rcg.config import Depth, Width
 from rcg.core.contracts import Interface, Space
 from rcg.core.registry import GENERATORS
 from rcg.diffusion import unet
-from rcg.nn import Attention, ConditionEmbedding, timestep_embedding
+from rcg.nn import Attention, ConditionEmbedding, TimeEmbedding
 
 LABEL_WIDTH = 512
 """Channels of the token of a class."""
@@ -101,15 +101,14 @@ class LDM(unet.UNetDenoiser):
 
     def __init__(self, config: LDMConfig, interface: Interface) -> None:
         super().__init__(config, interface)
-        self.time_width = config.width
-        self.time = unet.time_embedding(config.width, 4 * config.width)
+        self.time = TimeEmbedding(config.width, 4 * config.width, interface.times)
         self.cond = Context(interface.cond, config.context_tokens) if interface.cond else None
         layers = _layers(config, self.cond.width if self.cond else None)
         self.unet = unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
-        time = F.silu(self.time(timestep_embedding(t, self.time_width)))
+        time = F.silu(self.time(t))
         context = None if self.cond is None or cond is None else self.cond(cond)
         return self.unet(x, unet.LayerCondition(time, context))
 

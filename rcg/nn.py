@@ -24,6 +24,39 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class TimeEmbedding(nn.Sequential):
+    """Embeds times as `(B, width)`: sinusoids, two linear layers, and, where there are two times, the second one's.
+
+    The second one's is zero at first, so that a network trained with one time goes on as it was.
+
+    Args:
+        sinusoids: width of the sinusoids.
+        width: of the embedding.
+        times: 1 or 2, as `Interface.times` says.
+    """
+
+    def __init__(self, sinusoids: int, width: int, times: int = 1) -> None:
+        super().__init__(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
+        self.sinusoids = sinusoids
+        self.span = TimeEmbedding(sinusoids, width) if times > 1 else None
+        self.forget_span()
+
+    def forget_span(self) -> None:
+        """Set the embedding of the second time to zero."""
+        if self.span is not None:
+            for parameter in self.span[2].parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times `(B,)`, or pairs of them `(B, 2)`."""
+        if self.span is not None:
+            return self._embed(t[:, 0]) + self.span(t[:, 1])
+        return self._embed(t)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return self[2](self[1](self[0](timestep_embedding(t, self.sinusoids))))
+
+
 def sincos_positions(grid: int, width: int) -> Tensor:
     """Return fixed positions `(grid * grid, width)`, row-major: the first half encodes the column, the second the row.
 

@@ -177,6 +177,8 @@ class ProcessConfig(ComponentConfig):
 
     discrete: ClassVar[bool] = False
     """Whether it corrupts tokens."""
+    times: ClassVar[int] = 1
+    """Times that the network gets; see `rcg.core.contracts.Interface`."""
 
     def for_data(self, data: Space) -> Self:
         """Return the process for data of a space, with whatever follows its shape; by default nothing does."""
@@ -292,6 +294,15 @@ class ModelConfig(ComponentConfig):
             raise ValueError(
                 f"the sampler {self.sampler.name} cannot reverse the process {self.process.name}; those that can: "
                 f"{', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_estimates_beside_two_times(self) -> ModelConfig:
+        if self.self_condition and self.process.times > 1:
+            raise ValueError(
+                f"self_condition shows the network an estimate of the step before, but the process {self.process.name} "
+                f"is made for a single step: set self_condition to false"
             )
         return self
 
@@ -483,6 +494,16 @@ class GeneratorConfig(ModelConfig):
                 f"sampler.clip keeps clean data in [-1, 1], which the latents of {self.autoencoder.name} leave: "
                 f"set sampler.clip to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_spans(self) -> GeneratorConfig:
+        for key in ("perceptual", "early_exit"):
+            if getattr(self, key) is not None and self.process.times > 1:
+                raise ValueError(
+                    f"{key} needs estimates of clean data, but the process {self.process.name} predicts means over "
+                    f"spans of time: leave {key} out, or choose the process flow or gaussian"
+                )
         return self
 
     @model_validator(mode="after")

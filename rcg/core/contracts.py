@@ -19,7 +19,7 @@ from rcg.core.errors import UserError
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A denoising function `net(x, t, cond) -> (B, outputs, *S)`: networks, EMA copies, guided networks.
 
-For tokens it returns logits `(B, outputs, K, *S)`.
+Times t are `(B,)`, or `(B, 2)` where `Interface.times` is 2. For tokens it returns logits `(B, outputs, K, *S)`.
 """
 
 MASK = -1
@@ -60,12 +60,14 @@ class Interface(NamedTuple):
             [-1, 1] (`rcg/diffusion/processes/gaussian.py`).
         inputs: tensors that come side by side, along dimension 1: 1, x alone; 2 with self-conditioning, x and then the
             last estimate of clean data (zeros, or `MASK`, where there is none yet).
+        times: 1; 2 where the prediction is a mean over a span of time: the time, and how far the span reaches down.
     """
 
     data: Space
     cond: Space | None = None
     outputs: int = 1
     inputs: int = 1
+    times: int = 1
 
 
 class Denoiser(nn.Module):
@@ -75,6 +77,7 @@ class Denoiser(nn.Module):
         Config: the schema of its section in YAML.
         capabilities: what it can do beyond that, some of
             `self_condition`: it takes x and an estimate of clean data side by side, `interface.inputs` of them;
+            `two_times`: it takes as many times as `interface.times` says (`rcg.nn.TimeEmbedding`);
             `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
             `align`: in training it leaves the tokens to be aligned in `features`, and says their `feature_widths`;
             `h_space`: it has a `bottleneck`, the module whose output is the h-space;
@@ -95,7 +98,7 @@ class Denoiser(nn.Module):
 
         Args:
             x: noisy data `(B, inputs * C, ...)`, or tokens `(B, inputs * h, w)` with `MASK` where they are unknown.
-            t: times `(B,)` in [0, process.horizon].
+            t: times `(B,)` in [0, process.horizon]; of a network with two, `(B, 2)`.
             cond: vectors `(B, D)`, labels `(B,)`, or None.
 
         Returns:
@@ -369,6 +372,9 @@ class Level(NamedTuple):
     """The time that the network gets."""
     alpha: float
     sigma: float
+    end: Level | None = None
+    """Where a straight step from here ends, for a process that can predict its direction; None: it is infinitely short.
+    """
 
     @property
     def half_log_snr(self) -> float:

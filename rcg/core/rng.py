@@ -71,14 +71,21 @@ class BatchDraws:
         return rows if self.seed is None else rows[self.first : self.first + self.count]
 
     @contextmanager
-    def every_second(self) -> Iterator[slice]:
-        """Draw for the samples at even places of the batch alone; yields which of the samples these are."""
+    def spread(self, share: float, count: int) -> Iterator[Tensor]:
+        """Draw for a share of the batch alone, at places spread evenly over it, from the first place on.
+
+        Args:
+            share: 0.5 is every second place.
+            count: of the samples at hand, B.
+
+        Yields:
+            which of the B samples these are, ascending.
+        """
         before = self.first, self.count, self.total
-        odd, end = self.first % 2, self.first + self.count
-        self.first, self.total = (self.first + 1) // 2, (self.total + 1) // 2
-        self.count = (end + 1) // 2 - self.first
+        ranks = [math.ceil(place * share) for place in range(self.first, self.first + count + 1)]
+        self.first, self.count, self.total = ranks[0], ranks[-1] - ranks[0], math.ceil(self.total * share)
         try:
-            yield slice(odd, None, 2)
+            yield torch.tensor([i for i in range(count) if ranks[i + 1] > ranks[i]], dtype=torch.long)
         finally:
             self.first, self.count, self.total = before
 

@@ -69,8 +69,8 @@ class Guided:
         self.net, self.null, self.guidance, self.horizon, self.steps = net, null, guidance, horizon, steps
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`."""
-        scale = self.scale(float(t[0]))
+        """Evaluate at `x` `(B, *S)` and one common time `t` `(B,)`, or two `(B, 2)`."""
+        scale = self.scale(float(t.flatten()[0]))
         if scale == 1:
             return self.net(x, t, cond)
         if self.null is None:

@@ -29,13 +29,18 @@ class Evaluation(NamedTuple):
 
     Attributes:
         x: `(B, inputs * C, ...)`.
-        t: times `(B,)`.
+        t: times, `(B,)` or `(B, 2)`.
         h: `(B, ...)`.
     """
 
     x: Tensor
     t: Tensor
     h: Tensor
+
+    @property
+    def time(self) -> Tensor:
+        """The times `(B,)` of x."""
+        return self.t if self.t.ndim == 1 else self.t[:, 0]
 
 
 Shift = Callable[[Evaluation], Tensor]
@@ -99,15 +104,15 @@ class MeanShift:
 
         def record(evaluation: Evaluation) -> Tensor:
             change = shift(evaluation).expand_as(evaluation.h)
-            total, count = self._sums.get(float(evaluation.t[0]), (0, 0))
-            self._sums[float(evaluation.t[0])] = (total + change.float().sum(0, keepdim=True), count + len(change))
+            total, count = self._sums.get(float(evaluation.time[0]), (0, 0))
+            self._sums[float(evaluation.time[0])] = (total + change.float().sum(0, keepdim=True), count + len(change))
             return change
 
         return record
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """Return the mean change `(1, ...)` at the nearest time at which there is one."""
-        time = float(evaluation.t[0])
+        time = float(evaluation.time[0])
         total, count = self._sums[min(self._sums, key=lambda known: abs(known - time))]
         return total / count
 

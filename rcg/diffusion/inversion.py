@@ -44,7 +44,7 @@ def noising(
         else:
             ahead = end.alpha / start.alpha * x
             for _ in range(max(1, iterations)):
-                ahead = _undo(x, process.predict(net, ahead, end, cond), start, end)
+                ahead = _undo(x, process.predict(net, ahead, end._replace(end=start), cond), start, end)
             x = ahead
         yield end, x
 

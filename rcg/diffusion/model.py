@@ -222,9 +222,14 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
         raise UserError(
             f"{config.name} does not support {', '.join(missing)}: set it to false or null, or choose another network"
         )
+    if config.process.times > 1 and "two_times" not in network.capabilities:
+        raise UserError(
+            f"{config.name} takes one time, but the process {config.process.name} has two: choose another process, or "
+            f"another network"
+        )
     process = PROCESSES.get(config.process.name)(config.process.for_data(data))
-    inputs = 2 if config.self_condition else 1
-    denoiser = network(config, Interface(data, cond, process.outputs, inputs))
+    interface = Interface(data, cond, process.outputs, 2 if config.self_condition else 1, config.process.times)
+    denoiser = network(config, interface)
     if config.train.optimizer == "muon":
         denoiser.hidden_matrices()  # refuses, before anything is written, what the optimizer would ask for
     return GenerativeModel(config, denoiser, process, data, cond)

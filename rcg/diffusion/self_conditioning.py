@@ -30,7 +30,7 @@ class SelfConditioned(ProcessWrapper):
 
         def informed(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
             estimate = blank(x_t)
-            with torch.no_grad(), draws().every_second() as half:
+            with torch.no_grad(), draws().spread(0.5, len(x_t)) as half:
                 if len(x_t[half]):
                     output = net(beside(x_t[half], None), t[half], None if cond is None else cond[half])
                     estimate[half] = clean(self.process.read(output, x_t[half], t[half]), x_t[half])

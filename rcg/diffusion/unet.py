@@ -304,7 +304,7 @@ class UNet(HalfUNet):
 class UNetDenoiser(Denoiser):
     """A denoiser whose network is `unet`."""
 
-    capabilities = frozenset({"self_condition", "grad_checkpointing", "align", "h_space"})
+    capabilities = frozenset({"self_condition", "two_times", "grad_checkpointing", "align", "h_space"})
     unet: UNet
 
     @property
@@ -329,11 +329,6 @@ class UNetDenoiser(Denoiser):
         A convolution `(O, I, k, k)` counts as a matrix `(O, I k k)`.
         """
         return matrices(self.unet.down, self.unet.bottleneck, self.unet.up, but={"time", "style"})
-
-
-def time_embedding(width: int, embedding: int) -> nn.Sequential:
-    """Return the map of a sinusoidal embedding `(B, width)` to `(B, embedding)`."""
-    return nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
 
 def head_count(channels: int, shape: UNetShape) -> int:

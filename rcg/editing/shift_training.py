@@ -143,7 +143,7 @@ class ShiftTask(Task):
     def _walk(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield alignment and L1 distance at each time, noisiest first."""
         model, z = self.model, batch["z"]
-        shifted = Asymmetric(model.process, model.network, lambda seen: network(seen.h, seen.t), 0.0, self.block)
+        shifted = Asymmetric(model.process, model.network, lambda seen: network(seen.h, seen.time), 0.0, self.block)
         plain, edited = model.with_estimate(model.process), model.with_estimate(shifted)
         x_plain = x_edited = batch["noise"]
         for level, target in pairwise(model.process.levels(STEPS, "trailing")):

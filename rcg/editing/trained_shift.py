@@ -62,7 +62,7 @@ class TrainedShift:
 
     def __call__(self, code: Code) -> Shift:
         """Return the shift, which is the same function of h for all codes."""
-        return lambda evaluation: self.network(evaluation.h, evaluation.t)
+        return lambda evaluation: self.network(evaluation.h, evaluation.time)
 
     def save(self, path: Path, pipeline: Pipeline) -> None:
         """Write it as a safetensors file; `pipeline` is the one that it was trained with."""

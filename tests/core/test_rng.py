@@ -34,12 +34,12 @@ def test_parts_of_a_batch_draw_what_the_whole_would(kind, parts):
 def test_samples_at_even_places_are_the_same_in_all_parts(count):
     places, drawn = [], []
     for first in range(0, 12, count):
-        with batch_draws(5, first, count, 12), draws().every_second() as chosen:
+        with batch_draws(5, first, count, 12), draws().spread(0.5, count) as chosen:
             mine = torch.arange(first, first + count)[chosen]
             places += mine.tolist()
             drawn.append(draws().normal((len(mine), 2), CPU))
     assert places == [0, 2, 4, 6, 8, 10]
-    with batch_draws(5, 0, 12, 12), draws().every_second():
+    with batch_draws(5, 0, 12, 12), draws().spread(0.5, 12):
         assert torch.equal(torch.cat(drawn), draws().normal((6, 2), CPU))
 
 

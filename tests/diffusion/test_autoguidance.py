@@ -76,7 +76,7 @@ def test_a_process_matches_its_own_levels_and_the_ratios_of_all_others(kind):
             matched = process.matching(level)
             assert matched.half_log_snr == pytest.approx(level.half_log_snr, rel=1e-6, abs=1e-9)
     for level in process.levels(7, "trailing")[:-1]:
-        assert process.matching(level) == pytest.approx(level, rel=1e-9, abs=1e-9)
+        assert process.matching(level)[:3] == pytest.approx(level[:3], rel=1e-9, abs=1e-9)
     noise, clean = (process.matching(level) for level in (Level(0, 0.0, 1.0), Level(0, 1.0, 0.0)))
     assert noise == process.levels(1, "trailing")[0]
     assert clean.sigma <= process.levels(2, "trailing")[1].sigma

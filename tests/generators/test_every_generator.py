@@ -63,13 +63,13 @@ def test_it_maps_data_times_and_conditions_sample_by_sample(name, condition):
         assert not torch.allclose(m.network(x, t, cond.roll(1, 0)), out)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("process", "recompute"), [("gaussian", False), ("gaussian", True), ("meanflow", True)])
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)
-def test_the_loss_reaches_every_parameter(name, condition, recompute, monkeypatch):
+def test_the_loss_reaches_every_parameter(name, condition, process, recompute, monkeypatch):
     if recompute:
         require(name, "grad_checkpointing")
-    m = with_random_weights(model(name, condition, grad_checkpointing=recompute))
+    m = with_random_weights(model(name, condition, grad_checkpointing=recompute, process=process))
     monkeypatch.setattr(m, "dropped", lambda cond: torch.tensor([True, False, False]))
     sum(m(torch.randn(3, 3, 16, 16), draw_cond(condition)).values()).backward()
     assert all(p.grad is not None for p in m.parameters())
@@ -90,7 +90,9 @@ def test_it_leaves_tokens_to_be_aligned_in_training_alone(name):
     assert not m.network.take_features()
 
 
-@pytest.mark.parametrize("process", [{"name": "gaussian", "variance": "learned_range"}, {"name": "flow"}])
+@pytest.mark.parametrize(
+    "process", [{"name": "gaussian", "variance": "learned_range"}, {"name": "flow"}, {"name": "meanflow"}]
+)
 @pytest.mark.parametrize("name", CONTINUOUS_GENERATORS)
 @pytest.mark.parametrize("sampler", CONTINUOUS)
 def test_every_sampler_samples_from_it(name, process, sampler):
@@ -171,15 +173,22 @@ def test_activations_that_are_computed_again_change_no_gradient(name):
         torch.testing.assert_close(gradients[1][key], gradient, msg=key)
 
 
-@pytest.mark.parametrize(("condition", "itself"), [("class", False), ("representation", True)])
+@pytest.mark.parametrize(
+    ("condition", "itself", "process"),
+    [("class", False, None), ("representation", True, None), ("class", False, "meanflow")],
+)
 @pytest.mark.parametrize("name", GENERATORS.names())
-def test_parts_of_a_batch_have_the_gradients_of_the_whole(name, condition, itself):
+def test_parts_of_a_batch_have_the_gradients_of_the_whole(name, condition, itself, process):
     """Times, noise, masks, dropout, dropped conditions and estimates are those of a sample's place in the batch."""
     if itself:
         require(name, "self_condition")
+    if process:
+        require(name, "two_times")
     config = {key: 0.3 for key in ("dropout",) if key in GENERATORS.get(name).Config.model_fields}
     if "grad_checkpointing" in GENERATORS.get(name).capabilities:
         config["grad_checkpointing"] = True
+    if process:
+        config["process"] = {"name": process, "leaps": 0.5}
     m = model(name, condition, condition_dropout=0.3, condition_noise=0.2, self_condition=itself, **config)
     with_random_weights(m)
     torch.manual_seed(1)

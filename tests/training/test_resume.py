@@ -67,6 +67,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(prepared, tm
         changes = {f"{section}__train__{key}": value for key, value in (LONG | {"steps": 40}).items()}
     else:
         changes = {f"{section}__train__{key}": value for key, value in LONG.items()}
+    if stage == "rdm":
+        changes |= {"rdm__process": {"name": "meanflow"}}
     if stage == "autoencoder":
         changes |= {f"{section}__train__{key}": value for key, value in ADVERSARIAL.items()}
         changes = {section: TOKENIZER, **changes}

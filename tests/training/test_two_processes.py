@@ -32,8 +32,8 @@ from rcg.training.loop import train
 from safetensors.torch import save_file
 from pathlib import Path
 
-kind, accumulate, folder, steps = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-optimizer = sys.argv[5]
+(kind, process), accumulate = sys.argv[1].split("-"), int(sys.argv[2])
+folder, steps, optimizer = Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 torch.manual_seed(0)
 shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
@@ -44,7 +44,7 @@ small = {
     "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
 }[kind]
 network = registry.get(kind)
-model = build(network.Config(**small), network, Space(shape), cond)
+model = build(network.Config(process=process, **small), network, Space(shape), cond)
 for p in model.parameters():  # zero-initialized layers would hide errors of the first steps
     torch.nn.init.normal_(p, std=0.05)
 
@@ -254,8 +254,8 @@ def test_two_processes_share_the_shards_of_a_cache(tmp_path):
 
 
 def test_two_processes_with_micro_batches_end_where_one_without_does(tmp_path):
-    one = run("dit", ONE, 1, tmp_path / "one")
-    two = run("dit", TWO, 3, tmp_path / "accumulated")
+    one = run("dit-meanflow", ONE, 1, tmp_path / "one")
+    two = run("dit-meanflow", TWO, 3, tmp_path / "accumulated")
     assert difference(one, two) < 1e-5
 
 
@@ -263,10 +263,11 @@ def test_two_processes_with_micro_batches_end_where_one_without_does(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "optimizer", "largest"),
     [
-        ("rep_mlp", "adamw", 1e-5),
-        ("dit", "adamw", 1e-5),
-        ("adm", "adamw", 1e-5),
-        ("dit", "muon", 1e-3),  # its products are rounded to bf16; twenty steps lead 4e-3 away
+        ("rep_mlp-gaussian", "adamw", 1e-5),
+        ("dit-gaussian", "adamw", 1e-5),
+        ("adm-gaussian", "adamw", 1e-5),
+        ("dit-meanflow", "adamw", 1e-5),
+        ("dit-gaussian", "muon", 1e-3),  # its products are rounded to bf16; twenty steps lead 4e-3 away
     ],
 )
 def test_two_processes_with_half_of_the_weights_each_end_where_one_does(kind, optimizer, largest, tmp_path):

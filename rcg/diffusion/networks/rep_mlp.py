@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
-from rcg.nn import ConditionEmbedding, matrices, timestep_embedding
+from rcg.nn import ConditionEmbedding, TimeEmbedding, matrices
 
 
 class RepMLPConfig(RDMConfig):
@@ -53,15 +53,15 @@ class RepMLP(Denoiser):
     """Denoises representations `(B, D)` at integer times `(B,)`; output `(B, outputs, D)`."""
 
     Config = RepMLPConfig
-    capabilities = frozenset({"self_condition"})
+    capabilities = frozenset({"self_condition", "two_times"})
 
     def __init__(self, config: RepMLPConfig, interface: Interface) -> None:
         super().__init__(config, interface)
         cond, (dim,) = interface.cond, interface.data.shape
         time_width = config.time_width or dim
         label_width = config.label_width if cond else None
-        self.width, self.outputs = config.width, interface.outputs
-        self.time = nn.Sequential(nn.Linear(config.width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
+        self.outputs = interface.outputs
+        self.time = TimeEmbedding(config.width, time_width, interface.times)
         self.label = ConditionEmbedding(cond, config.label_width) if cond else None
         self.input = nn.Linear(interface.inputs * dim, config.width)
         self.blocks = nn.ModuleList(ResidualBlock(config.width, time_width, label_width) for _ in range(config.depth))
@@ -72,7 +72,7 @@ class RepMLP(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
-        time = F.silu(self.time(timestep_embedding(t, self.width)))
+        time = F.silu(self.time(t))
         label = F.silu(self.label(cond)) if self.label is not None and cond is not None else None
         h = self.input(x)
         for block in self.blocks:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rcg.config import Depth, RDMConfig, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.registry import NETWORKS
-from rcg.nn import ConditionEmbedding, matrices, timestep_embedding
+from rcg.nn import ConditionEmbedding, TimeEmbedding, matrices
 
 
 class SkipMLPConfig(RDMConfig):
@@ -52,15 +52,13 @@ class SkipMLP(Denoiser):
     """Denoises representations `(B, D)` at times `(B,)`; output `(B, outputs, D)`."""
 
     Config = SkipMLPConfig
-    capabilities = frozenset({"self_condition"})
+    capabilities = frozenset({"self_condition", "two_times"})
 
     def __init__(self, config: SkipMLPConfig, interface: Interface) -> None:
         super().__init__(config, interface)
         cond, (dim,) = interface.cond, interface.data.shape
-        self.frequencies, self.outputs = config.frequencies, interface.outputs
-        self.time = nn.Sequential(
-            nn.Linear(config.frequencies, config.time_width), nn.SiLU(), nn.Linear(config.time_width, config.time_width)
-        )
+        self.outputs = interface.outputs
+        self.time = TimeEmbedding(config.frequencies, config.time_width, interface.times)
         self.cond = ConditionEmbedding(cond, config.time_width) if cond else None
         inputs = interface.inputs * dim
         widths = [inputs, *[config.width + inputs] * (config.depth - 2)]
@@ -69,7 +67,7 @@ class SkipMLP(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
-        time = self.time(timestep_embedding(t, self.frequencies))
+        time = self.time(t)
         if self.cond is not None and cond is not None:
             time = time + self.cond(cond)
         time = F.silu(time)

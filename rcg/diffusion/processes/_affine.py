@@ -88,12 +88,14 @@ class AffineProcess(nn.Module, ABC):
 
     def draw(self, x: Tensor) -> Draws:
         """Draw a time and a standard normal noise for each sample of `x` `(B, *S)`."""
+        return Draws(self.draw_times(len(x), x.device), draws().normal(x.shape, x.device).to(x.dtype))
+
+    def draw_times(self, count: int, device: torch.device) -> Tensor:
+        """Draw times of training `(count,)`."""
         if self.log_ratio is None:
-            t = self.uniform_times(len(x), x.device)
-        else:
-            mean, std = self.log_ratio
-            t = self.times_at(mean + std * draws().normal((len(x),), x.device))
-        return Draws(t, draws().normal(x.shape, x.device).to(x.dtype))
+            return self.uniform_times(count, device)
+        mean, std = self.log_ratio
+        return self.times_at(mean + std * draws().normal((count,), device))
 
     @abstractmethod
     def uniform_times(self, count: int, device: torch.device) -> Tensor:
@@ -150,11 +152,14 @@ class AffineProcess(nn.Module, ABC):
 
     def predict(self, net: Net, x: Tensor, level: Level, cond: Tensor | None) -> Prediction:
         """Evaluate the network on `x` `(B, *S)` at a level and solve for clean data and noise."""
-        times = torch.full((len(x),), level.t, device=x.device)
-        output = net(x, times, cond).to(x.dtype)
+        output = net(x, self.network_times(level, len(x), x.device), cond).to(x.dtype)
         return self.solve(output[:, 0], x, level.alpha, level.sigma)._replace(
             variance_share=self.variance_share(output)
         )
+
+    def network_times(self, level: Level, count: int, device: torch.device) -> Tensor:
+        """Return what the network gets as times at a level, `(count,)`."""
+        return torch.full((count,), level.t, device=device)
 
     def read(self, output: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """Read clean data and noise off an output `(B, outputs, *S)` at `x` `(B, *S)` and times `t` `(B,)`."""

@@ -1,6 +1,6 @@
 """DDIM (Song, Meng, Ermon, ICLR 2021): deterministic at eta 0, ancestral at eta 1.
 
-On a flow, eta 0 is Euler's method.
+On a flow, eta 0 is Euler's method; on a mean flow its steps are exact, however long.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class DDIM(LevelSampler):
         """Return `(B, *space.shape)` samples."""
         x = noise.normal(space.shape)
         for level, target in pairwise(self.levels(process)):
-            x0, eps, _ = self.predict(process, net, x, level, cond)
             eta = 1.0 if level.t / process.horizon < self.boost else self.eta
+            # Without fresh noise the step is straight, and its direction may be that of all of it.
+            start = level._replace(end=target) if eta == 0 else level
+            x0, eps, _ = self.predict(process, net, x, start, cond)
             std = eta * target.sigma / level.sigma * math.sqrt(level.variance_since(target))
             x = target.alpha * x0 + math.sqrt(max(target.sigma**2 - std**2, 0.0)) * eps
             if std > 0:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from rcg.core.contracts import MASK
+from rcg.core.contracts import MASK, Level
 from rcg.diffusion.processes.masked import MaskDraws, Masked, MaskedConfig
 
 UNIFORM = torch.zeros(9)
@@ -108,8 +108,8 @@ def test_the_network_gets_the_time_at_which_sampling_has_masked_as_much(monkeypa
 def test_sampling_starts_with_everything_masked_and_ends_with_nothing(steps):
     levels = Masked(MaskedConfig()).levels(steps)
     assert len(levels) == steps + 1
-    assert levels[0] == (1.0, 0.0, 1.0)
-    assert levels[-1] == (0.0, 1.0, 0.0)
+    assert levels[0] == Level(1.0, 0.0, 1.0)
+    assert levels[-1] == Level(0.0, 1.0, 0.0)
     shares = torch.tensor([level.sigma for level in levels], dtype=torch.float64)
     torch.testing.assert_close(shares, torch.cos(torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64)))
     assert F.relu(shares.diff()).sum() == 0
