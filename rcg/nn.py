@@ -205,12 +205,17 @@ class Attention(nn.Module):
 
 
 def matrices(*modules: nn.Module, but: Collection[str] = ()) -> list[nn.Parameter]:
-    """Return the weights of all linear maps and convolutions in some modules, but not in children that `but` names."""
+    """Return the weights of linear maps and of convolutions over all channels in some modules.
+
+    Args:
+        modules: where to look.
+        but: names of children whose weights are left out.
+    """
+    layers = [item for module in modules for item in module.named_modules() if not set(but) & set(item[0].split("."))]
     return [
         layer.weight
-        for module in modules
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not set(but) & set(name.split("."))
+        for _, layer in layers
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
 
 

@@ -140,6 +140,12 @@ def test_every_network_says_which_matrices_lie_inside_its_blocks(name):
     assert left == LEFT_TO_ADAMW[name]
 
 
+def test_filters_of_single_channels_are_no_matrices():
+    network = model("dit", mlp="conv", train={"optimizer": "muon"}).network
+    shapes = {tuple(p.shape) for p in network.hidden_matrices()}
+    assert shapes == {(48, 16), (16, 16), (64, 16), (16, 64)}
+
+
 def test_a_network_that_does_not_say_is_refused():
     class Silent(Denoiser):
         pass
