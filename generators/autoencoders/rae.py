@@ -68,10 +68,11 @@ class RAE(TrainableAutoencoder):
         self.encoder = encoder
         rows, columns = encoder.grid or (0, 0)
         if rows == 0 or rows != columns or image_size % rows:
+            grid = f"{rows} x {columns}" if rows else "no"
             raise UserError(
-                f"generator.autoencoder.encoder {encoder.config.name} has {rows} x {columns} patches of features, but "
-                f"a rae needs a square grid that divides data.image_size={image_size}: choose a vision transformer, or "
-                f"another patch or input_size"
+                f"generator.autoencoder.encoder {encoder.config.name} has {grid} patches of features, but a rae needs "
+                f"a square grid that divides data.image_size={image_size}: choose a vision transformer, another patch "
+                f"or input_size"
             )
         if config.width % config.heads or config.width % 4:
             raise UserError(

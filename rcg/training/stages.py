@@ -317,7 +317,7 @@ class AutoencoderStage(Stage):
         if not isinstance(config, TrainableAutoencoderConfig):
             raise UserError(
                 f"generator.autoencoder.name is {config.name!r}, which has nothing to train: go on with "
-                f"tools/train_pixel.py, or choose vqgan, vq or kl"
+                f"tools/train_pixel.py, or choose vqgan, vq, kl or rae"
             )
         if config.weights is not None:
             raise UserError(

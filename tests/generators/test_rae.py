@@ -19,7 +19,7 @@ from rcg.encoding.run_folder import Mode, RunFolder
 from rcg.generators.dit import DiT
 from rcg.pipeline import Pipeline
 from rcg.training.tasks.autoencoder import measure_latents
-from tests.small import AUTOENCODER
+from tests.small import AUTOENCODER, ENCODER
 from tests.toy import ROOT, train, write
 
 TRAIN = {"steps": 6, "batch_size": 8, "adversarial_start": 2, "discriminator_width": 8, "decoder_noise": 0.5}
@@ -121,6 +121,8 @@ def test_its_encoder_is_that_of_the_experiment_unless_it_names_another(tmp_path)
 def test_what_it_cannot_do_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"2 x 2 patches.*divides data\.image_size=15"):
         build(image_size=15)
+    with pytest.raises(UserError, match="semantic has no patches of features"):
+        build(encoder={"name": "semantic", **ENCODER["semantic"]})
     with pytest.raises(UserError, match="multiple of 4 and of heads 3"):
         build(heads=3)
     with pytest.raises(UserError, match="a rae without an encoder"):
