@@ -213,7 +213,7 @@ def matrices(*modules: nn.Module, but: Collection[str] = ()) -> list[nn.Paramete
     """
     layers = [item for module in modules for item in module.named_modules() if not set(but) & set(item[0].split("."))]
     return [
-        layer.weight
+        layer.get_parameter("weight")
         for _, layer in layers
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
