@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
-from rcg.config import Depth, GeneratorConfig, Side, Width
+from rcg.config import Config, Depth, GeneratorConfig, Side, Width
 from rcg.core.contracts import Denoiser, Interface
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
+from rcg.core.rng import draws
 from rcg.nn import (
     Attention,
     ConditionEmbedding,
@@ -28,6 +29,26 @@ from rcg.nn import (
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": GELUTanh, "exact": nn.GELU}
 TIME_WIDTH = 256
 """Width of the sinusoidal embedding of the time."""
+
+
+class RoutingConfig(Config):
+    """Token routing (TREAD; Krause et al., ICCV 2025): in training, some patches go past the blocks in the middle.
+
+    A step saves about that share of what those blocks cost. It pays where there are many tokens: what is published has
+    256 and more.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the patches, drawn anew for each image."""
+    first: int = 3
+    """Number of the first block that they go past; negative: counted from the last one, which is -1."""
+    last: int = -4
+    """Number of the last block that they go past."""
+
+    def blocks(self, depth: int) -> range:
+        """Return the numbers of these blocks, in a network of `depth` blocks."""
+        first, last = (number if number > 0 else depth + 1 + number for number in (self.first, self.last))
+        return range(first, last + 1)
 
 
 class DiTConfig(GeneratorConfig):
@@ -58,6 +79,8 @@ class DiTConfig(GeneratorConfig):
     start at 1/2 (Zhou et al., Value Residual Learning, 2024): deep blocks keep sight of the input."""
     context_tokens: NonNegativeInt = 0
     """Tokens made from the condition that the patches can attend to, besides modulation."""
+    routing: RoutingConfig | None = None
+    """Token routing in training, which makes a step cheaper; null: without."""
 
 
 class LocalMlp(nn.Module):
@@ -145,6 +168,8 @@ class DiT(Denoiser):
         self.patch, self.grid = config.patch, side // config.patch
         self.prefix, self.grad_checkpointing = config.context_tokens, config.grad_checkpointing
         self.align_depths = config.align.depths if config.align else ()
+        self.routed_share = config.routing.share if config.routing else 0.0
+        self.routed_blocks = config.routing.blocks(config.depth) if config.routing else range(0)
         # Tokens and their positions.
         self.patches = nn.Linear(interface.inputs * channels * self.patch**2, width)
         self.register_buffer("positions", sincos_positions(self.grid, width), persistent=False)
@@ -174,12 +199,19 @@ class DiT(Denoiser):
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
             h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
-        first = early = None
+        rotation, first, early = self.rotation, None, None
         features = []
+        kept = self._kept(h)
         for depth, block in enumerate(self.blocks, 1):
-            h = checkpointed(block, h, c, self.rotation, first, enabled=self.grad_checkpointing)
+            if kept is not None and depth == self.routed_blocks[0]:
+                everything = h, rotation, first
+                h, rotation, first = _take(kept, *everything)
+            h = checkpointed(block, h, c, rotation, first, enabled=self.grad_checkpointing)
             if isinstance(h, tuple):
                 h, first = h
+            if kept is not None and depth == self.routed_blocks[-1]:
+                h_before, rotation, first = everything
+                h = h_before.scatter(1, kept[..., None].expand_as(h), h)
             if self.training and depth in self.align_depths:
                 features.append(h[:, self.prefix :])
             if depth == self.exit_depth:
@@ -204,6 +236,19 @@ class DiT(Denoiser):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the weights of attention and MLPs, but for filters of single channels, which are no matrices."""
         return matrices(self.blocks, but={"modulation", "local"})
+
+    def _kept(self, h: Tensor) -> Tensor | None:
+        """Draw the places `(B, n)` of the tokens that go through all blocks; None: all of `h` `(B, N, width)` do.
+
+        Tokens before the patches always do. An estimate without gradients is made as in sampling, with all tokens.
+        """
+        count, patches = len(h), h.shape[1] - self.prefix
+        skipping = int(self.routed_share * patches)
+        if not (skipping and self.training and torch.is_grad_enabled()):
+            return None
+        order = draws().uniform((count, patches), h.device).argsort(dim=1) + self.prefix
+        before = torch.arange(self.prefix, device=h.device).expand(count, -1)
+        return torch.cat([before, order[:, skipping:]], dim=1)
 
     def _answer(self, h: Tensor, c: Tensor, modulation: nn.Module, output: nn.Module) -> Tensor:
         """Read outputs `(B, outputs, C, h, w)` off tokens `(B, N, width)`."""
@@ -232,6 +277,17 @@ class DiT(Denoiser):
             nn.init.zeros_(zero.bias)
 
 
+def _take(
+    places: Tensor, h: Tensor, rotation: Tensor | None, first: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return what a block needs of the tokens at `places` `(B, n)`: themselves, their rotations, their first values."""
+    return (
+        h.take_along_dim(places[..., None], dim=1),
+        None if rotation is None else rotation[places][:, None],
+        None if first is None else first.take_along_dim(places[:, None, :, None], dim=2),
+    )
+
+
 def _norm(config: DiTConfig) -> nn.Module:
     if config.norm == "rms":
         return RmsNorm(config.width, eps=1e-6, affine=False)
@@ -256,6 +312,8 @@ def _check(config: DiTConfig, interface: Interface) -> None:
         raise UserError("generator.value_residual mixes the values of later blocks with the first one's; depth is 1")
     if config.context_tokens and interface.cond is None:
         raise UserError("generator.context_tokens are made from a condition, and generator.condition is none")
+    if config.routing:
+        _check_routing(config, config.routing.blocks(config.depth))
     if config.early_exit and config.early_exit.block >= config.depth:
         raise UserError(
             f"generator.early_exit.block is {config.early_exit.block}, which is not before the last of {config.depth} "
@@ -263,3 +321,25 @@ def _check(config: DiTConfig, interface: Interface) -> None:
         )
     if config.align:
         config.align.check_depths(config.depth)
+
+
+def _check_routing(config: DiTConfig, skipped: range) -> None:
+    if not 1 < skipped.start < skipped.stop <= config.depth:
+        raise UserError(
+            f"generator.routing leads past blocks {skipped.start} to {skipped.stop - 1} of {config.depth}, but all "
+            f"tokens go through the first and the last one: choose from 2 to {config.depth - 1}, first before last"
+        )
+    if config.mlp == "conv":
+        raise UserError(
+            "generator.mlp conv filters the whole grid, but routing takes tokens away: choose gelu or swiglu"
+        )
+    readers = {
+        "align.depth": config.align.depths if config.align else (),
+        "early_exit.block": (config.early_exit.block,) if config.early_exit else (),
+    }
+    for key, blocks in readers.items():
+        if set(blocks) & set(skipped[:-1]):
+            raise UserError(
+                f"generator.{key} is {', '.join(map(str, blocks))}, where routing has taken tokens away: choose blocks "
+                f"before {skipped.start}, or from {skipped.stop - 1} on"
+            )

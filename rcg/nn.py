@@ -181,7 +181,7 @@ class Attention(nn.Module):
         Args:
             x: tokens `(B, N, width)`, the queries.
             context: tokens `(B, M, context)` of cross-attention.
-            rotation: a table of `rotary_positions`, `(N, 2 d)`, that rotates queries and keys.
+            rotation: a table of `rotary_positions`, `(N, 2 d)`, that rotates queries and keys; or `(B, 1, N, 2 d)`.
             seen: key mask `(B, N)`, or `(B, M)` with a context; tokens are ignored where it is false.
             first: the values of the first block, where this one mixes its own with them.
         """

@@ -19,6 +19,12 @@ from tests.toy import ROOT, TOKENIZER, snapshot, tool, train, write
 
 LONG = {"steps": 120, "save_every": 7, "log_every": 3, "batch_size": 30, "lr": 1e-3}
 """About 180 images in batches of 30: epochs of 6 steps, so that checkpoints lie in the middle of one."""
+BLOCKS = {
+    "generator__depth": 3,
+    "generator__value_residual": True,
+    "generator__early_exit": {"block": 1},
+    "generator__routing": {"first": 2, "last": 2},
+}
 ADVERSARIAL = {"steps": 20, "batch_size": 10, "adversarial_start": 5, "discriminator_width": 8}
 ADVERSARIAL |= {"decoder_noise": 0.3, "align": {"hidden": 8}}
 
@@ -69,6 +75,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(prepared, tm
         changes = {f"{section}__train__{key}": value for key, value in LONG.items()}
     if stage == "rdm":
         changes |= {"rdm__process": {"name": "meanflow"}}
+    if stage == "generator":
+        changes |= BLOCKS
     if stage == "autoencoder":
         changes |= {f"{section}__train__{key}": value for key, value in ADVERSARIAL.items()}
         changes = {section: TOKENIZER, **changes}

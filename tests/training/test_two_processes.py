@@ -39,8 +39,9 @@ shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
 small = {
     "rep_mlp": {"width": 32, "depth": 2},
-    "dit": {"width": 32, "depth": 2, "heads": 2, "patch": 4, "grad_checkpointing": True,
-            "value_residual": True, "early_exit": {"block": 1}},
+    "dit": {"width": 32, "depth": 3, "heads": 2, "patch": 4, "grad_checkpointing": True,
+            "value_residual": True, "early_exit": {"block": 1},
+            "routing": {"first": 2, "last": 2}},
     "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
 }[kind]
 network = registry.get(kind)
