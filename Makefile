@@ -1,5 +1,4 @@
-# make demo   real images -> encoder -> RDM -> DiT -> a gallery, in a few minutes on two cores
-# make test   the test suite      make check   lint, types, import contract      make fix   what ruff can mend
+# `make help` lists the targets.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,22 +7,25 @@ RUN ?= runs/digits
 OVERRIDES ?=
 LAUNCH := $(BIN)/accelerate launch --quiet
 
-.PHONY: demo test test-slow check fix
+.PHONY: help demo test test-slow check fix
 
-demo: .venv/installed
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed ## real images -> encoder -> RDM -> DiT -> a gallery, in a few minutes on two cores
 	$(LAUNCH) tools/train_encoder.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
 	$(LAUNCH) tools/train_rdm.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
 	$(LAUNCH) tools/train_pixel.py $(DEMO) run=$(RUN) $(OVERRIDES) --resume
 	$(BIN)/python tools/sample.py $(RUN) --num 64 --seed 0 --out $(RUN)/gallery
 	$(BIN)/python tools/summary.py $(RUN)
 
-test: .venv/installed
+test: .venv/installed ## run the test suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/installed
+test-slow: .venv/installed ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-check: .venv/installed
+check: .venv/installed ## check format, lint, types and the import contract
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	# Types and imports are checked in the layout that is installed: encoders/ and generators/ inside rcg/.
@@ -33,7 +35,7 @@ check: .venv/installed
 	MYPYPATH=.venv/layout $(BIN)/mypy tools
 	cd .venv/layout && ../bin/lint-imports --config ../../setup.cfg --no-cache
 
-fix: .venv/installed
+fix: .venv/installed ## mend what ruff can: format and lint
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

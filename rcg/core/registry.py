@@ -58,6 +58,11 @@ class Registry(Generic[Base]):
             UserError: there is none, with the nearest name; or it needs a library that is not installed.
         """
         if name not in self._classes:
+            if importlib.util.find_spec(self.package) is None:
+                raise UserError(
+                    f"there is no package {self.package}: install rcg (pip install --editable PATH/OF/THE/CHECKOUT) "
+                    f"instead of running it from its folder"
+                )
             if name not in self.names():
                 raise UserError(f"no {self.kind} is called {name!r}; {nearest(name, self.names())}")
             try:
