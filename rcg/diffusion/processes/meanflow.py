@@ -30,8 +30,8 @@ SOFTENING = 1e-3
 class MeanFlowConfig(StraightConfig):
     """A mean flow, which ddim samples in as few steps as are wanted, `sampler: {name: ddim, steps: 1}` among them.
 
-    All other samplers integrate its velocities, as those of a flow. It pays for networks that are cheap to train, as
-    the RDM's, and for generators that were trained as flows before (`train.init_from`).
+    All other samplers integrate its velocities, as those of a flow. Published ones were trained from the start for a
+    long time; it is cheaper for the small networks of RDMs, or from a trained flow on (`train.init_from`).
     """
 
     times: ClassVar[int] = 2
@@ -41,13 +41,13 @@ class MeanFlowConfig(StraightConfig):
     """The network's output: the mean velocity u, or x_t - t u, which is clean data where a step ends at clean data and
     where it is infinitely short (pixel mean flows; Lu et al., 2026)."""
     leaps: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of the samples that learn the mean velocity between two times, each at the cost of about four thirds of
-    another; the others learn the velocity at one time, which long steps are built on."""
+    """Share of the samples that learn the mean velocity between two times, each at about twice the cost of another; the
+    others learn the velocity at one time, on which long steps are built."""
     tangent: Literal["network", "sample"] = "network"
     """The velocity along which u is differentiated: the network's own, which costs one more evaluation but has no
     noise (improved mean flows; Geng et al., 2025), or eps - x0 of the sample, as published first."""
     balance: NonNegativeFloat = 1.0
-    """Divide the squared error of each sample by this power of itself, without gradient (their eq. 22): at 1, as
+    """Divide the squared error of each sample by this power of itself, without gradient: at 1, as
     published, samples with large errors count no more than others; 0: they count as they are."""
 
     @model_validator(mode="after")

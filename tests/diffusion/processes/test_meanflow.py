@@ -151,6 +151,13 @@ def test_a_share_of_the_samples_spans_time_whatever_the_parts_of_a_batch(share):
     assert (whole[:, 1] <= whole[:, 0]).all()
 
 
+def test_a_part_of_a_batch_without_a_leap_has_a_loss():
+    network = NETWORKS.get("rep_mlp")
+    m = build(network.Config(width=32, depth=1, process={"name": "meanflow"}), network, Space((4,)), None)
+    with batch_draws(3, 1, 2, 12):  # of twelve samples, those at the places 0, 4 and 8 leap
+        assert torch.isfinite(m(torch.ones(2, 4), None)["mse"])
+
+
 def test_balanced_errors_count_alike_in_training_and_as_they_are_in_evaluation():
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     values = {}
