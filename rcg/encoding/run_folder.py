@@ -209,6 +209,8 @@ class RunFolder:
         """Directions of z along which properties of images change."""
         self.edits = self.path / "edits"
         self.curves = self.path / "curves.png"
+        self.distances = self.path / "distances.png"
+        """The Frechet distances of generators against minutes, with the curves that they are expected to follow."""
         self.log = self.path / "log.txt"
         """What the trainings said, with the time."""
         self.page = self.path / "report.html"

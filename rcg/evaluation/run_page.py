@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,12 @@ from rcg.core.console import say, warn
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import RunFolder, StageFolder
 from rcg.evaluation.report import Report
-from rcg.visual.curves import draw_curves, latest, quality
+from rcg.metrics.forecast import PowerLaw
+from rcg.visual.curves import Expected, draw_curves, draw_expected, latest, quality
 from rcg.visual.documents import Document, read_json, render, typed
+
+DISTANCES = {"fd": "own encoder", "fd_judge": "second encoder"}
+"""Distances in the log of a generator, and whose space they are measured in."""
 
 
 def write_page(run: RunFolder, path: Path) -> None:
@@ -27,6 +31,7 @@ def write_page(run: RunFolder, path: Path) -> None:
     logs = run.logs()
     stages = [run.stage_folder(name) for name in logs]
     draw_curves(logs, run.curves)
+    _draw_distances(run, logs)
 
     # The galleries of tools/sample.py, or else the last grid of the last training.
     galleries = sorted(run.path.glob("*/gallery.png")) or sorted(stages[-1].samples.glob("*.png"))[-1:]
@@ -38,9 +43,39 @@ def write_page(run: RunFolder, path: Path) -> None:
         documents=list(_documents(run)),
         trainings=[_training_row(stage, latest(logs[stage.name])) for stage in stages],
         curves=run.curves,
+        distances=run.distances,
         stages=stages,
     )
     say(str(path))
+
+
+def _draw_distances(run: RunFolder, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Draw the distances of generators against minutes, and where they go until their last steps."""
+    metrics = {}
+    for stage, lines in logs.items():
+        for name, label in DISTANCES.items():
+            points = [line for line in lines if name in line]
+            if points:
+                metrics[f"{stage}, {label}"] = _expected(run.stage_folder(stage), name, points)
+    draw_expected(metrics, "Frechet distance to training images, as of infinitely many samples", run.distances)
+
+
+def _expected(stage: StageFolder, name: str, points: Sequence[Mapping[str, float]]) -> Expected:
+    """Return a metric's values against minutes, and the power law through them up to the last step."""
+    steps, values = [line["step"] for line in points], [line[name] for line in points]
+    law, end = PowerLaw.fit(steps, values), max(_last_step(stage), steps[-1])
+    minutes_per_step = points[-1]["seconds"] / 60 / steps[-1]
+    curve: list[tuple[float, float]] = []
+    if law is not None:
+        between = [steps[0] + (end - steps[0]) * i / 50 for i in range(51)]
+        curve = [(step * minutes_per_step, law.at(step)) for step in between]
+    return Expected([(step * minutes_per_step, value) for step, value in zip(steps, values, strict=True)], curve)
+
+
+def _last_step(stage: StageFolder) -> float:
+    """Return the step at which the training of a generator ends, 0 where that is not known."""
+    experiment = stage.experiment()
+    return 0 if experiment is None or experiment.generator is None else experiment.generator.train.steps
 
 
 def _documents(run: RunFolder) -> Iterator[tuple[Path, Document]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rcg.visual.figures import drawn
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # slow to import
 Line = Mapping[str, float]
 """A line of a log: the values logged at one step."""
 NOT_CURVES = {"step", "seconds", "lr"}
-SHARED_PANELS = {"rep_fd_reference": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement"}
+SHARED_PANELS = {"rep_fd_reference": "rep_fd", "rep_recall": "rep_precision", "rep_agreement_real": "rep_agreement",
+                 "fd_at_end": "fd", "fd_judge_at_end": "fd_judge", "copies_pixels": "copies"}  # fmt: skip
 """Curves that are drawn into the panel of another one."""
 COLUMNS = 5
 
@@ -42,6 +43,10 @@ def quality(log: Line) -> str:
     add("code usage {:.1%}", "code_usage")
     add("perplexity {:.0f}", "perplexity")
     words += [f"{key} {log[key]:.3g}" for key in log if key.startswith(("rfid_", "encoder_fd"))]
+    add("FD {:.4g}", "fd")
+    add("FD {:.4g} by the judge", "fd_judge")
+    add("copies {:.1%}", "copies")
+    add("copies {:.1%} in pixels", "copies_pixels")
     add("rep-FD {:.3g} (reference {:.3g})", "rep_fd", "rep_fd_reference")
     add("precision {:.2f}", "rep_precision")
     add("recall {:.2f}", "rep_recall")
@@ -101,6 +106,41 @@ def draw_curves(logs: Mapping[str, Sequence[Line]], path: Path) -> None:
                 panel.tick_params(labelsize=7)
                 if len(panel.lines) > 1:
                     panel.legend(fontsize=7)
+
+
+class Expected(NamedTuple):
+    """A metric of a stage over its training, and where it is going.
+
+    Attributes:
+        points: minutes and values so far.
+        curve: minutes and values of the expected curve, up to the end of the training; empty: not known.
+    """
+
+    points: Sequence[tuple[float, float]]
+    curve: Sequence[tuple[float, float]]
+
+
+def draw_expected(metrics: Mapping[str, Expected], title: str, path: Path) -> None:
+    """Write a PNG of metrics against minutes, each with its expected curve, a dashed line.
+
+    Args:
+        metrics: by their labels; without any, no PNG is written.
+        title: of the drawing.
+        path: of the PNG.
+    """
+    if not metrics:
+        path.unlink(missing_ok=True)
+        return
+    with drawn(path, 6, 3.6) as figure:
+        panel = figure.subplots()
+        for label, metric in metrics.items():
+            (line,) = panel.plot(*zip(*metric.points, strict=True), marker="o", label=label)
+            if metric.curve:
+                panel.plot(*zip(*metric.curve, strict=True), "--", color=line.get_color(), label=f"{label}, expected")
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("minutes of training", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=7)
 
 
 def _plot(panel: Axes, lines: Sequence[Line], name: str, label: str, along: str = "step") -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from rcg.config import load_experiment
 from rcg.core.errors import UserError
 from rcg.encoding.run_folder import RunFolder
 from rcg.evaluation.report import Report
@@ -87,3 +88,26 @@ def test_logs_without_a_line_are_no_run(run):
     run.rdm.log.write_text("{\n")
     with pytest.raises(UserError, match="holds no trained stage"):
         summarize(run)
+
+
+def test_the_page_draws_distances_against_minutes_with_the_curve_that_is_expected(run):
+    write_page(run, run.page)
+    assert not run.distances.exists()
+    stage = run.stage_folder("dit")
+    stage.path.mkdir()
+    lines = [{"step": step, "seconds": step / 2, "fd": 100 / step} for step in (100, 200, 400)]
+    stage.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / "digits.yaml").write_text(
+        "data: digits\nencoder: moco_v3\ngenerator: {name: dit, train: {steps: 800}}\n"
+    )
+    stage.config.write_text(load_experiment(str(run.path / "digits.yaml")).to_yaml())
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rcg.evaluation.run_page.draw_expected", lambda metrics, *rest: drawn.update(metrics))
+        write_page(run, run.page)
+    (metric,) = drawn.values()
+    assert metric.points[-1] == pytest.approx((200 / 60, 0.25))
+    assert metric.curve[-1] == pytest.approx((400 / 60, 0.125))
+    write_page(run, run.page)
+    assert run.distances.is_file()
+    assert run.page.read_text().count("data:image/png;base64,") == 5
