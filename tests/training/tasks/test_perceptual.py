@@ -1,5 +1,7 @@
 """The perceptual loss of estimates of clean images: its size, where it counts, and who may judge afterwards."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -8,12 +10,16 @@ from torch import nn
 from rcg.config import PerceptualConfig, load_experiment
 from rcg.core.contracts import Encoder
 from rcg.core.errors import UserError
+from rcg.core.registry import GENERATORS
 from rcg.core.rng import batch_draws
 from rcg.diffusion.estimate_loss import Estimate, WithEstimateLoss
+from rcg.diffusion.model import build
+from rcg.evaluation.plan import partial_judges
 from rcg.generators.autoencoders.pixels import Pixels, PixelsConfig
 from rcg.metrics.perceptual import unit_distance
 from rcg.training.tasks.perceptual import PerceptualLoss
 from tests.models import dit
+from tests.small import GENERATOR, PIXELS
 from tests.toy import MAGE, tool, train, write
 
 RANDOM = "{name: moco_v3, arch: resnet18, width: 4, depth: 1, projector_hidden: 8, projector_dim: 6, weights: none}"
@@ -109,6 +115,34 @@ def test_it_leaves_the_other_losses_and_the_evaluations_of_the_network_alone(sel
     assert len(calls) == 2 * (1 + self_condition)
     found[1]["perceptual"].backward()
     assert all(p.grad is not None for p in m.network.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(GENERATOR.keys() - {"mage"}))
+def test_every_generator_of_pixels_learns_by_it(name):
+    network = GENERATORS.get(name)
+    m = build(network.Config(condition="none", **GENERATOR[name]), network, PIXELS, None)
+    for p in m.parameters():
+        nn.init.normal_(p, std=0.1)
+    m(torch.rand(4, 3, 16, 16), None, perceptual(until=1.0))["perceptual"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in m.parameters())
+    assert all(p.grad.any() for p in m.network.parameters() if p.ndim > 1)
+
+
+class Judge(SimpleNamespace):
+    """An extractor that compares in the space of an encoder."""
+
+    def has_encoder(self, name):
+        return self.encoder == name
+
+
+def test_a_judge_that_a_generator_did_not_learn_with_is_enough():
+    own, other = Judge(name="own", encoder="a:1"), Judge(name="other", encoder="b:2")
+    assert not list(partial_judges("", [own]))
+    assert not list(partial_judges("a:1", [other]))
+    (warning,) = partial_judges("a:1", [own, other])
+    assert warning.endswith("distances in the space of own flatter its images")
+    with pytest.raises(UserError, match="the generator learned to please a "):
+        list(partial_judges("a:1", [own]))
 
 
 SETTINGS = {"steps": 2, "batch_size": 4, "log_every": 2, "precision": "no", "tracker": "none"}
