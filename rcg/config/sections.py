@@ -424,7 +424,7 @@ class PerceptualConfig(Config):
     """
 
     weight: PositiveFloat = 1.0
-    """Size of its gradient at the network's output, where that of the process's loss is 1."""
+    """Size of its gradient at the network's output, where that of the process's loss is 1, for each image."""
     until: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Largest share of noise, sigma / (alpha + sigma), at which images are compared: a flow's time, and one minus
     PixelGen's."""
@@ -512,6 +512,15 @@ class GeneratorConfig(ModelConfig):
             raise ValueError(
                 f"perceptual compares images, but with the autoencoder {self.autoencoder.name} a generator estimates "
                 f"latents or tokens: leave perceptual out, or set autoencoder to pixels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_to_stop_by_what_is_pleased(self) -> GeneratorConfig:
+        if self.perceptual is not None and self.perceptual.encoder == "own" and self.train.score == "fd":
+            raise ValueError(
+                "train.score is fd, which is measured by the encoder that perceptual learns to please: set score to "
+                "loss, or name another perceptual.encoder"
             )
         return self
 

@@ -581,11 +581,6 @@ class GeneratorStage(Stage):
                 "generator.train.score is fd, which is measured in the space of a frozen encoder whose representations "
                 "are cached: run tools/cache.py first, or set score to loss"
             )
-        if config.train.score == "fd" and config.perceptual is not None and config.perceptual.encoder == "own":
-            raise UserError(
-                "generator.train.score is fd, which is measured by the encoder that generator.perceptual learns to "
-                "please: set score to loss, or name another generator.perceptual.encoder"
-            )
 
     def _is_encoded(self, work: Workspace) -> bool:
         """Whether the representations of both splits are there, or will be because the condition needs them."""

@@ -8,7 +8,6 @@ from torch import Tensor
 from rcg.config import PerceptualConfig
 from rcg.core.contracts import Autoencoder, Encoder
 from rcg.diffusion.estimate_loss import Estimate
-from rcg.distributed.launch import gather
 from rcg.metrics.perceptual import EncoderDistance
 from rcg.training.tasks._discriminator import balance
 
@@ -26,19 +25,19 @@ class PerceptualLoss:
         self.config, self.distance, self.decode = config, EncoderDistance(encoder), autoencoder.decode
 
     def __call__(self, estimate: Estimate) -> dict[str, Tensor]:
-        """Return the loss `perceptual`: the mean distance over all samples, those with more noise counting as zero.
+        """Return the loss `perceptual`: its value is the mean distance, those of images with more noise being zero.
 
-        Its gradient at the network's output is `weight` times as large as that of the process's loss, over the samples
-        of all processes.
+        Its gradient at the network's output is, for each image, `weight` times as large as that of the process's loss:
+        it keeps its share at every noise level, whatever measures the error, and depends on no other image.
         """
         output, count = estimate.output, len(estimate.x)
         total = self._total(estimate)
         (slope,) = torch.autograd.grad(total, output)
-        (reference,) = torch.autograd.grad(count * estimate.loss, output, retain_graph=True)
-        weight = self.config.weight * balance(_norm(reference), _norm(slope), least=1e-12)
-        # Its gradient is known by now. A second way back through the encoder would cost a third of the loss again.
-        linear = (weight / count * slope * output).sum()
-        return {"perceptual": linear + (weight / count * total - linear).detach()}
+        (reference,) = torch.autograd.grad(estimate.loss, output, retain_graph=True)
+        weight = self.config.weight * balance(_norms(count * reference), _norms(slope), least=1e-12)
+        # The gradient is known by now: a second way back through the encoder would cost a third of the loss again.
+        linear = (weight[:, None] * (slope * output).flatten(1)).sum() / count
+        return {"perceptual": linear + (total / count - linear).detach()}
 
     def _total(self, estimate: Estimate) -> Tensor:
         """Return the sum of the distances."""
@@ -49,6 +48,6 @@ class PerceptualLoss:
         return seen.sum() * self.distance(image, real)
 
 
-def _norm(gradient: Tensor) -> Tensor:
-    """Return the norm of the gradient at the predictions of all processes' samples, given that at outputs."""
-    return gather(gradient[:, 0].square().sum()[None]).sum().sqrt()
+def _norms(gradient: Tensor) -> Tensor:
+    """Return the norms `(B,)` at each image's prediction of a gradient at outputs `(B, outputs, *S)`."""
+    return gradient[:, 0].flatten(1).norm(dim=1)
