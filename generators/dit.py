@@ -12,10 +12,11 @@ from timm.layers import GELUTanh, Mlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
 from rcg.config import Config, Depth, GeneratorConfig, Side, Width
-from rcg.core.contracts import Denoiser, Interface
+from rcg.core.contracts import Denoiser, Interface, Space
 from rcg.core.errors import UserError
 from rcg.core.registry import GENERATORS
 from rcg.core.rng import draws
+from rcg.diffusion.joint_representation import Pair
 from rcg.nn import (
     Attention,
     ConditionEmbedding,
@@ -109,8 +110,8 @@ class Block(nn.Module):
         gives_values: whether it returns the values of its attention too, for later blocks to mix with theirs.
     """
 
-    def __init__(self, config: DiTConfig, number: int) -> None:
-        """Build block `number`, from 1 on."""
+    def __init__(self, config: DiTConfig, number: int, prefix: int) -> None:
+        """Build block `number`, from 1 on, for `prefix` tokens before those of the patches."""
         super().__init__()
         width = config.width
         self.norm1, self.norm2 = _norm(config), _norm(config)
@@ -119,7 +120,7 @@ class Block(nn.Module):
         self.attn = Attention(width, config.heads, qk_norm=config.qk_norm, value_residual=mixes)
         self.mlp: nn.Module
         if config.mlp == "conv":
-            self.mlp = LocalMlp(width, 4 * width, config.context_tokens, ACTIVATIONS[config.gelu])
+            self.mlp = LocalMlp(width, 4 * width, prefix, ACTIVATIONS[config.gelu])
         elif config.mlp == "gelu":
             self.mlp = Mlp(width, 4 * width, act_layer=ACTIVATIONS[config.gelu])
         else:
@@ -140,11 +141,32 @@ class Block(nn.Module):
         return (x, values) if self.gives_values else x
 
 
+class RepresentationToken(nn.Module):
+    """The token of a representation that is denoised together with an image, as in REG (Wu et al., 2025)."""
+
+    def __init__(self, interface: Interface, z: Space, width: int) -> None:
+        super().__init__()
+        self.pair, self.inputs, self.outputs = Pair(interface.data, z), interface.inputs, interface.outputs
+        (features,) = z.shape
+        self.embed = nn.Linear(self.inputs * features, width)
+        self.output = nn.Linear(width, self.outputs * features)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images `(B, inputs * C, h, w)` of vectors `(B, inputs * (n + D))`, and a token `(B, 1, width)`."""
+        image, z = self.pair.split(x.unflatten(1, (self.inputs, -1)))
+        return image.flatten(1, 2), self.embed(z.flatten(1))[:, None]
+
+    def write(self, image: Tensor, token: Tensor) -> Tensor:
+        """Put images `(B, outputs, C, h, w)` beside what a token `(B, width)` says of z: `(B, outputs, n + D)`."""
+        return self.pair.join(image, self.output(token).unflatten(1, (self.outputs, -1)))
+
+
 @GENERATORS.register
 class DiT(Denoiser):
     """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
 
-    With an early exit there are twice as many outputs: those of the exit come second.
+    With an early exit there are twice as many outputs: those of the exit come second. A representation that is denoised
+    together with the data is one more token, before those of the patches.
 
     Attributes:
         width: channels of a token.
@@ -155,7 +177,9 @@ class DiT(Denoiser):
     """
 
     Config = DiTConfig
-    capabilities = frozenset({"self_condition", "two_times", "grad_checkpointing", "align", "h_space", "early_exit"})
+    capabilities = frozenset(
+        {"self_condition", "two_times", "grad_checkpointing", "align", "h_space", "early_exit", "joint_representation"}
+    )
     positions: Tensor
     rotation: Tensor | None
 
@@ -163,10 +187,12 @@ class DiT(Denoiser):
         super().__init__(config, interface)
         _check(config, interface)
         channels, side, _ = interface.data.shape
-        width, cond = config.width, interface.cond
+        width, cond, tokens = config.width, interface.cond, config.context_tokens
         self.width, self.outputs = width, interface.outputs
         self.patch, self.grid = config.patch, side // config.patch
-        self.prefix, self.grad_checkpointing = config.context_tokens, config.grad_checkpointing
+        self.token = RepresentationToken(interface, interface.z, width) if interface.z else None
+        self.prefix = tokens + (0 if self.token is None else 1)
+        self.grad_checkpointing = config.grad_checkpointing
         self.align_depths = config.align.depths if config.align else ()
         self.routed_share = config.routing.share if config.routing else 0.0
         self.routed_blocks = config.routing.blocks(config.depth) if config.routing else range(0)
@@ -178,9 +204,9 @@ class DiT(Denoiser):
         # Time and condition.
         self.time = TimeEmbedding(TIME_WIDTH, width, interface.times)
         self.cond = ConditionEmbedding(cond, width) if cond else None
-        self.context = ConditionEmbedding(cond, self.prefix * width) if cond and self.prefix else None
+        self.context = ConditionEmbedding(cond, tokens * width) if cond and tokens else None
         # Blocks and output.
-        self.blocks = nn.ModuleList(Block(config, number) for number in range(1, config.depth + 1))
+        self.blocks = nn.ModuleList(Block(config, number, self.prefix) for number in range(1, config.depth + 1))
         self.norm = _norm(config)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.output = nn.Linear(width, self.outputs * channels * self.patch**2)
@@ -191,14 +217,23 @@ class DiT(Denoiser):
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`.
+
+        With a representation, vectors `(B, inputs * (n + D))` become `(B, outputs, n + D)`.
+        """
+        prefix = []
+        if self.token is not None:
+            x, token = self.token.read(x)
+            prefix.append(token)
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         h = self.patches(patches) + self.positions  # (B, N, width)
         c = self.time(t)
         if self.cond is not None and cond is not None:
             c = c + self.cond(cond)
         if self.context is not None and cond is not None:
-            h = torch.cat([self.context(cond).unflatten(1, (self.prefix, -1)), h], dim=1)
+            prefix.append(self.context(cond).unflatten(1, (-1, self.width)))
+        if prefix:
+            h = torch.cat([*prefix, h], dim=1)
         rotation, first, early = self.rotation, None, None
         features = []
         kept = self._kept(h)
@@ -251,12 +286,14 @@ class DiT(Denoiser):
         return torch.cat([before, order[:, skipping:]], dim=1)
 
     def _answer(self, h: Tensor, c: Tensor, modulation: nn.Module, output: nn.Module) -> Tensor:
-        """Read outputs `(B, outputs, C, h, w)` off tokens `(B, N, width)`."""
+        """Read outputs `(B, outputs, C, h, w)` off tokens `(B, N, width)`; vectors, where there is a representation."""
         shift, scale = modulation(c)[:, None].chunk(2, dim=-1)
-        patches = output(self.norm(h[:, self.prefix :]) * (1 + scale) + shift)
-        return rearrange(
+        h = self.norm(h) * (1 + scale) + shift
+        patches = output(h[:, self.prefix :])
+        image = rearrange(
             patches, "b (h w) (p q k c) -> b k c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch, k=self.outputs
         )
+        return image if self.token is None else self.token.write(image, h[:, 0])
 
     def _initialize(self) -> None:
         """Xavier-uniform matrices, zero biases; modulations and output zero: every block starts as the identity."""
@@ -272,6 +309,8 @@ class DiT(Denoiser):
         zeros = [*(block.modulation[1] for block in blocks), self.modulation[1], self.output]
         if self.exit_depth is not None:
             zeros += [self.early_modulation[1], self.early_output]
+        if self.token is not None:
+            zeros.append(self.token.output)
         for zero in zeros:
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)

@@ -10,6 +10,7 @@ from rcg.comparison.arms import ARMS, Arm
 from rcg.config import Experiment, GeneratorConfig, differences
 from rcg.core.console import say
 from rcg.core.errors import UserError
+from rcg.core.registry import GENERATORS
 from rcg.data.images import Images
 from rcg.encoding.run_folder import StageFolder
 from rcg.encoding.workspace import Workspace
@@ -122,8 +123,9 @@ def check(work: Workspace, keys: Sequence[str], options: SamplingOptions) -> Non
             or guidance has no condition, or no trained null condition.
     """
     config = work.experiment.require_generator()
-    if config.self_condition:
-        raise UserError("generator.self_condition is one of the arms that are compared: leave it out, or set it false")
+    for key in ("self_condition", "joint_representation"):
+        if getattr(config, key):
+            raise UserError(f"generator.{key} is one of the arms that are compared: leave it out, or set it false")
     if config.train.patience is not None:
         raise UserError(
             "generator.train.patience ends trainings at different steps, but arms are compared at equal training "
@@ -151,6 +153,11 @@ def unavailable(key: str, experiment: Experiment, classes: Sequence[str]) -> str
         return "the data set has no labels"
     if key == "generated" and experiment.rdm.condition == "vector":
         return "the RDM is conditioned on vectors that are computed elsewhere"
+    if key == "joint":
+        config = experiment.require_generator()
+        if "joint_representation" not in GENERATORS.get(config.name).capabilities:
+            return f"{config.name} cannot generate a representation together with the image"
+        return ARMS["joint"].variant(config).joint_obstacle
     return None
 
 

@@ -189,6 +189,11 @@ class ProcessConfig(ComponentConfig):
         """Factor from an error of the network to the error of clean data that it implies, at the noisiest level."""
         return 1.0
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network predicts the variance of a step as well."""
+        return False
+
 
 ProcessSection = Annotated[SerializeAsAny[ProcessConfig], Component(PROCESSES, ProcessConfig), OWN]
 
@@ -457,6 +462,11 @@ class GeneratorConfig(ModelConfig):
     early_exit: Annotated[EarlyExitConfig | None, OWN] = None
     """A worse answer from the middle of the network, for guidance.against early_exit; about 1 % of a step (Guiding a
     Diffusion Transformer with the Internal Dynamics of Itself; Zhou et al., 2025). null: without."""
+    joint_representation: Annotated[bool, OWN] = False
+    """Generate the representation together with the image, from noise, as one more token (REG; Wu et al., 2025): no
+    RDM is needed. It costs one token; it is the rival of a representation that the RDM generates first."""
+    joint_weight: Annotated[PositiveFloat, OWN] = 0.03
+    """Weight of the representation's loss beside that of the image, where both are generated together (REG's)."""
     autoencoder: Annotated[AutoencoderSection, OWN]
     """The space in which the generator works."""
     train: GeneratorTrain = GeneratorTrain()
@@ -469,6 +479,7 @@ class GeneratorConfig(ModelConfig):
             "grad_checkpointing": self.grad_checkpointing,
             "align": self.align is not None,
             "early_exit": self.early_exit is not None,
+            "joint_representation": self.joint_representation,
         }
         return super().requirements | {name for name, needed in asked.items() if needed}
 
@@ -479,9 +490,14 @@ class GeneratorConfig(ModelConfig):
 
     @property
     def folder_name(self) -> str:
-        """Name of its folder in a run: its own, its condition if not a representation, self if self-conditioned."""
+        """Name of its folder in a run: its own, its condition if not a representation, self if self-conditioned.
+
+        Where the representation is generated with the image, joint stands in the place of the condition.
+        """
         words = [self.name]
-        if self.condition != "representation":
+        if self.joint_representation:
+            words.append("joint")
+        elif self.condition != "representation":
             words.append(self.condition)
         if self.self_condition:
             words.append("self")
@@ -522,6 +538,41 @@ class GeneratorConfig(ModelConfig):
                 "train.score is fd, which is measured by the encoder that perceptual learns to please: set score to "
                 "loss, or name another perceptual.encoder"
             )
+        return self
+
+    @property
+    def joint_obstacle(self) -> str | None:
+        """What of this section keeps it from generating the representation together with the image; None: nothing."""
+        if self.condition != "none":
+            return (
+                f"condition is {self.condition}, but where the representation is generated together with the image, "
+                f"nothing is left to be conditioned on: set condition to none"
+            )
+        if self.process.discrete:
+            return f"{self.name} generates tokens, but joint_representation needs real numbers: choose dit"
+        if self.process.times > 1:
+            return f"the process {self.process.name} measures no parts of its data: choose flow or gaussian"
+        if self.process.learns_variance:
+            return (
+                "process.variance is learned_range, which is learned from the likelihood of pixels, and "
+                "a representation has none: set process.variance to fixed_small"
+            )
+        if self.sampler.clips:
+            return "sampler.clip keeps clean data in [-1, 1], which a representation leaves: set sampler.clip to false"
+        if self.guidance.channels is not None:
+            return (
+                "guidance.channels counts the channels of an image, which lies in one vector with its representation: "
+                "set guidance.channels to null"
+            )
+        for key in ("early_exit", "perceptual"):
+            if getattr(self, key) is not None:
+                return f"{key} knows of the image alone: leave {key} out"
+        return None
+
+    @model_validator(mode="after")
+    def _refuse_obstacles_of_joint_sampling(self) -> GeneratorConfig:
+        if self.joint_representation and self.joint_obstacle is not None:
+            raise ValueError(f"joint_representation is true, and {self.joint_obstacle}")
         return self
 
 

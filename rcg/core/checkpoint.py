@@ -50,6 +50,8 @@ class Facts(BaseModel):
     """The space that a generative model works in."""
     cond: Space | None = None
     """The space of its condition."""
+    z: Space | None = None
+    """The space of the representation that it generates together with the data."""
     image_size: NonNegativeInt = 0
     """Side of the images in pixels; 0 where none were involved."""
     classes: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class Facts(BaseModel):
     details: dict[str, Any] = {}
     """What only people read, or a converter on the way back."""
 
-    @field_validator("data", "cond")
+    @field_validator("data", "cond", "z")
     @classmethod
     def _refuse_impossible_spaces(cls, space: Space | None) -> Space | None:
         sizes = () if space is None else (*space.shape, 1 if space.vocab is None else space.vocab)

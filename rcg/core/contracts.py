@@ -61,6 +61,9 @@ class Interface(NamedTuple):
         inputs: tensors that come side by side, along dimension 1: 1, x alone; 2 with self-conditioning, x and then the
             last estimate of clean data (zeros, or `MASK`, where there is none yet).
         times: 1; 2 where the prediction is a mean over a span of time: the time, and how far the span reaches down.
+        z: the space of the representation that it denoises together with the data; None: the data alone. Then inputs
+            and outputs are vectors of an `rcg.diffusion.joint_representation.Pair`: `(B, inputs * (n + D))` and
+            `(B, outputs, n + D)`.
     """
 
     data: Space
@@ -68,6 +71,7 @@ class Interface(NamedTuple):
     outputs: int = 1
     inputs: int = 1
     times: int = 1
+    z: Space | None = None
 
 
 class Denoiser(nn.Module):
@@ -81,7 +85,8 @@ class Denoiser(nn.Module):
             `grad_checkpointing`: it can recompute activations (`rcg.nn.checkpointed`) where its config says so;
             `align`: in training it leaves the tokens to be aligned in `features`, and says their `feature_widths`;
             `h_space`: it has a `bottleneck`, the module whose output is the h-space;
-            `early_exit`: where its config asks for it, as many outputs of an early exit, a worse answer, come second.
+            `early_exit`: where its config asks for it, as many outputs of an early exit, a worse answer, come second;
+            `joint_representation`: it can denoise a representation together with the data (`Interface.z`).
         features: tokens `(B, N, C)` of square grids after each of `config.align.depths`, until they are taken.
     """
 

@@ -49,7 +49,7 @@ def inpaint(
     result = image.clone()
     for rows in (whole.nonzero()[:, 0], (~whole).nonzero()[:, 0]):
         if len(rows):
-            generated = model.sample(
+            sample = model.sample(
                 None if cond is None else cond[rows],
                 noise(rows.tolist()),
                 guidance=guidance,
@@ -57,6 +57,7 @@ def inpaint(
                 known=None if whole[rows[0]] else known[rows],
                 resampling=resampling,
             )
+            generated, _ = model.split(sample)
             decoded = autoencoder.decode(generated).to(image.dtype)
             result[rows] = torch.where(hole[rows, None], decoded, image[rows])
     return result

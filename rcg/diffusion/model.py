@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcg.config import GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
+from rcg.config import GeneratorConfig, GuidanceConfig, ModelConfig, SamplerConfig, parse_saved_config
 from rcg.core import checkpoint
 from rcg.core.checkpoint import Facts, Part
 from rcg.core.contracts import EARLY, Denoiser, Interface, Level, Net, Noise, Process, Space
@@ -18,6 +18,7 @@ from rcg.core.rng import ScaledNoise, draws
 from rcg.diffusion.estimate_loss import EstimateLoss, WithEstimateLoss
 from rcg.diffusion.guidance import Autoguided, Guided
 from rcg.diffusion.inversion import invert, noising
+from rcg.diffusion.joint_representation import JointLoss, Pair
 from rcg.diffusion.repaint import Resampling, repaint
 from rcg.diffusion.self_conditioning import SelfConditioned
 
@@ -52,15 +53,24 @@ class GenerativeModel(nn.Module):
         config: process, condition, sampler and guidance.
         network: the denoiser.
         process: how data is corrupted, and what the network predicts.
-        data: the space that it generates in.
+        data: the space of the images or latents that it generates.
         cond: the space of its condition, `None` when it has none.
+        pair: the data, and the representation that is generated together with it; `None`: the data alone.
         null: the learned null of a vector condition; a label's null is the last row of its table.
         weak: a worse model that samples are guided away from, if `sample` is given no other; see there.
     """
 
-    def __init__(self, config: ModelConfig, network: Denoiser, process: Any, data: Space, cond: Space | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        network: Denoiser,
+        process: Any,
+        data: Space,
+        cond: Space | None,
+        pair: Pair | None = None,
+    ) -> None:
         super().__init__()
-        self.config, self.data, self.cond = config, data, cond
+        self.config, self.data, self.cond, self.pair = config, data, cond, pair
         self.network, self.process = network, process
         self.null: nn.Parameter | None = None
         self.weak: GenerativeModel | None = None
@@ -74,12 +84,28 @@ class GenerativeModel(nn.Module):
 
         `estimate_loss` adds losses of the estimate of clean data; the network is evaluated no more often.
         """
-        process = self.process if estimate_loss is None else WithEstimateLoss(self.process, estimate_loss)
+        process = self.process if self.pair is None else JointLoss(self.process, self.pair)
+        if estimate_loss is not None:
+            process = WithEstimateLoss(process, estimate_loss)
         losses: dict[str, Tensor] = self.with_estimate(process).loss(self.network, x, self._drop(self._blur(cond)))
         weight = self.config.exit_weight
         if weight is None:
             return losses
         return {name: weight * loss if name.startswith(EARLY) else loss for name, loss in losses.items()}
+
+    @property
+    def spaces(self) -> dict[str, Space | None]:
+        """The spaces of its neighbors, as `rcg.core.checkpoint.Facts` names them."""
+        return {"data": self.data, "cond": self.cond, "z": None if self.pair is None else self.pair.z}
+
+    @property
+    def space(self) -> Space:
+        """The space S in which it works: of the data, or of the vectors of `pair`."""
+        return self.data if self.pair is None else self.pair.space
+
+    def split(self, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the images or latents in samples `(B, *S)`, and z `(B, D)` where it is generated with them."""
+        return (sample, None) if self.pair is None else self.pair.split(sample)
 
     def null_like(self, cond: Tensor) -> Tensor:
         """Return the null condition in the shape of `cond` `(B, D)` or `(B,)`."""
@@ -108,15 +134,15 @@ class GenerativeModel(nn.Module):
         """Generate `(B, *S)` samples given `cond`.
 
         Args:
-            cond: `(B, D)` vectors, `(B,)` labels, or None.
+            cond: `(B, D)` vectors, `(B,)` labels, or None; of a pair, the representations to keep, or None.
             noise: the source of random draws.
             guidance: replaces the configured guidance; without `cond`, `weak` or an early exit it has no effect.
             sampler: replaces the configured sampler.
             weak: a worse model of the same data and condition to guide away from, instead of what the guidance says;
                 network, process and self-conditioning may differ. None: the model's own `weak`.
             wrap_process: changes what the process predicts, to `rcg.diffusion.guidance.ClassifierGuided` for example.
-            known: data `(B, *S)` to keep; where it is to be generated, tokens are `rcg.core.contracts.MASK` and real
-                numbers NaN.
+            known: data to keep, of a pair without its z; where it is to be generated, tokens are
+                `rcg.core.contracts.MASK` and real numbers NaN.
             resampling: how generated real numbers are fitted to known ones; None: as `Resampling` does by default.
 
         Raises:
@@ -126,6 +152,8 @@ class GenerativeModel(nn.Module):
         net: Net = self.network
         process = self.process
         weak = weak or self.weak
+        if self.pair is not None:
+            known, cond = self.pair.known(known, cond), None
         if guidance.scale != 1 and weak is not None:
             self.check_weak(weak)
             process = Autoguided(process, weak.with_estimate(weak.process), weak.network, guidance, sampler.steps)
@@ -141,9 +169,9 @@ class GenerativeModel(nn.Module):
         if known is not None and known.is_floating_point() == sampler.discrete:
             raise UserError(f"{self.config.name} generates {self.data}: it cannot keep {known.dtype}")
         if known is not None and not sampler.discrete:
-            return repaint(sampler, process, net, self.data, cond, noise, known, resampling or Resampling())
+            return repaint(sampler, process, net, self.space, cond, noise, known, resampling or Resampling())
         options = {} if known is None else {"known": known}
-        return sampler(process, net, self.data, cond, noise, **options)
+        return sampler(process, net, self.space, cond, noise, **options)
 
     def invert(self, x: Tensor, cond: Tensor | None, levels: Sequence[Level], iterations: int = 4) -> Tensor:
         """Return the noise `(B, *S)` from which DDIM without fresh noise leads to `x` `(B, *S)`, without guidance.
@@ -163,7 +191,7 @@ class GenerativeModel(nn.Module):
 
     def check_weak(self, weak: GenerativeModel) -> None:
         """Raise `UserError` if samples cannot be guided away from those of `weak`, which models something else."""
-        for what, own, other in (("data", self.data, weak.data), ("a condition", self.cond, weak.cond)):
+        for what, own, other in (("data", self.space, weak.space), ("a condition", self.cond, weak.cond)):
             if own != other:
                 raise UserError(
                     f"a weaker model to guide away from needs {what} of {own or 'no space'}, but this one has "
@@ -199,7 +227,9 @@ class GenerativeModel(nn.Module):
         return torch.where(dropped, self.null_like(cond), cond)
 
 
-def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space | None) -> GenerativeModel:
+def build(
+    config: ModelConfig, network: type[Denoiser], data: Space, cond: Space | None, z: Space | None = None
+) -> GenerativeModel:
     """Build the model of `config` between the spaces that its neighbors define.
 
     Args:
@@ -207,6 +237,7 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
         network: the class that `config` belongs to.
         data: the space to generate in.
         cond: the space of the condition.
+        z: the space of the representation that is generated together with the data.
 
     Raises:
         UserError: the condition asked for does not exist here, the process is made for other data, or the network
@@ -228,16 +259,25 @@ def build(config: ModelConfig, network: type[Denoiser], data: Space, cond: Space
             f"another network"
         )
     process = PROCESSES.get(config.process.name)(config.process.for_data(data))
-    interface = Interface(data, cond, process.outputs, 2 if config.self_condition else 1, config.process.times)
-    denoiser = network(config, interface)
+    inputs = 2 if config.self_condition else 1
+    pair = _pair(config, data, z)
+    denoiser = network(config, Interface(data, cond, process.outputs, inputs, config.process.times, z))
     if config.train.optimizer == "muon":
         denoiser.hidden_matrices()  # refuses, before anything is written, what the optimizer would ask for
-    return GenerativeModel(config, denoiser, process, data, cond)
+    return GenerativeModel(config, denoiser, process, data, cond, pair)
+
+
+def _pair(config: ModelConfig, data: Space, z: Space | None) -> Pair | None:
+    if not isinstance(config, GeneratorConfig) or not config.joint_representation:
+        return None
+    if z is None:
+        raise UserError(f"{config.name}: joint_representation is true, but the neighbors offer no representation")
+    return Pair(data, z, config.joint_weight)
 
 
 def model_part(kind: str, model: GenerativeModel, facts: Facts) -> Part:
     """Describe a generative model so that `restore` builds it again from one file."""
-    facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
+    facts = facts.model_copy(update=model.spaces)
     return Part(kind, model.config.model_dump(mode="json"), facts, model.state_dict())
 
 
@@ -252,6 +292,6 @@ def restore(part: Part, registry: Registry) -> GenerativeModel:
         config = parse_saved_config(registry, part.kind, part.config)
         if part.facts.data is None:
             raise UserError("facts.data is missing: a generative model has a space that it works in")
-        return build(config, registry.get(config.name), part.facts.data, part.facts.cond)
+        return build(config, registry.get(config.name), part.facts.data, part.facts.cond, part.facts.z)
 
     return checkpoint.rebuild(part, build_described).eval().requires_grad_(False)

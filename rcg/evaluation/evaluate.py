@@ -60,9 +60,9 @@ class Evaluation:
 
     @property
     def checks_consistency(self) -> bool:
-        """Whether that encoder made the representations that samples are conditioned on."""
+        """Whether that encoder made the representations that samples are conditioned on, or generated with."""
         samples = self.samples
-        return self.own is not None and isinstance(samples, GeneratedImages) and samples.is_conditioned_on_z
+        return self.own is not None and isinstance(samples, GeneratedImages) and samples.have_z
 
     @property
     def validation_is_reference(self) -> bool:

@@ -52,7 +52,7 @@ class ImageBatch(NamedTuple):
     images: Tensor
     """Bytes `(B, 3, H, W)`."""
     z: Tensor | None = None
-    """The representations that they were conditioned on `(B, D)`, if they were."""
+    """The representations that they were conditioned on, or generated with, `(B, D)`, if they were."""
 
 
 class RepresentationSource(Protocol):
@@ -133,9 +133,9 @@ class GeneratedImages:
         return self.pipeline.image_size
 
     @property
-    def is_conditioned_on_z(self) -> bool:
-        """Whether the generator's condition is a representation."""
-        return self.pipeline.config.condition == "representation"
+    def have_z(self) -> bool:
+        """Whether they come with representations, as the generator's condition or generated together with them."""
+        return self.pipeline.taken is not None
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -163,7 +163,7 @@ class GeneratedImages:
             facts["sdedit_strength"] = options.sdedit_strength
         if self.representations is not None:
             facts["representations"] = self.representations.facts
-        elif self.pipeline.rdm is not None and self.is_conditioned_on_z:
+        elif self.pipeline.rdm is not None and config.condition == "representation":
             sampler = self.pipeline.rdm.config.sampler.with_steps(options.rdm_steps)
             facts["rdm_sampler"] = sampler.model_dump(mode="json")
         if self.pipeline.precision != "no":
@@ -227,7 +227,7 @@ def open_samples(
     pipeline.check(plan.options, generates_z=representations is None)
     rows = None
     if representations is not None:
-        rows = FileRepresentations(representations, pipeline.generator.cond, plan.count)
+        rows = FileRepresentations(representations, pipeline.taken or pipeline.generator.cond, plan.count)
     return GeneratedImages(pipeline, plan.count, plan.options, plan.batch_size, rows)
 
 

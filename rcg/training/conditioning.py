@@ -21,10 +21,11 @@ FROM_REPRESENTATIONS = ("representation", "cluster")
 
 
 class Conditioning(NamedTuple):
-    """What a generator is conditioned on, for each image of both splits.
+    """What a generator is conditioned on, or generates beside the image, for each image of both splits.
 
     Attributes:
         space: the space of the condition; None: it has none.
+        paired: the space of the representation that is generated together with the image; None: the image alone.
         z: of the training images in all cached views `(N, V, D)`.
         validation_z: of the validation images `(M, 1, D)`.
         labels: of the training images in all cached views `(N, V)`, in place of their own.
@@ -33,6 +34,7 @@ class Conditioning(NamedTuple):
     """
 
     space: Space | None = None
+    paired: Space | None = None
     z: ShardedViews | None = None
     validation_z: ShardedViews | None = None
     labels: Tensor | None = None
@@ -57,20 +59,23 @@ class RDMConditioning(NamedTuple):
 
 
 def generator_conditioning(work: Workspace) -> Conditioning:
-    """Compute what the experiment's generator is conditioned on.
+    """Compute what the experiment's generator is conditioned on, or generates beside the image.
 
     Raises:
         UserError: there are no labels, or the run's RDM generates other representations.
     """
-    condition = work.experiment.require_generator().condition
+    config = work.experiment.require_generator()
+    condition = config.condition
     if condition == "class":
         return Conditioning(label_space(work.images.train))
-    if condition == "none":
+    if condition == "none" and not config.joint_representation:
         return Conditioning()
     z, validation_z = work.z("train"), work.z("validation")
+    if config.joint_representation:
+        return Conditioning(paired=work.representation.space, z=z, validation_z=validation_z)
     check_rdm(work, work.representation.space)
     if condition == "representation":
-        return Conditioning(work.representation.space, z, validation_z)
+        return Conditioning(work.representation.space, z=z, validation_z=validation_z)
     fitted = work.clusters()
     nearest = fitted.nearest(first_views(validation_z))[:, None]
     return Conditioning(

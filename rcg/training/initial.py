@@ -142,7 +142,8 @@ def _differences(weights: Weights, config: Mapping[str, Any], facts: Facts) -> I
     for key in ("process", "condition", "quantizer"):
         if key in weights.config and key in config:
             yield from differences(weights.config[key], config[key], key)
-    for name, before, now in (("data", saved.data, facts.data), ("condition", saved.cond, facts.cond)):
+    spaces = (("data", saved.data, facts.data), ("condition", saved.cond, facts.cond), ("z", saved.z, facts.z))
+    for name, before, now in spaces:
         if before is not None and now is not None and before != now:
             yield f"{name}: {before} -> {now}"
     if saved.classes and facts.classes and saved.classes != facts.classes:

@@ -412,7 +412,7 @@ class RDMStage(Stage):
         return build(config, NETWORKS.get(config.name), z, cond)
 
     def _load(self, work: Workspace, model: GenerativeModel) -> None:
-        facts = _facts(work, data=model.data, cond=model.cond)
+        facts = _facts(work, **model.spaces)
         self._initial(work).load(model, work.experiment.rdm.model_dump(mode="json"), facts)
 
 
@@ -433,7 +433,7 @@ class GeneratorStage(Stage):
         """Return what decides the generator."""
         config = experiment.require_generator()
         sections = ["data", "generator"]
-        if config.condition in conditioning.FROM_REPRESENTATIONS:
+        if config.condition in conditioning.FROM_REPRESENTATIONS or config.joint_representation:
             sections += ["encoder", "projection", "normalize"]
         elif config.align is not None or (config.perceptual is not None and config.perceptual.encoder == "own"):
             sections.append("encoder")
@@ -453,6 +453,8 @@ class GeneratorStage(Stage):
         elif config.condition in conditioning.FROM_REPRESENTATIONS:
             conditioning.check_representation(work)
             conditioning.check_rdm(work)
+        elif config.joint_representation:
+            conditioning.check_representation(work)
         self._patch_space(work)
         _ = work.perceptual_encoder
         _check_estimates(work, config)
@@ -522,8 +524,9 @@ class GeneratorStage(Stage):
             cond = work.cluster_space
         elif config.condition == "representation":
             cond = work.raw_representation.space
+        paired = work.raw_representation.space if config.joint_representation else None
         with torch.device("meta"):
-            model = self._build(work, data, cond)
+            model = self._build(work, data, cond, paired)
         self._load(work, model)
         config.sampler.check(model.process)
         return {"generator": self._aligned(work, model)}
@@ -538,6 +541,8 @@ class GeneratorStage(Stage):
             return
         if config.condition == "representation":
             yield from _other_z(work, "its condition is", trained.cond)
+        elif config.joint_representation:
+            yield from _other_z(work, "it generates", trained.z)
         elif config.condition == "class":
             yield from _other("its condition is", trained.cond, conditioning.label_space(work.images.train))
 
@@ -554,7 +559,7 @@ class GeneratorStage(Stage):
         train_set = ConditionedImages(images, views, condition.z, posteriors, condition.labels)
         validation_set = ConditionedImages(validation, 1, condition.validation_z, labels=condition.validation_labels)
         work.seed_weights("generator")
-        model = self._build(work, work.autoencoder.space, condition.space)
+        model = self._build(work, work.autoencoder.space, condition.space, condition.paired)
         self._load(work, model)
         module = self._aligned(work, model)
         encoder = work.encoder.to(work.accelerator.device) if is_aligned else None
@@ -647,12 +652,12 @@ class GeneratorStage(Stage):
                 text = None
         return Initial("encoder", "generator", text)
 
-    def _build(self, work: Workspace, data: Space, cond: Space | None) -> GenerativeModel:
+    def _build(self, work: Workspace, data: Space, cond: Space | None, z: Space | None = None) -> GenerativeModel:
         config = work.experiment.require_generator()
-        return build(config, GENERATORS.get(config.name), data, cond)
+        return build(config, GENERATORS.get(config.name), data, cond, z)
 
     def _load(self, work: Workspace, model: GenerativeModel) -> None:
-        facts = _facts(work, data=model.data, cond=model.cond, image_size=work.image_size)
+        facts = _facts(work, **model.spaces, image_size=work.image_size)
         self._initial(work).load(model, work.experiment.require_generator().model_dump(mode="json"), facts)
 
     def _aligned(self, work: Workspace, model: GenerativeModel) -> GenerativeModel | AlignedModel:
@@ -723,6 +728,7 @@ def _other_z(work: Workspace, what: str, trained: Space | None) -> Iterator[str]
 def _other_spaces(trained: Facts, facts: Facts) -> Iterator[str]:
     """Yield the spaces that are known only now that images are encoded, where they are others."""
     yield from _other("it generates", trained.data, facts.data)
+    yield from _other("it generates", trained.z, facts.z)
     if facts.cond is not None:  # None: nothing, or representations of an encoder that is in training itself
         yield from _other("its condition is", trained.cond, facts.cond)
 

@@ -77,7 +77,7 @@ def test_guided_evaluations_count_twice(scale, interval, evaluations):
 def test_arms_differ_by_their_condition_alone(tmp_path):
     config = load_experiment(write(tmp_path)).generator
     folders = {arm.variant(config).folder_name for arm in ARMS.values()}
-    assert folders == {"dit-none", "dit-none-self", "dit-cluster", "dit-class", "dit"}
+    assert folders == {"dit-none", "dit-none-self", "dit-cluster", "dit-class", "dit-joint", "dit"}
     changed = ARMS["self"].variant(config).model_dump() | {"condition": "representation"}
     assert changed | {"self_condition": False} == config.model_dump()
 
@@ -87,6 +87,10 @@ def test_arms_differ_by_their_condition_alone(tmp_path):
     [
         ({"generator": None}, "add a section generator"),
         ({"generator__self_condition": True}, "self_condition is one of the arms that are compared"),
+        (
+            {"generator__condition": "none", "generator__joint_representation": True},
+            "joint_representation is one of the arms that are compared",
+        ),
         (
             {"generator__train__patience": 3, "generator__train__evaluate_every": 5},
             "patience ends trainings at different steps",
@@ -107,3 +111,7 @@ def test_arms_that_cannot_be_say_why(tmp_path):
     experiment = load_experiment(write(tmp_path))
     assert unavailable("class", experiment, ()) == "the data set has no labels"
     assert [unavailable(key, experiment, ("a", "b")) for key in ARMS] == [None] * len(ARMS)
+    clipped = load_experiment(write(tmp_path, generator__sampler={"name": "ddim", "clip": True}))
+    assert "set sampler.clip to false" in unavailable("joint", clipped, ())
+    adm = load_experiment(write(tmp_path, generator={"name": "adm"}))
+    assert unavailable("joint", adm, ()) == "adm cannot generate a representation together with the image"

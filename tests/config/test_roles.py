@@ -108,5 +108,7 @@ def test_what_all_components_share_is_never_their_own():
         "align",
         "perceptual",
         "early_exit",
+        "joint_representation",
+        "joint_weight",
         "autoencoder",
     }

@@ -56,7 +56,7 @@ def found(folder, trainings):
 
 
 def test_only_what_is_missing_is_trained(folder, trainings):
-    assert trainings == (["dit-none", "dit-none-self"], ["dit-none-self", "dit-cluster", "dit-class"])
+    assert trainings == (["dit-none", "dit-none-self"], ["dit-none-self", "dit-cluster", "dit-class", "dit-joint"])
     after = RunFolder(folder / "run").stage_folder("dit").checkpoint
     assert (folder / "before.safetensors").read_bytes() == after.read_bytes()
 
@@ -70,6 +70,7 @@ def test_every_arm_costs_the_evaluations_of_its_networks(found):
         "encoded": (STEPS + 2 * STEPS, 0),
         "cluster": (2 * STEPS, 0),
         "class": (2 * STEPS, 0),
+        "joint": (STEPS, 0),
         "generated": (2 * STEPS, 4),
         "oracle": (2 * STEPS, 0),
     }
@@ -185,8 +186,12 @@ def test_a_generator_of_tokens_is_compared_alike(tmp_path, toy_autoencoder):
     done = tool("compare", path, "generator.train.tracker=tensorboard", *QUICK, "--sdedit-strength", 0.25)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "comparison-mage" / "compare.json").read_text())
-    asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items()}
-    assert asked == dict.fromkeys(ARMS, STEPS) | {"twice": 1.25 * STEPS, "encoded": 2 * STEPS}
+    assert found["arms"]["joint"]["missing"] == "mage cannot generate a representation together with the image"
+    asked = {key: arm["cost"]["generator"] for key, arm in found["arms"].items() if key != "joint"}
+    assert asked == dict.fromkeys([key for key in ARMS if key != "joint"], STEPS) | {
+        "twice": 1.25 * STEPS,
+        "encoded": 2 * STEPS,
+    }
     assert found["arms"]["self"]["network"] == "mage-none-self"
 
 

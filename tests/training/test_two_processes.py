@@ -132,9 +132,9 @@ from rcg.distributed.launch import launch, leave
 from rcg.encoding.run_folder import Mode
 from rcg.training.stages import STAGES
 
-experiment = load_experiment(sys.argv[1])
 for name in sys.argv[2:] or STAGES:
-    train_stage(STAGES[name], experiment, Mode.START)
+    name, *overrides = name.split()
+    train_stage(STAGES[name], load_experiment(sys.argv[1], overrides), Mode.START)
 print("trained by", launch().num_processes)
 leave()
 """
@@ -163,7 +163,7 @@ RAE |= {"train": AUTOENCODER["train"] | {"decoder_noise": 0.5, "perceptual": "en
 )
 def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path, autoencoder, patch):
     (tmp_path / "stages.py").write_text(STAGES)
-    runs = []
+    stages, runs = ("encoder", "autoencoder", "rdm", "generator"), []
     for count, launcher in ((1, ONE), (2, TWO)):
         folder = tmp_path / str(count)
         folder.mkdir()
@@ -178,12 +178,13 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path, aut
             generator__condition_dropout=0.3,
             generator__condition_noise=0.3,
         )
-        command = [*launcher, str(tmp_path / "stages.py"), str(path)]
+        joint = "generator generator.condition=none generator.joint_representation=true"
+        command = [*launcher, str(tmp_path / "stages.py"), str(path), *stages, joint]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"trained by {count}" in done.stdout
         runs.append(RunFolder(folder / "run"))
-    for stage in ("encoder", "autoencoder", "rdm", "dit"):
+    for stage in ("encoder", "autoencoder", "rdm", "dit", "dit-joint"):
         one, two = (run.stage_folder(stage).part() for run in runs)
         assert difference(one.tensors, two.tensors) < 1e-5, stage
         assert one.facts.step > 0

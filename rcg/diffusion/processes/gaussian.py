@@ -54,6 +54,11 @@ class GaussianConfig(AffineConfig):
         log_alpha_bar = float(np.log1p(-betas(self.schedule, self.steps)).sum())
         return math.sqrt(math.expm1(-log_alpha_bar))
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network predicts the variance of a step as well."""
+        return self.variance == "learned_range"
+
 
 def betas(schedule: str, steps: int) -> np.ndarray:
     """Return the noise added at each of the `steps` levels, float64, in (0, 1).
@@ -98,7 +103,7 @@ class Gaussian(AffineProcess):
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__(config)
         self.steps, self.horizon = config.steps, config.steps
-        self.learned = config.variance == "learned_range"
+        self.learned = config.learns_variance
         self.outputs = 2 if self.learned else 1
         self.share = 1.0 if config.variance == "fixed_large" else 0.0
         self.alpha_bar = np.cumprod(1 - betas(config.schedule, config.steps))

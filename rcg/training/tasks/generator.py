@@ -101,17 +101,22 @@ class GeneratorTask(Task):
         self.modules: dict[str, nn.Module] = {"generator": model}
         model = model_in(model)
         self.autoencoder, self.data, self.validation = autoencoder, train, validation
-        self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
-        self.encoder, self.perceptual, self.clock = encoder, perceptual, clock
+        self.facts = facts.model_copy(update=model.spaces)
+        self.encoder, self.perceptual, self.clock, self.pair = encoder, perceptual, clock, model.pair
         self.key = CONDITION_KEYS[model.config.condition]
 
     def losses(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the denoising loss of a batch, and the alignment and perceptual losses if there are any."""
-        inputs = [self.latents(batch), self.condition(batch, self.modules["generator"])]
+        inputs = [self.learned(batch), self.condition(batch, self.modules["generator"])]
         if self.encoder is not None:
             with torch.no_grad():
                 inputs.append(self.encoder.patch_features(batch["image"]))
         yield "generator", self.modules["generator"](*inputs, estimate_loss=self.perceptual)
+
+    def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the model learns to generate: the latents of a batch, with z beside them where it is a pair."""
+        latents = self.latents(batch)
+        return latents if self.pair is None else self.pair.join(latents, batch["z"])
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -135,7 +140,7 @@ class GeneratorTask(Task):
         # The loss, with the same noise at every evaluation; the next training step seeds again.
         batch = self._first(range(min(MAX_EVALUATED, len(self.validation))), model)
         torch.manual_seed(0)
-        losses = model(self.autoencoder.encode(batch["image"]), self.condition(batch, module))
+        losses = model(self.learned(batch), self.condition(batch, module))
         score = float(torch.stack(list(losses.values())).sum())
         metrics = {f"validation_{name}": float(value) for name, value in losses.items()}
 
@@ -168,7 +173,7 @@ class GeneratorTask(Task):
         model = model_in(module)
         batch = self._first(positions, model)
         noise = SampleNoise(0, positions, "generator", batch["image"].device)
-        latent = model.sample(self.condition(batch, module), noise)
+        latent, _ = model.split(model.sample(self.condition(batch, module), noise))
         return self.autoencoder.decode(latent.float() if latent.is_floating_point() else latent).float()
 
     def export(self, models: Mapping[str, nn.Module]) -> Part:

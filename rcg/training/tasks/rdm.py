@@ -48,7 +48,7 @@ class RDMTask(Task):
         facts: Facts,
     ) -> None:
         self.modules: dict[str, nn.Module] = {"rdm": model}
-        self.facts = facts.model_copy(update={"data": model.data, "cond": model.cond})
+        self.facts = facts.model_copy(update=model.spaces)
         self.data = TensorDataset({"z": z} if conditions is None else {"z": z, "cond": conditions})
 
         # The vectors that every evaluation compares with, and the metrics that never change.
