@@ -363,8 +363,8 @@ def test_what_is_not_finite_is_refused_and_says_where_it_began(run, where, value
 def test_a_tool_writes_nothing_that_is_not_finite(run, tmp_path, monkeypatch):
     restore = Pipeline._load_run.__func__
 
-    def diverged(cls, folder, name):
-        pipeline = restore(cls, folder, name)
+    def diverged(cls, *place):
+        pipeline = restore(cls, *place)
         pipeline.generator.network.output.bias[0] = float("nan")
         return pipeline
 
