@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -75,6 +75,18 @@ def session() -> Iterator[None]:
             yield
         finally:
             _said = _Said()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing in this block, and forget the log files that are opened in it."""
+    global _said
+    before, _said = _said, _Said()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        _said = before
 
 
 def first_process() -> bool:
