@@ -83,9 +83,9 @@ def test_the_distribution_of_the_data_is_left_as_it_is():
     assert again.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert again.std().item() == pytest.approx(STD, rel=0.02)
     correlation = torch.corrcoef(torch.stack([x.flatten(), again.flatten()]))[0, 1].item()
-    _, alpha, sigma = level_at(process, 0.3)
+    level = level_at(process, 0.3)
     # two draws from p(x_0 | x_t) have x_t in common
-    assert correlation == pytest.approx(alpha**2 * STD**2 / (alpha**2 * STD**2 + sigma**2), abs=0.02)
+    assert correlation == pytest.approx(level.alpha**2 * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2), abs=0.02)
 
 
 def test_temperature_scales_the_noise_and_not_the_data():

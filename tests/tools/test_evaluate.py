@@ -179,7 +179,7 @@ def test_samples_of_representations_from_a_file_are_evaluated_alike(run, tmp_pat
 
 
 def test_a_generator_without_condition_has_no_guidance_to_compare(tmp_path):
-    pipeline = SimpleNamespace(config=SimpleNamespace(condition="none"))
+    pipeline = SimpleNamespace(can_guide=False)
     evaluation = Evaluation(
         samples=GeneratedImages(pipeline, 8, SamplingOptions()),
         origin=Origin(tmp_path, "dit-none"),

@@ -36,12 +36,12 @@ from pathlib import Path
 folder, steps, optimizer = Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 torch.manual_seed(0)
 shape, cond = ((12,), None) if kind == "rep_mlp" else ((3, 8, 8), Space((6,)))
+exits = {} if process == "meanflow" else {"early_exit": {"block": 1}}
 registry = NETWORKS if kind == "rep_mlp" else GENERATORS
 small = {
     "rep_mlp": {"width": 32, "depth": 2},
     "dit": {"width": 32, "depth": 3, "heads": 2, "patch": 4, "grad_checkpointing": True,
-            "value_residual": True, "early_exit": {"block": 1},
-            "routing": {"first": 2, "last": 2}},
+            "value_residual": True, "routing": {"first": 2, "last": 2}, **exits},
     "adm": {"width": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
 }[kind]
 network = registry.get(kind)
