@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from rcg.config import load_experiment
@@ -187,7 +188,16 @@ def test_mistakes_are_refused_before_anything_is_measured(folder, monkeypatch, a
     assert not Path("plan.yaml").exists()
 
 
+@pytest.fixture
+def own_accelerator():
+    """Let a test have an accelerator of its own precision, whatever was tested before or will be after it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_accelerator")
 def test_a_machine_is_measured_and_the_commands_end_with_a_gallery(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(
