@@ -186,6 +186,10 @@ def test_all_four_stages_end_on_two_processes_where_they_do_on_one(tmp_path, aut
         runs.append(RunFolder(folder / "run"))
     for stage in ("encoder", "autoencoder", "rdm", "dit", "dit-joint"):
         one, two = (run.stage_folder(stage).part() for run in runs)
+        for part in (one, two):
+            # Attention does not depend on the bias of keys: its gradient is rounding, which AdamW makes large.
+            for name in [name for name in part.tensors if name.endswith("attn.qkv.bias")]:
+                part.tensors[name].chunk(3)[1].zero_()
         assert difference(one.tensors, two.tensors) < 1e-5, stage
         assert one.facts.step > 0
 
