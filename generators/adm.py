@@ -49,7 +49,7 @@ class ADMConfig(unet.UNetConfig):
 
 @GENERATORS.register
 class ADM(unet.UNetDenoiser):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
+    """Denoises images or latents `(B, C, h, w)` at times `(B,)` or `(B, 2)`; output `(B, outputs, C, h, w)`.
 
     Raises:
         UserError: the side cannot be halved as often as there are levels, or the heads do not divide the channels.
@@ -69,7 +69,7 @@ class ADM(unet.UNetDenoiser):
         self.unet = unet.UNet(config, multipliers, interface, _layers(config, embedding, style))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)` or `(B, 2)` to `(B, outputs, C, h, w)`."""
         time = self.time(t)
         if self.cond is None or cond is None:
             return self.unet(x, unet.LayerCondition(F.silu(time)))

@@ -163,7 +163,7 @@ class RepresentationToken(nn.Module):
 
 @GENERATORS.register
 class DiT(Denoiser):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
+    """Denoises images or latents `(B, C, h, w)` at times `(B,)` or `(B, 2)`; output `(B, outputs, C, h, w)`.
 
     With an early exit there are twice as many outputs: those of the exit come second. A representation that is denoised
     together with the data is one more token, before those of the patches.
@@ -217,7 +217,7 @@ class DiT(Denoiser):
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`.
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)` or `(B, 2)` to `(B, outputs, C, h, w)`.
 
         With a representation, vectors `(B, inputs * (n + D))` become `(B, outputs, n + D)`.
         """
@@ -270,7 +270,7 @@ class DiT(Denoiser):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the weights of attention and MLPs, but for filters of single channels, which are no matrices."""
-        return matrices(self.blocks, but={"modulation", "local"})
+        return matrices(self.blocks, but={"modulation"})
 
     def _kept(self, h: Tensor) -> Tensor | None:
         """Draw the places `(B, n)` of the tokens that go through all blocks; None: all of `h` `(B, N, width)` do.

@@ -91,7 +91,7 @@ class SpatialTransformer(nn.Module):
 
 @GENERATORS.register
 class LDM(unet.UNetDenoiser):
-    """Denoises images or latents `(B, C, h, w)` at integer times `(B,)`; output `(B, outputs, C, h, w)`.
+    """Denoises images or latents `(B, C, h, w)` at times `(B,)` or `(B, 2)`; output `(B, outputs, C, h, w)`.
 
     Raises:
         UserError: the side cannot be halved as often as there are levels, or the heads do not divide the channels.
@@ -107,7 +107,7 @@ class LDM(unet.UNetDenoiser):
         self.unet = unet.UNet(config, config.multipliers or (1, 2, 4), interface, layers)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)`, given `cond`, to `(B, outputs, C, h, w)`."""
+        """Map noisy `x` `(B, inputs * C, h, w)` at times `t` `(B,)` or `(B, 2)` to `(B, outputs, C, h, w)`."""
         time = F.silu(self.time(t))
         context = None if self.cond is None or cond is None else self.cond(cond)
         return self.unet(x, unet.LayerCondition(time, context))

@@ -132,7 +132,7 @@ class TrainConfig(Config):
     @property
     def decay_start(self) -> int | None:
         """Steps before the learning rate falls by schedule: wsd; None: it has another schedule."""
-        return self.steps - round(self.decay * self.steps) if self.schedule == "wsd" else None
+        return self.steps - max(1, round(self.decay * self.steps)) if self.schedule == "wsd" else None
 
     @property
     def micro_batch_size(self) -> int:
@@ -292,10 +292,10 @@ class GeneratorTrain(TrainConfig):
     """Training of a pixel generator, with what its evaluations judge."""
 
     judged_samples: Annotated[NonNegativeInt, RUNTIME] = 512
-    """Most samples that an evaluation judges: their Frechet distance to training images (`fd`), as of
-    infinitely many samples, what it will probably be at the end (`fd_at_end`), and
-    the share of copies of training images. 0: none. They are fewer where validation images are, and where they would
-    take more than a twentieth of the network evaluations since the last evaluation."""
+    """Most samples that an evaluation judges: their Frechet distance to training images (`fd`), as of infinitely many
+    samples, what it will probably be at the end (`fd_at_end`), and the share of copies of training images. 0: none.
+    They are fewer where validation images are, and where they would take more than a twentieth of the network
+    evaluations since the last evaluation."""
     judge: Annotated[str | None, RUNTIME] = None
     """A second encoder in whose space the distance is measured too (`fd_judge`): a YAML file with an encoder section,
     or YAML, as tools/evaluate.py takes it by --encoder. It sees all training images once. null: none."""

@@ -105,7 +105,8 @@ class Index:
 class Archives(Shards):
     """Pictures in archives. Their classes are the .cls files of WebDataset, or else the folders of the first level.
 
-    If one folder holds all folders, as in the archive of a folder, those in it count.
+    If one folder holds all folders, as in the archive of a folder, those in it count. Of 0.png and 0.seg.png in a .tar
+    archive only the first is a picture, as in WebDataset.
     """
 
     noun = "archive"
@@ -125,7 +126,8 @@ class Archives(Shards):
         for number, (shard, index) in enumerate(zip(self.shards, indices, strict=True)):
             for kind, path in index.others:
                 listing.pass_over(kind, self._path(shard, path))
-            samples = {sample_of(path) for path in index.members if _is_plain(path)}
+            is_tar = shard.path.suffix.lower() == ".tar"  # the samples of WebDataset have several files
+            samples = {sample_of(path) for path in index.members if _is_plain(path)} if is_tar else set()
             for path, member in index.members.items():
                 if not path.startswith(base):
                     continue

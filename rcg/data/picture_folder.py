@@ -85,7 +85,7 @@ def walk(
     Args:
         root: the folder.
         seen: as in `find_pictures`.
-        refused: is told of each folder that cannot be read.
+        refused: called with each folder that cannot be read.
     """
     seen |= {_identity(folder) for folder in root.resolve().parents}  # a link to one of these would lead back here
     prefix = os.path.join(root, "")

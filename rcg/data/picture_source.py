@@ -208,7 +208,9 @@ def class_labels(files: Sequence[File], place: PictureSource, classes: Sequence[
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Return names of classes without repetition: numbers by their values, else by the alphabet."""
     found = set(names)
-    return tuple(sorted(found, key=int if all(name.isdecimal() for name in found) else None))
+    if all(name.isdecimal() for name in found):
+        return tuple(sorted(found, key=lambda name: (int(name), name)))  # 1 and 01 are two names
+    return tuple(sorted(found))
 
 
 def official(names: Iterable[str]) -> tuple[str, str] | None:

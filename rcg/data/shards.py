@@ -70,7 +70,8 @@ def find_shards(root: Path) -> list[Shard]:
         if is_picture(path):
             return []
         file = Path(path)
-        # datasets leaves what it has computed beside its data
-        if file.suffix.lower() in (*ARCHIVES, *TABLES) and not file.name.startswith(("cache-", "tmp")):
+        ending = file.suffix.lower()
+        is_computed = file.name.startswith(("cache-", "tmp"))  # datasets leaves such tables beside its data
+        if ending in ARCHIVES or (ending in TABLES and not is_computed):
             shards.append(Shard(file, below[: -len(file.suffix)]))
     return sorted(shards)

@@ -10,7 +10,7 @@ import torch
 LEAST_POINTS = 3
 """Fewest values that a curve is fitted to: through two of them every curve goes."""
 EARLIEST = 1 / 8
-"""Share of the steps so far below which values are left out: a network that paints noise follows another law."""
+"""Values of this first part of the steps are left out: an untrained network gives noise, which follows another law."""
 
 
 class PowerLaw(NamedTuple):

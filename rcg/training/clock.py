@@ -41,7 +41,7 @@ def judged_samples(config: GeneratorConfig, validation: int) -> int:
         validation: number of validation images, whose conditions the samples get.
     """
     train = config.train
-    is_guided = config.guidance.scale != 1 and config.condition != "none"
+    is_guided = config.guidance.scale != 1 and config.guidance.against is None and config.condition != "none"
     sample = config.sampler.steps * (2 if is_guided else 1) + FRAME
     images = min(train.evaluate_every or train.steps, train.steps) * train.batch_size
     count = min(train.judged_samples, validation, int(COST * STEP * images / sample))
@@ -108,9 +108,10 @@ class Clock:
         """Return the metrics of samples `(count, 3, S, S)` in [0, 1] at a step.
 
         fd is their Frechet distance to training images in the encoder's space, as of infinitely many samples: a
-        perfect generator would reach 0. fd_at_end is where a power law through the distances so far will be at the last
-        step. copies is the share of samples closer
-        to a training image than the closest 1 % of validation images, in the encoder's space and in pixels.
+        perfect generator would reach 0. fd_at_end is what a power law through the distances so far gives for the last
+        step. fd_judge and fd_judge_at_end are the same in the space of the judge. copies is the share of samples closer
+        to a training image than the closest 1 % of validation images are, in the encoder's space; copies_pixels, in
+        pixels.
         """
         samples = (samples.clamp(0, 1) * 255).round()
         with torch.autocast(samples.device.type, enabled=False):

@@ -19,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.data import archives, loading
 from rcg.data.datasets.image_folder import ImageFolder, ImageFolderConfig
 from rcg.data.images import load_images
+from rcg.data.picture_source import in_order
 from rcg.evaluation.samples import folder_images
 from rcg.visual.documents import Document, render
 
@@ -83,6 +84,23 @@ def test_an_archive_reads_as_the_folder_that_it_holds(tmp_path: Path, kind: str)
         assert one.labels is not None
         assert torch.equal(one.labels, other.labels)
         assert all(torch.equal(one.raw(place), other.raw(place)) for place in range(len(one)))
+
+
+def test_dots_in_names_mean_the_parts_of_a_sample_in_tar_archives_alone(tmp_path: Path) -> None:
+    contents = some(["trip.jpg.png", "trip.png", "trip.2021.png"])
+    assert len(opened(pack(tmp_path / "a.zip", contents))) == 3
+    assert len(opened(pack(tmp_path / "a.tar", contents))) == 1
+
+
+@pytest.mark.parametrize("name", ["tmp.zip", "cache-2020.tar"])
+def test_an_archive_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "shards").mkdir()
+    pack(tmp_path / "shards" / name, MANY)
+    assert len(opened(tmp_path / "shards")) == 20
+
+
+def test_numbers_that_are_written_in_two_ways_are_two_classes_in_one_order() -> None:
+    assert in_order(["10", "01", "1", "2"]) == in_order(["1", "2", "01", "10"]) == ("01", "1", "2", "10")
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar"])

@@ -79,6 +79,7 @@ def test_the_expected_value_is_printed_beside_its_metric():
         ([], 334, 221),
         ([], 50, 50),
         (["generator.guidance.scale=1"], 999, 426),
+        (["generator.early_exit.block=2", "generator.guidance.against=early_exit"], 999, 426),
         (["generator.condition=none", "generator.train.judged_samples=100"], 999, 100),
         (["generator.train.judged_samples=0"], 999, 0),
         (["generator.train.evaluate_every=50"], 999, 0),  # 18 would be too few

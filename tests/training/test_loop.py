@@ -56,6 +56,9 @@ def test_by_wsd_the_rate_is_constant_and_falls_in_a_line_at_the_end():
     assert rates[80:] == pytest.approx([2.0 * (100 - step) / 20 for step in range(80, 100)])
     whole = TrainConfig(lr=2.0, steps=4, schedule="wsd", decay=1.0)
     assert [learning_rate(whole, step) for step in range(4)] == pytest.approx([2.0, 1.5, 1.0, 0.5])
+    short = TrainConfig(lr=2.0, steps=2, schedule="wsd")  # a fifth of two steps rounds to none
+    assert [learning_rate(short, step) for step in range(2)] == [2.0, 2.0]
+    assert learning_rate(short, 2) == 0
 
 
 @pytest.mark.parametrize(

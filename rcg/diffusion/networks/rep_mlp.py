@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
 
 @NETWORKS.register
 class RepMLP(Denoiser):
-    """Denoises representations `(B, D)` at integer times `(B,)`; output `(B, outputs, D)`."""
+    """Denoises representations `(B, D)` at times `(B,)` or `(B, 2)`; output `(B, outputs, D)`."""
 
     Config = RepMLPConfig
     capabilities = frozenset({"self_condition", "two_times"})
@@ -71,7 +71,7 @@ class RepMLP(Denoiser):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
+        """Map noisy `x` `(B, inputs * D)` at times `t` `(B,)` or `(B, 2)`, given `cond`, to `(B, outputs, D)`."""
         time = F.silu(self.time(t))
         label = F.silu(self.label(cond)) if self.label is not None and cond is not None else None
         h = self.input(x)

@@ -66,7 +66,7 @@ class SkipMLP(Denoiser):
         self.output = nn.Linear(config.width + inputs, self.outputs * dim)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map noisy `x` `(B, D)` at times `t` `(B,)`, given `cond`, to `(B, outputs, D)`."""
+        """Map noisy `x` `(B, inputs * D)` at times `t` `(B,)` or `(B, 2)`, given `cond`, to `(B, outputs, D)`."""
         time = self.time(t)
         if self.cond is not None and cond is not None:
             time = time + self.cond(cond)

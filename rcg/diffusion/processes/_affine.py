@@ -15,7 +15,9 @@ from rcg.core.rng import draws
 
 Scale = TypeVar("Scale", float, Tensor)
 Quantity = Literal["x0", "eps", "v", "velocity"]
-"""The clean data, the noise, v = alpha eps - sigma x0 (Salimans and Ho, 2022), or the velocity eps - x0 of a flow."""
+"""What a network predicts, and an error is measured in: see `AffineConfig.predict`."""
+Times = Literal["uniform", "logit_normal", "pixels", "latents"]
+"""Distributions of training times: see `AffineConfig.time`."""
 LEAST_DIVISOR = 0.05
 """Smallest divisor of an error that is measured in another quantity than is predicted (JiT; Li and He, 2025)."""
 PRESETS = {"pixels": (-1.2, 1.2), "latents": (0.0, 1.0)}
@@ -36,7 +38,7 @@ class AffineConfig(ProcessConfig):
     divides by sigma (predict x0) or by alpha (predict eps), it divides by 0.05 at least."""
     loss: Literal["l2", "l1"] = "l2"
     """Squared error, or the absolute error that Diffusion Autoencoders use for latents."""
-    time: Literal["uniform", "logit_normal", "pixels", "latents"]
+    time: Times
     """Distribution of training times: uniform, or such that ln(sigma / alpha) is normal, and a flow's time, which is
     sigma / (alpha + sigma), logistic normal. `pixels` is EDM's for 32 to 64 px, mean -1.2 and std 1.2 (Karras et al.,
     2022, Table 1); `latents` that of Stable Diffusion 3, mean 0 and std 1 (Esser et al., 2024, Section 3.1);
@@ -44,7 +46,7 @@ class AffineConfig(ProcessConfig):
     time_mean: float = 0.0
     """Mean of ln(sigma / alpha) with `time: logit_normal`; negative is cleaner. JiT has 0.8 for 256 px."""
     time_std: PositiveFloat = 1.0
-    """Its standard deviation. JiT has 0.8."""
+    """Standard deviation of ln(sigma / alpha) with `time: logit_normal`. JiT has 0.8."""
 
     @model_validator(mode="after")
     def _refuse_numbers_beside_a_preset(self) -> AffineConfig:

@@ -12,17 +12,17 @@ from torch import Tensor
 from rcg.core.contracts import Level, Space
 from rcg.core.errors import UserError
 from rcg.core.rng import draws
-from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity
+from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity, Times
 
 BASE_DIMENSION = 4096
 """Numbers of the data, 16 x 16 x 16, to which no shift belongs."""
 
 
 class StraightConfig(AffineConfig):
-    """A flow on straight paths; its network predicts a velocity unless told otherwise."""
+    """A flow on straight paths; by default its network predicts a velocity."""
 
     predict: Quantity = "velocity"
-    time: Literal["uniform", "logit_normal", "pixels", "latents"] = "logit_normal"
+    time: Times = "logit_normal"
     shift: PositiveFloat | Literal["dimension"] = 1.0
     """Moves times toward noise, t -> s t / (1 + (s - 1) t), in training and sampling (Esser et al., eq. 23). dimension:
     s is the root of the data's numbers over 4096, for the latents of a rae (Zheng et al., 2025): the more numbers, the

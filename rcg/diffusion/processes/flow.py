@@ -7,7 +7,7 @@ from rcg.diffusion.processes._straight import Straight, StraightConfig
 
 
 class FlowConfig(StraightConfig):
-    """A flow process; its network predicts the velocity unless told otherwise."""
+    """A flow process; by default its network predicts the velocity."""
 
     name: str = "flow"
 

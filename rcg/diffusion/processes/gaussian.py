@@ -18,7 +18,7 @@ from rcg.core.contracts import Level
 from rcg.core.errors import UserError
 from rcg.core.registry import PROCESSES
 from rcg.core.rng import draws
-from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity, expand_like
+from rcg.diffusion.processes._affine import AffineConfig, AffineProcess, Quantity, Times, expand_like
 from rcg.diffusion.processes._likelihood import discrete_log_likelihood, gaussian_kl
 
 
@@ -29,7 +29,7 @@ class GaussianConfig(AffineConfig):
     schedule: Literal["linear", "sqrt_linear", "cosine", "constant"] = "linear"
     """Growth of beta: linear (DDPM), sqrt_linear (LDM, the RDM), cosine (IDDPM), constant 0.008 (DiffAE's latents)."""
     predict: Quantity = "eps"
-    time: Literal["uniform", "logit_normal", "pixels", "latents"] = "uniform"
+    time: Times = "uniform"
     steps: Annotated[Steps, Field(gt=1)] = 1000
     """Number T of noise levels."""
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"

@@ -271,7 +271,7 @@ def experiment(facts: FolderFacts, size: int, width: int, steps: Mapping[str, in
 
 
 def validation_share(images: int) -> float:
-    """Return the share of images that is held out: a tenth, or as many as the judgment of samples needs."""
+    """Return the share of images that is held out: a tenth, or as many as judging samples needs."""
     return round(min(0.25, max(0.1, 64 / images)), 3)
 
 
